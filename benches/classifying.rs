@@ -1,10 +1,10 @@
-//! Classifying speed: JPEG files a second from disk to classes (read, decode, resize, network), on each runtime.
+//! Classification speed: JPEG files per second from disk to classes (read, decode, resize, network), on each runtime.
 //!
-//! `cargo bench --bench classifying -- --write FOLDER [--model FILE] [--photographs DIR]` writes what is to be classified: `model.onnx`,
-//! `files.json`, a list of paths, and `predictions.json`, the probabilities of all classes that we find for each. Without a model it is
-//! one as large as the released one, of random weights; without a folder of class folders, of which 100 files are taken, pictures are
-//! drawn. `classifying FOLDER [RUNTIME…]` times the runtimes that are present, or those named, and prints a line of JSON for each.
-//! `peers/ort_classify.py` shows that it finds the same before it is timed. `scripts/bench` does all of it.
+//! `cargo bench --bench classifying -- --write FOLDER [--model FILE] [--photographs DIR]` writes the benchmark's input: `model.onnx`,
+//! `files.json`, a list of paths, and `predictions.json`, our probabilities of all classes for each file. The default model has the size
+//! of the released one and random weights. From DIR, a folder of class folders, 100 files are used; the default is synthetic images.
+//! `classifying FOLDER [RUNTIME…]` times all available runtimes, or the named ones, and prints a line of JSON for each.
+//! `peers/ort_classify.py` compares its predictions with ours before it is timed. `scripts/bench` runs all of it.
 
 use std::{
     fs::{self, File},
@@ -23,8 +23,8 @@ use tiny_cats_export::{
 use tiny_cats_models::{ResNetConfig, init};
 
 const FILES: usize = 100;
-/// A photograph's usual shape in the Oxford-IIIT Pet data set.
-const SHAPE: (u32, u32) = (500, 375);
+/// The most common width and height in the Oxford-IIIT Pet data set, in pixels.
+const SIZE: (u32, u32) = (500, 375);
 
 fn classifier(folder: &Path, runtime: RuntimeKind) -> Result<Classifier> {
     let options = LoadOptions { runtime: Some(runtime), ..LoadOptions::default() };
@@ -37,23 +37,24 @@ fn random_model() -> Result<Model> {
     Ok(Model::from_weights(ModelMeta::resnet(&config, 128, classes), init(&config.specs()?, 0)))
 }
 
-/// Drawn pictures, as JPEG files.
-fn draw(folder: &Path) -> Result<Vec<PathBuf>> {
-    let draw = |i: usize| {
-        let picture = synth::draw(i % BREEDS.len(), 0, i as u64, SHAPE.0);
-        let picture = imageops::crop_imm(&picture, 0, (SHAPE.0 - SHAPE.1) / 2, SHAPE.0, SHAPE.1).to_image();
+/// Writes synthetic images as JPEG files, and returns their paths.
+fn write_images(folder: &Path) -> Result<Vec<PathBuf>> {
+    let write_image = |i: usize| {
+        let image = synth::draw(i % BREEDS.len(), 0, i as u64, SIZE.0);
+        let image = imageops::crop_imm(&image, 0, (SIZE.0 - SIZE.1) / 2, SIZE.0, SIZE.1).to_image();
         let path = folder.join(format!("{i}.jpg"));
-        picture.write_with_encoder(JpegEncoder::new_with_quality(File::create(&path)?, 90))?;
+        image.write_with_encoder(JpegEncoder::new_with_quality(File::create(&path)?, 90))?;
         Ok(path)
     };
-    (0..FILES).map(draw).collect()
+    (0..FILES).map(write_image).collect()
 }
 
-fn chosen(photographs: &Path) -> Result<Vec<PathBuf>> {
+/// Returns the paths of files at regular intervals in a data set.
+fn select_files(photographs: &Path) -> Result<Vec<PathBuf>> {
     let data = Dataset::open(photographs)?;
     let n = data.files.len();
     if n < FILES {
-        bail!("{}: expected at least {FILES} pictures, found {n}", photographs.display());
+        bail!("{}: expected at least {FILES} images, found {n}", photographs.display());
     }
     let path = |i: usize| photographs.join(&data.files[i * n / FILES].path);
     (0..FILES).map(|i| path(i).canonicalize().with_context(|| path(i).display().to_string())).collect()
@@ -67,7 +68,7 @@ fn probabilities(mut prediction: Prediction) -> Vec<f64> {
 fn write(folder: &Path, model: Option<PathBuf>, photographs: Option<PathBuf>) -> Result<()> {
     fs::create_dir_all(folder)?;
     let model = model.map_or_else(random_model, |path| Ok(Model::open(&path)?))?;
-    let files = photographs.map_or_else(|| draw(folder), |photographs| chosen(&photographs))?;
+    let files = photographs.map_or_else(|| write_images(folder), |photographs| select_files(&photographs))?;
     fs::write(folder.join("model.onnx"), to_onnx(model.meta(), &model.weights()?, DEFAULT_OPSET)?)?;
     fs::write(folder.join("files.json"), json!(files).to_string())?;
     let results = classifier(folder, RuntimeKind::Tract)?.classify_files(&files)?;
@@ -75,7 +76,7 @@ fn write(folder: &Path, model: Option<PathBuf>, photographs: Option<PathBuf>) ->
     Ok(fs::write(folder.join("predictions.json"), json!(results).to_string())?)
 }
 
-/// Files a second, the runtime being warm.
+/// Returns the files per second, after a warm-up.
 fn time(folder: &Path, files: &[PathBuf], runtime: RuntimeKind) -> Result<f64> {
     let mut classifier = classifier(folder, runtime)?;
     classifier.classify_files(&files[..files.len().min(16)])?;
@@ -99,15 +100,18 @@ fn main() -> Result<()> {
         let (model, photographs) = (option("--model")?, option("--photographs")?);
         return write(&folder, model, photographs);
     }
-    let folder = PathBuf::from(args.next().context("expected --write FOLDER, or such a FOLDER")?);
+    let folder = PathBuf::from(args.next().context("expected FOLDER or --write FOLDER")?);
     let list = folder.join("files.json");
     let list = File::open(&list).with_context(|| list.display().to_string())?;
     let files: Vec<PathBuf> = serde_json::from_reader(BufReader::new(list))?;
-    let named = args.map(|a| Ok(a.parse()?)).collect::<Result<Vec<RuntimeKind>>>()?;
-    // candle-onnx is there to verify files, not to classify.
-    let present = |kind: &RuntimeKind| *kind != RuntimeKind::CandleOnnx && kind.version().is_ok();
-    let runtimes =
-        if named.is_empty() { RuntimeKind::ALL.into_iter().filter(present).collect() } else { named };
+    let selected = args.map(|a| Ok(a.parse()?)).collect::<Result<Vec<RuntimeKind>>>()?;
+    // candle-onnx serves verification only.
+    let is_included = |kind: &RuntimeKind| *kind != RuntimeKind::CandleOnnx && kind.version().is_ok();
+    let runtimes = if selected.is_empty() {
+        RuntimeKind::ALL.into_iter().filter(is_included).collect()
+    } else {
+        selected
+    };
     for runtime in runtimes {
         let speed = time(&folder, &files, runtime)?;
         println!("{}", json!({"name": runtime.name(), "images_per_second": speed}));

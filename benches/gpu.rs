@@ -1,10 +1,14 @@
-//! Shows that a GPU computes what the processor does, and that it learns.
+//! Checks that training on a GPU matches training on the CPU, and that networks overfit a small batch.
 //!
-//! `cargo bench --bench gpu -- FOLDER [--device cpu|cuda]` checks each network on pictures of FOLDER: the forward pass; a whole training
-//! step, that is the loss, every gradient by name, and all weights and running statistics after it; that every parameter has a gradient
-//! that is a number and not zero; and that 16 pictures are learnt by heart within a minute. The reference are the processor's kernels.
-//! With `--device cpu` compositions of candle's operations take the GPU's place: they are what a GPU runs, so all is checked but its own
-//! kernels. Each check is a line of JSON; exit code 1 where one fails. `scripts/gpu/check` takes this to a machine with a GPU.
+//! `cargo bench --bench gpu -- FOLDER [--device cpu|cuda]` checks each network on images of FOLDER:
+//! - the forward pass;
+//! - a training step: the loss, each gradient, and all weights and running statistics after the step;
+//! - that each parameter has a finite, nonzero gradient;
+//! - that the network overfits 16 images within a minute.
+//!
+//! The reference is our CPU kernels. With `--device cpu`, compositions of candle's operations replace the GPU. A GPU runs the same
+//! compositions, so this checks everything but the GPU's kernels. Each check prints a line of JSON; the exit code is 1 if one fails.
+//! `scripts/gpu/check` runs this on a machine with a GPU.
 
 use std::{
     path::{Path, PathBuf},
@@ -30,37 +34,38 @@ use tiny_cats_models::{
 };
 
 mod device;
-use device::Memory;
+use device::PeakMemory;
 
-/// Largest differences from the reference, relative: of results and gradients to the length of the reference (Euclidean norm).
-const FORWARD: f64 = 1e-4;
-const LOSS: f64 = 1e-5;
-const GRADIENT: f64 = 1e-3;
-/// The same of what a step changes a parameter by. Adam's first step is the rate times the gradient's sign: a gradient near zero may
-/// have the other sign on another device.
-const STEP: f64 = 2e-2;
-/// Pictures in a batch, and those to be learnt by heart.
+/// Maximum relative differences from the reference: of the Euclidean norm for outputs and gradients.
+const FORWARD_TOLERANCE: f64 = 1e-4;
+const LOSS_TOLERANCE: f64 = 1e-5;
+const GRADIENT_TOLERANCE: f64 = 1e-3;
+/// Maximum relative difference of a parameter's update. Adam's first update is the learning rate times the gradient's sign, and a
+/// gradient near zero may have different signs on two devices.
+const UPDATE_TOLERANCE: f64 = 2e-2;
+/// Number of images in a batch, and of images to overfit.
 const BATCH: usize = 16;
-/// How long that may take; without a GPU it is not what is measured.
-const MINUTE: Duration = Duration::from_secs(60);
-const NO_GPU: Duration = Duration::from_secs(1200);
+/// Maximum time of overfitting on a GPU.
+const MAX_GPU_TIME: Duration = Duration::from_secs(60);
+/// Maximum time of overfitting on the CPU, whose speed is not checked.
+const MAX_CPU_TIME: Duration = Duration::from_secs(1200);
 
-/// A network as it is trained here.
+/// A network to check.
 trait Network {
     const NAME: &'static str;
-    /// Learning rate, and the mean loss of ten steps below which the pictures are learnt.
+    /// Learning rate, and the target of the mean loss over ten steps.
     const OVERFIT: (f64, f64);
     fn task(&self, device: &Device) -> Result<Box<dyn Task>>;
     fn forward(&self, weights: &Weights, device: &Device) -> Result<Array>;
 }
 
-/// TinyDiT on [`BATCH`] pictures.
-struct Generator {
+/// TinyDiT on [`BATCH`] images.
+struct TinyDitCase {
     network: TinyDitConfig,
     data: PathBuf,
 }
 
-impl Generator {
+impl TinyDitCase {
     const SIZE: usize = 32;
 
     fn new(data: &Path) -> Result<Self> {
@@ -69,14 +74,14 @@ impl Generator {
     }
 }
 
-impl Network for Generator {
+impl Network for TinyDitCase {
     const NAME: &'static str = "TinyDiT";
     const OVERFIT: (f64, f64) = (2e-3, 0.1);
 
     fn task(&self, device: &Device) -> Result<Box<dyn Task>> {
         let images =
             Images::load(&Dataset::open(&self.data)?, Self::SIZE as u32, Some(BATCH), &Cache::Memory)?;
-        ensure!(images.len() == BATCH, "{}: expected {BATCH} pictures or more", self.data.display());
+        ensure!(images.len() == BATCH, "{}: expected at least {BATCH} images", self.data.display());
         let options = DitOptions {
             network: self.network.clone(),
             flow: Flow { label_dropout: 0.0, ..Flow::default() },
@@ -93,10 +98,10 @@ impl Network for Generator {
     fn forward(&self, weights: &Weights, device: &Device) -> Result<Array> {
         let mut params = Params::new(weights, DType::F32, device)?;
         let model = TinyDit::<CandleValue>::new(&self.network, &mut Scope::root(&mut params))?;
-        let picture = self.network.image_dims();
+        let dims = self.network.image_dims();
         let x = Array::new(
-            [vec![BATCH], picture.to_vec()].concat(),
-            noise(1, 0, BATCH * picture.iter().product::<usize>()),
+            [vec![BATCH], dims.to_vec()].concat(),
+            noise(1, 0, BATCH * dims.iter().product::<usize>()),
         )?;
         let t = Array::new([BATCH], (0..BATCH).map(|i| i as f32 / BATCH as f32).collect())?;
         let label = Tensor::from_iter((0..BATCH).map(|i| (i % self.network.classes) as u32), device)?;
@@ -106,7 +111,7 @@ impl Network for Generator {
     }
 }
 
-/// ResNet-18, narrower than torchvision's, on [`BATCH`] pictures.
+/// ResNet-18, narrower than torchvision's, on [`BATCH`] images.
 struct ResNetCase {
     network: ResNetConfig,
     data: PathBuf,
@@ -130,7 +135,7 @@ impl Network for ResNetCase {
     fn task(&self, device: &Device) -> Result<Box<dyn Task>> {
         let photos =
             Photos::load(&Dataset::open(&self.data)?, Self::SIZE as u32, Some(BATCH), &Cache::Memory)?;
-        ensure!(photos.len() == BATCH, "{}: expected {BATCH} pictures or more", self.data.display());
+        ensure!(photos.len() == BATCH, "{}: expected at least {BATCH} images", self.data.display());
         let options = ClassifierOptions {
             network: self.network.clone(),
             image_size: Self::SIZE,
@@ -154,31 +159,31 @@ impl Network for ResNetCase {
     }
 }
 
-/// Initial weights with what begins at zero lifted, as if some steps had been taken, so that all of the network shows.
-fn with_nonzero_weights(specs: &[ParamSpec]) -> Weights {
-    let lift = |spec: &ParamSpec| match spec.init {
+/// Returns initial weights with random values in place of zeros, as after some steps, so that every parameter has a gradient.
+fn nonzero_weights(specs: &[ParamSpec]) -> Weights {
+    let with_noise = |spec: &ParamSpec| match spec.init {
         Init::Zeros if spec.trainable => ParamSpec { init: Init::Normal(0.02), ..spec.clone() },
         _ => spec.clone(),
     };
-    init(&specs.iter().map(lift).collect::<Vec<_>>(), 0)
+    init(&specs.iter().map(with_noise).collect::<Vec<_>>(), 0)
 }
 
-/// What a pass and a step come to.
-struct Outcome {
+/// The results of a forward pass and a training step.
+struct StepResults {
     forward: Array,
     loss: f64,
     gradients: Weights,
-    changes: Weights,
+    updates: Weights,
 }
 
-fn outcome(network: &impl Network, device: &Device) -> Result<Outcome> {
+fn compute_step(network: &impl Network, device: &Device) -> Result<StepResults> {
     let mut task = network.task(device)?;
     let specs = task.cost()?.params;
-    let before = with_nonzero_weights(&specs);
+    let before = nonzero_weights(&specs);
     let forward = network.forward(&before, device)?;
     let mut optimizer = Optimizer::new(AdamW::default(), &specs, &before, device)?;
     let mut loader = Loader::new(task.batches(), BATCH);
-    let (loss, learnt) = forward_backward(
+    let (loss, step_gradients) = forward_backward(
         &mut *task,
         TapeOptions::default(),
         &mut optimizer.params()?,
@@ -187,44 +192,45 @@ fn outcome(network: &impl Network, device: &Device) -> Result<Outcome> {
         0,
         1.0,
     )?;
-    let host = |(name, gradient): (&String, &Tensor)| Ok((name.clone(), to_host(gradient)?));
-    let gradients = learnt.gradients.iter().map(host).collect::<Result<_>>()?;
-    optimizer.step(&learnt, StepOptions { rate: 1e-3, before: 0, scale: 1.0 })?;
-    let mut changes = optimizer.state(json!(null))?.weights;
-    for (name, after) in &mut changes {
+    let to_host_entry = |(name, gradient): (&String, &Tensor)| Ok((name.clone(), to_host(gradient)?));
+    let gradients = step_gradients.gradients.iter().map(to_host_entry).collect::<Result<_>>()?;
+    optimizer.step(&step_gradients, StepOptions { rate: 1e-3, updates: 0, scale: 1.0 })?;
+    let mut updates = optimizer.state(json!(null))?.weights;
+    for (name, after) in &mut updates {
         after.data_mut().iter_mut().zip(before[name].data()).for_each(|(after, before)| *after -= before);
     }
-    Ok(Outcome { forward, loss, gradients, changes })
+    Ok(StepResults { forward, loss, gradients, updates })
 }
 
-fn length(values: impl Iterator<Item = f32>) -> f64 {
+fn norm(values: impl Iterator<Item = f32>) -> f64 {
     values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
 }
 
-/// How far `found` is from `expected`, relative to the length of the latter.
-fn distance(found: &Array, expected: &Array) -> f64 {
-    let difference = length(found.data().iter().zip(expected.data()).map(|(a, b)| a - b));
-    difference / length(expected.data().iter().copied()).max(f64::MIN_POSITIVE)
+/// Returns the norm of the difference, relative to the norm of `expected`.
+fn relative_error(found: &Array, expected: &Array) -> f64 {
+    let difference = norm(found.data().iter().zip(expected.data()).map(|(a, b)| a - b));
+    difference / norm(expected.data().iter().copied()).max(f64::MIN_POSITIVE)
 }
 
-/// The largest [`distance`], and of what.
-fn worst(found: &Weights, expected: &Weights) -> Result<(f64, String)> {
-    ensure!(found.keys().eq(expected.keys()), "other parameters than the reference");
-    let of = |(name, expected): (&String, &Array)| (distance(&found[name], expected), name.clone());
-    // Not a number is the largest of all.
-    expected.iter().map(of).max_by(|a, b| a.0.total_cmp(&b.0)).context("no parameters")
+/// Returns the maximum [`relative_error`], and its parameter.
+fn max_relative_error(found: &Weights, expected: &Weights) -> Result<(f64, String)> {
+    ensure!(found.keys().eq(expected.keys()), "expected the parameters of the reference, found others");
+    let error = |(name, expected): (&String, &Array)| (relative_error(&found[name], expected), name.clone());
+    // `total_cmp` orders NaN above all numbers.
+    expected.iter().map(error).max_by(|a, b| a.0.total_cmp(&b.0)).context("no parameters")
 }
 
-/// Parameters whose gradient is not a number, or zero throughout.
-fn idle(gradients: &Weights) -> Vec<&str> {
-    let length = |gradient: &Array| length(gradient.data().iter().copied());
-    let idle = |gradient: &Array| !(length(gradient).is_finite() && length(gradient) > 0.0);
-    gradients.iter().filter(|(_, g)| idle(g)).map(|(name, _)| name.as_str()).collect()
+/// Returns the parameters whose gradient is zero or not finite.
+fn without_gradient(gradients: &Weights) -> Vec<&str> {
+    let norm = |gradient: &Array| norm(gradient.data().iter().copied());
+    let is_invalid = |gradient: &Array| !(norm(gradient).is_finite() && norm(gradient) > 0.0);
+    gradients.iter().filter(|(_, gradient)| is_invalid(gradient)).map(|(name, _)| name.as_str()).collect()
 }
 
-/// Trains on the same [`BATCH`] pictures until they are learnt, or the time is up: seconds, steps, and the mean loss of the last ten.
+/// Trains on the same [`BATCH`] images until the loss reaches its target or `limit` is exceeded. Returns the seconds, the steps, and
+/// the mean loss of the last ten steps.
 fn overfit<N: Network>(network: &N, device: &Device, limit: Duration) -> Result<(f64, u64, f64)> {
-    let (rate, goal) = N::OVERFIT;
+    let (rate, target) = N::OVERFIT;
     let mut task = network.task(device)?;
     let specs = task.cost()?.params;
     let mut optimizer = Optimizer::new(AdamW::default(), &specs, &task.initial_weights(0)?, device)?;
@@ -233,7 +239,7 @@ fn overfit<N: Network>(network: &N, device: &Device, limit: Duration) -> Result<
     let mut losses = Vec::new();
     loop {
         let step = losses.len() as u64;
-        let (loss, learnt) = forward_backward(
+        let (loss, step_gradients) = forward_backward(
             &mut *task,
             TapeOptions::default(),
             &mut optimizer.params()?,
@@ -244,63 +250,88 @@ fn overfit<N: Network>(network: &N, device: &Device, limit: Duration) -> Result<
         )?;
         ensure!(loss.is_finite(), "{}: the loss is {loss} at step {step}", N::NAME);
         optimizer.step(
-            &learnt,
-            StepOptions { rate: rate * ((step + 1) as f64 / 20.0).min(1.0), before: step, scale: 1.0 },
+            &step_gradients,
+            StepOptions { rate: rate * ((step + 1) as f64 / 20.0).min(1.0), updates: step, scale: 1.0 },
         )?;
         losses.push(loss);
         let last = &losses[losses.len().saturating_sub(10)..];
         let mean = last.iter().sum::<f64>() / last.len() as f64;
-        if last.len() == 10 && mean < goal || start.elapsed() > limit {
+        if last.len() == 10 && mean < target || start.elapsed() > limit {
             return Ok((start.elapsed().as_secs_f64(), losses.len() as u64, mean));
         }
     }
 }
 
-/// The lines that are printed, and whether all of them are good.
+/// The printed checks.
 struct Report {
+    /// True if all checks passed.
     passed: bool,
 }
 
 impl Report {
-    /// A value that is to be less than `limit`.
-    fn below(&mut self, name: String, value: f64, limit: f64, note: String) {
+    /// Prints a check that `value` is less than `limit`.
+    fn check_below(&mut self, name: String, value: f64, limit: f64, note: String) {
         let passed = value < limit;
         self.passed &= passed;
-        // JSON knows no numbers that are none.
+        // JSON has no NaN and no infinity.
         let value = if value.is_finite() { json!(value) } else { json!(value.to_string()) };
         println!("{}", json!({"name": name, "value": value, "limit": limit, "passed": passed, "note": note}));
     }
 
-    fn check<N: Network>(&mut self, network: &N, device: &Device) -> Result<()> {
+    /// Runs all checks of a network.
+    fn check_network<N: Network>(&mut self, network: &N, device: &Device) -> Result<()> {
         let gpu = !device.is_cpu();
-        let expected = outcome(network, &Device::Cpu)?;
-        let found =
-            if gpu { outcome(network, device)? } else { with_candle_ops(|| outcome(network, device))? };
-        let name = |what: &str| format!("{}: {what}", N::NAME);
-        self.below(name("forward"), distance(&found.forward, &expected.forward), FORWARD, String::new());
+        let expected = compute_step(network, &Device::Cpu)?;
+        let found = if gpu {
+            compute_step(network, device)?
+        } else {
+            with_candle_ops(|| compute_step(network, device))?
+        };
+        let name = |check: &str| format!("{}: {check}", N::NAME);
+        self.check_below(
+            name("forward"),
+            relative_error(&found.forward, &expected.forward),
+            FORWARD_TOLERANCE,
+            String::new(),
+        );
         let loss = (found.loss / expected.loss - 1.0).abs();
-        self.below(name("loss"), loss, LOSS, format!("{:.6}, reference {:.6}", found.loss, expected.loss));
-        let (value, of) = worst(&found.gradients, &expected.gradients)?;
-        self.below(
+        self.check_below(
+            name("loss"),
+            loss,
+            LOSS_TOLERANCE,
+            format!("{:.6}, reference {:.6}", found.loss, expected.loss),
+        );
+        let (value, parameter) = max_relative_error(&found.gradients, &expected.gradients)?;
+        self.check_below(
             name("gradients"),
             value,
-            GRADIENT,
-            format!("{} of them, worst {of}", found.gradients.len()),
+            GRADIENT_TOLERANCE,
+            format!("{} gradients, maximum at {parameter}", found.gradients.len()),
         );
-        let idle = idle(&found.gradients);
-        let note = if idle.is_empty() { "all finite and not zero".into() } else { idle.join(", ") };
-        self.below(name("parameters without gradient"), idle.len() as f64, 1.0, note);
-        let (value, of) = worst(&found.changes, &expected.changes)?;
-        self.below(name("weights after a step"), value, STEP, format!("worst {of}"));
-        let limit = if gpu { MINUTE } else { NO_GPU };
-        let memory = Memory::watch(device);
-        let heart = || overfit(network, device, limit);
-        let (seconds, steps, loss) = if gpu { heart()? } else { with_candle_ops(heart)? };
+        let missing = without_gradient(&found.gradients);
+        let note = if missing.is_empty() { "all finite and nonzero".into() } else { missing.join(", ") };
+        self.check_below(name("parameters without gradient"), missing.len() as f64, 1.0, note);
+        let (value, parameter) = max_relative_error(&found.updates, &expected.updates)?;
+        self.check_below(
+            name("weights after a step"),
+            value,
+            UPDATE_TOLERANCE,
+            format!("maximum at {parameter}"),
+        );
+        let limit = if gpu { MAX_GPU_TIME } else { MAX_CPU_TIME };
+        let memory = PeakMemory::start(device);
+        let run = || overfit(network, device, limit);
+        let (seconds, steps, loss) = if gpu { run()? } else { with_candle_ops(run)? };
         let memory =
             memory.map_or(String::new(), |m| format!(", at most {} MB in use", m.peak() / 1_000_000));
-        let note = format!("loss {loss:.4}, to be below {}, after {steps} steps{memory}", N::OVERFIT.1);
+        let note = format!("loss {loss:.4}, target {}, after {steps} steps{memory}", N::OVERFIT.1);
         let seconds = if loss < N::OVERFIT.1 { seconds } else { f64::INFINITY };
-        self.below(name(&format!("seconds to learn {BATCH} pictures")), seconds, limit.as_secs_f64(), note);
+        self.check_below(
+            name(&format!("seconds to overfit {BATCH} images")),
+            seconds,
+            limit.as_secs_f64(),
+            note,
+        );
         Ok(())
     }
 }
@@ -316,22 +347,22 @@ fn run() -> Result<bool> {
             _ => bail!("unexpected {arg}; expected FOLDER [--device cpu|cuda]"),
         }
     }
-    let data = data.context("expected FOLDER, with pictures in class folders")?;
+    let data = data.context("expected FOLDER, a folder of class folders with images")?;
     let start = Instant::now();
     let (device, name) = device::open(&name)?;
     let sum =
         Tensor::ones((64, 64), DType::F32, &device)?.matmul(&Tensor::ones((64, 64), DType::F32, &device)?)?;
     let sum = sum.sum_all()?.to_scalar::<f32>()?;
     let mut report = Report { passed: true };
-    let wrong = f64::from((sum - 64.0 * 64.0 * 64.0).abs());
-    report.below(
+    let error = f64::from((sum - 64.0 * 64.0 * 64.0).abs());
+    report.check_below(
         "first product".into(),
-        wrong,
+        error,
         1.0,
         format!("{name}, after {:.2} s", start.elapsed().as_secs_f64()),
     );
-    report.check(&Generator::new(&data)?, &device)?;
-    report.check(&ResNetCase::new(&data)?, &device)?;
+    report.check_network(&TinyDitCase::new(&data)?, &device)?;
+    report.check_network(&ResNetCase::new(&data)?, &device)?;
     Ok(report.passed)
 }
 

@@ -1,12 +1,12 @@
-//! Loading speed: photographs a second from JPEG files to what a classifier is shown.
+//! Loading speed: photographs per second from JPEG files to a classifier's training batches.
 //!
 //! `cargo bench --bench loading -- DIR [--size N] [--workers N]` prints a line of JSON for each of
-//! - `cold`: read, decoded, resized and written into a new cache, then a random part of each, mirrored or not, as batches of floats: what
-//!   the first epoch of the first run costs;
-//! - `cached`: the batches alone: what every other epoch costs;
-//! - `full`: the same with tilted parts and changed colours.
+//! - `cold`: reads, decodes, resizes and caches each photograph, then makes batches of random crops and flips, as in the first epoch of
+//!   the first run;
+//! - `cached`: only makes the batches, as in all other epochs;
+//! - `full`: as `cached`, with rotation and color jitter.
 //!
-//! `peers/torch_loading.py` does the first two with torchvision's DataLoader.
+//! `peers/torch_loading.py` does the first two with PyTorch's DataLoader.
 
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
@@ -20,17 +20,18 @@ use tiny_cats::{
 };
 
 const BATCH: usize = 32;
-/// Epochs on the clock, but for the first.
+/// Number of timed epochs, except for `cold`.
 const EPOCHS: u64 = 5;
 
-struct Shown {
+/// A source of augmented batches.
+struct AugmentedPhotos {
     photos: Photos,
     order: Order,
     level: AugmentLevel,
     size: usize,
 }
 
-impl BatchSource for Shown {
+impl BatchSource for AugmentedPhotos {
     fn items(&self) -> usize {
         self.photos.len()
     }
@@ -38,9 +39,9 @@ impl BatchSource for Shown {
     fn batch(&self, position: u64, len: usize) -> tiny_cats::train::Result<Batch> {
         let values = 3 * self.size * self.size;
         let mut out = vec![0.0; len * values];
-        let chosen = self.order.range(position, len);
-        let places = out.par_chunks_mut(values).zip(chosen.par_iter().enumerate());
-        places.try_for_each(|(out, (i, &index))| {
+        let indices = self.order.range(position, len);
+        let items = out.par_chunks_mut(values).zip(indices.par_iter().enumerate());
+        items.try_for_each(|(out, (i, &index))| {
             let shape = self.photos.dimensions(index);
             let view = View::for_classifier(self.level, 0, position + i as u64, shape, self.size as u32);
             self.photos.fill(index, &view, self.size, out)
@@ -53,8 +54,8 @@ impl BatchSource for Shown {
     }
 }
 
-/// Goes through `epochs` epochs, and says how many photographs that were.
-fn show(loader: &mut Loader, items: usize, epochs: u64) -> Result<u64> {
+/// Loads `epochs` epochs, and returns the number of photographs.
+fn load_epochs(loader: &mut Loader, items: usize, epochs: u64) -> Result<u64> {
     let batches = items as u64 * epochs / BATCH as u64;
     for batch in 0..batches {
         loader.load(batch * BATCH as u64)?;
@@ -76,11 +77,11 @@ fn main() -> Result<()> {
     rayon::ThreadPoolBuilder::new().num_threads(workers).build_global()?;
     let data = Dataset::open(folder.context("expected a folder of class folders of photographs")?)?;
     let cache = tempfile::tempdir()?;
-    let load = |level| -> Result<Arc<Shown>> {
-        let photos = Photos::load(&data, size as u32, None, &Cache::At(cache.path().into()))?;
+    let load = |level| -> Result<Arc<AugmentedPhotos>> {
+        let photos = Photos::load(&data, size as u32, None, &Cache::Folder(cache.path().into()))?;
         anyhow::ensure!(photos.notes.is_empty() && photos.skipped.is_empty(), "{:?}", photos.notes);
         let order = Order::new(0, photos.len() as u32);
-        Ok(Arc::new(Shown { photos, order, level, size }))
+        Ok(Arc::new(AugmentedPhotos { photos, order, level, size }))
     };
 
     for (name, level, epochs) in [
@@ -88,13 +89,13 @@ fn main() -> Result<()> {
         ("cached", AugmentLevel::Medium, EPOCHS),
         ("full", AugmentLevel::Full, EPOCHS),
     ] {
-        // Reading a cache that is there is part of what it costs.
-        let begin = Instant::now();
-        let shown = load(level)?;
-        let mut loader = Loader::with_workers(shown.clone(), BATCH, workers, 2)?;
-        let images = show(&mut loader, shown.items(), epochs)?;
-        let speed = images as f64 / begin.elapsed().as_secs_f64();
-        println!("{}", json!({"name": name, "images": shown.items(), "images_per_second": speed}));
+        // The time includes opening the cache.
+        let start = Instant::now();
+        let source = load(level)?;
+        let mut loader = Loader::with_workers(source.clone(), BATCH, workers, 2)?;
+        let images = load_epochs(&mut loader, source.items(), epochs)?;
+        let speed = images as f64 / start.elapsed().as_secs_f64();
+        println!("{}", json!({"name": name, "images": source.items(), "images_per_second": speed}));
     }
     Ok(())
 }

@@ -1,9 +1,9 @@
-//! Sampling speed: pictures a second for a request of 16, with 20 steps of Heun's method and guidance, on each runtime.
+//! Sampling speed: images per second for a request of 16, with 20 steps of Heun's method and guidance, on each runtime.
 //!
-//! `cargo bench --bench sampling [-- --model FILE] [RUNTIME…]` times the runtimes that are present, or those named, and prints a line of
-//! JSON for each. Without a file the released model draws. With `--write FOLDER` it writes `model.onnx`, and the noise and the pictures
-//! as rows of little-endian f32 (`noise.bin`, `pictures.bin`), so that `peers/ort_sample.py` can show that it draws the same before it
-//! is timed. `scripts/bench` does all of it.
+//! `cargo bench --bench sampling [-- --model FILE] [RUNTIME…]` times all available runtimes, or the named ones, and prints a line of JSON
+//! for each. The default model is the released one. With `--write FOLDER` it writes `model.onnx`, and the noise and the images as rows
+//! of little-endian f32 (`noise.bin`, `images.bin`). `peers/ort_sample.py` compares its images with ours before it is timed.
+//! `scripts/bench` runs all of it.
 
 use std::{
     io::Write,
@@ -34,25 +34,25 @@ fn generator(model: &Model, runtime: RuntimeKind) -> Result<Generator> {
 }
 
 fn write(model: &Model, folder: &Path) -> Result<()> {
-    let put = |name: &str, bytes: Vec<u8>| {
+    let write_file = |name: &str, bytes: Vec<u8>| {
         write_atomically(&folder.join(name), |w| w.write_all(&bytes)).with_context(|| name.to_owned())
     };
     let bytes = |values: Vec<f32>| values.into_iter().flat_map(f32::to_le_bytes).collect();
     let size = model.meta().image_size;
     let start = (0..REQUEST.count).flat_map(|i| noise(REQUEST.seed, i as u64, 3 * size * size)).collect();
-    let pictures = generator(model, RuntimeKind::Native)?.generate(&REQUEST)?;
-    put("model.onnx", to_onnx(model.meta(), &model.weights()?, DEFAULT_OPSET)?)?;
-    put("noise.bin", bytes(start))?;
-    put("pictures.bin", bytes(pictures.into_iter().flat_map(|p| p.values.data().to_vec()).collect()))
+    let images = generator(model, RuntimeKind::Native)?.generate(&REQUEST)?;
+    write_file("model.onnx", to_onnx(model.meta(), &model.weights()?, DEFAULT_OPSET)?)?;
+    write_file("noise.bin", bytes(start))?;
+    write_file("images.bin", bytes(images.into_iter().flat_map(|p| p.values.data().to_vec()).collect()))
 }
 
-/// Pictures a second, the runtime being warm.
+/// Returns the images per second, after a warm-up.
 fn time(model: &Model, runtime: RuntimeKind) -> Result<f64> {
     let mut generator = generator(model, runtime)?;
     generator.generate(&Request { steps: Some(1), ..REQUEST })?;
     let start = Instant::now();
-    let pictures = generator.generate(&REQUEST)?;
-    Ok(pictures.len() as f64 / start.elapsed().as_secs_f64())
+    let images = generator.generate(&REQUEST)?;
+    Ok(images.len() as f64 / start.elapsed().as_secs_f64())
 }
 
 fn main() -> Result<()> {
@@ -65,11 +65,14 @@ fn main() -> Result<()> {
     if args.next_if(|a| a == "--write").is_some() {
         return write(&model, &PathBuf::from(args.next().context("--write: expected a folder")?));
     }
-    let named = args.map(|a| Ok(a.parse()?)).collect::<Result<Vec<RuntimeKind>>>()?;
-    // candle-onnx is there to verify files, not to draw.
-    let present = |kind: &RuntimeKind| *kind != RuntimeKind::CandleOnnx && kind.version().is_ok();
-    let runtimes =
-        if named.is_empty() { RuntimeKind::ALL.into_iter().filter(present).collect() } else { named };
+    let selected = args.map(|a| Ok(a.parse()?)).collect::<Result<Vec<RuntimeKind>>>()?;
+    // candle-onnx serves verification only.
+    let is_included = |kind: &RuntimeKind| *kind != RuntimeKind::CandleOnnx && kind.version().is_ok();
+    let runtimes = if selected.is_empty() {
+        RuntimeKind::ALL.into_iter().filter(is_included).collect()
+    } else {
+        selected
+    };
     for runtime in runtimes {
         println!("{}", json!({"name": runtime.name(), "images_per_second": time(&model, runtime)?}));
     }

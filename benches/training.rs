@@ -1,10 +1,9 @@
-//! Training speed: pictures a second over whole optimizer steps, the drawing of the batch included.
+//! Training speed: images per second over complete optimizer steps, including the loading of the batch.
 //!
 //! `cargo bench --bench training [-- [--device cpu|cuda] [--tf32] [--batch N] [--precision f32|bf16|f16] [--checkpoint] NAME…]` times
-//! every case, or those named, and prints a line of JSON for each. With `--write FOLDER` it writes each case as `NAME.safetensors` instead:
-//! weights, a batch, and what the network makes of it, so that its peer (`peers/torch_dit.py`, `peers/torch_resnet.py`) can show that it
-//! computes the same before it is timed. `scripts/bench` does all of it; `scripts/gpu/check` does it on a GPU, and wants the feature `cuda`
-//! for that.
+//! all cases, or the named ones, and prints a line of JSON for each. With `--write FOLDER` it writes each case as `NAME.safetensors`
+//! instead: weights, a batch, and the outputs and gradients. The PyTorch version (`peers/torch_dit.py`, `peers/torch_resnet.py`) compares
+//! its own with them before it is timed. `scripts/bench` runs all of it; `scripts/gpu/check` runs it on a GPU, with the feature `cuda`.
 
 use std::{
     path::{Path, PathBuf},
@@ -34,16 +33,17 @@ use tiny_cats_models::{
 };
 
 mod device;
-use device::Memory;
+use device::PeakMemory;
 
-/// Steps before the clock starts, and steps on the clock; on a GPU, where they are short, more.
+/// Numbers of warm-up steps and of timed steps. A GPU gets more, because its steps are short.
 const STEPS: [u64; 2] = [2, 5];
 const GPU_STEPS: [u64; 2] = [10, 50];
 
 /// Learning rate of every step.
 const RATE: f64 = 1e-4;
-/// Side of the pictures that a classifier is trained on, and the share of its targets that is spread over all classes.
+/// Side of a classifier's training images, in pixels.
 const PHOTO_SIZE: usize = 128;
+/// Fraction of a classifier's targets that is spread over all classes.
 const LABEL_SMOOTHING: f64 = 0.1;
 
 struct Case {
@@ -65,7 +65,7 @@ impl Case {
         ])
     }
 
-    /// Weights with nothing at zero, so that every part of the network shows in its output; running statistics begin as they do.
+    /// Returns weights without zeros, so that every parameter affects the output. Running statistics have their initial values.
     fn weights(&self) -> Result<(Vec<ParamSpec>, Weights)> {
         let mut specs = self.network.specs()?;
         for spec in specs.iter_mut().filter(|s| s.trainable && s.init == Init::Zeros) {
@@ -75,7 +75,7 @@ impl Case {
         Ok((specs, weights))
     }
 
-    /// As the command that trains such a network has it.
+    /// Returns the optimizer with the defaults of the training command.
     fn optimizer(&self) -> AdamW {
         match self.network {
             NetworkConfig::TinyDit(_) => AdamW::default(),
@@ -85,8 +85,8 @@ impl Case {
         }
     }
 
-    /// Writes the case: weights, a batch (see [`examples`] and [`photographs`]), and what our forward and backward pass makes of it (see
-    /// [`Case::pass`]).
+    /// Writes the case: weights, a batch (see [`examples`] and [`photographs`]), and the results of a training step on it (see
+    /// [`Case::reference`]).
     fn write(&self, folder: &Path) -> Result<()> {
         let (_, mut weights) = self.weights()?;
         let (batch, meta) = match &self.network {
@@ -97,40 +97,40 @@ impl Case {
                 (photographs(config, self.batch)?, ModelMeta::resnet(config, PHOTO_SIZE, classes()))
             }
         };
-        weights.extend(self.pass(&batch)?);
+        weights.extend(self.reference(&batch)?);
         weights.extend(batch);
         Ok(write_safetensors(&folder.join(format!("{}.safetensors", self.name)), &weights, &meta)?)
     }
 
-    /// `check/prediction` and `check/loss` of a batch, `check/gradients`, the norm of each parameter's gradient in the order of their
-    /// names, and `check/NAME` of each running statistic after a step.
-    fn pass(&self, batch: &Weights) -> Result<Weights> {
+    /// Computes a training step. Returns `check/prediction`, `check/loss`, `check/gradients` (the norm of each parameter's gradient, in
+    /// the order of the names), and `check/NAME` for each running statistic after the step.
+    fn reference(&self, batch: &Weights) -> Result<Weights> {
         let (specs, weights) = self.weights()?;
         let mut optimizer = Optimizer::new(self.optimizer(), &specs, &weights, &Device::Cpu)?;
         let tape = Tape::new();
         let (prediction, loss) = self.forward(&tape, &mut optimizer.params()?, batch)?;
         let statistics = vec![tape.take_statistics()];
-        let learnt = StepGradients { gradients: loss.backward(1.0)?, statistics };
+        let gradients = StepGradients { gradients: loss.backward(1.0)?, statistics };
         let norm = |g: &Tensor| -> Result<f32> {
             let squares = to_host(g)?.data().iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
             Ok(squares.sqrt() as f32)
         };
-        let norms: Vec<f32> = learnt.gradients.values().map(norm).collect::<Result<_>>()?;
-        let mut made = Weights::from([
+        let norms: Vec<f32> = gradients.gradients.values().map(norm).collect::<Result<_>>()?;
+        let mut results = Weights::from([
             ("check/prediction".into(), to_host(prediction.value())?),
             ("check/loss".into(), to_host(loss.value())?),
             ("check/gradients".into(), Array::new([norms.len()], norms)?),
         ]);
-        optimizer.step(&learnt, StepOptions { rate: RATE, before: 0, scale: 1.0 })?;
+        optimizer.step(&gradients, StepOptions { rate: RATE, updates: 0, scale: 1.0 })?;
         let mut after = optimizer.state(json!(null))?.weights;
         for spec in specs.iter().filter(|s| !s.trainable) {
-            let value = after.remove(&spec.name).with_context(|| format!("{} is lost", spec.name))?;
-            made.insert(format!("check/{}", spec.name), value);
+            let value = after.remove(&spec.name).with_context(|| format!("{} is missing", spec.name))?;
+            results.insert(format!("check/{}", spec.name), value);
         }
-        Ok(made)
+        Ok(results)
     }
 
-    /// Prediction and loss of a batch, as in training.
+    /// Returns the prediction and the loss of a batch, as in training.
     fn forward(&self, tape: &Tape, params: &mut Params, batch: &Weights) -> Result<(Var, Var)> {
         let get = |name: &str| Tensor::from_slice(batch[name].data(), batch[name].dims(), &Device::Cpu);
         let (x, target) = (tape.constant(get("check/x")?), get("check/target")?);
@@ -152,7 +152,7 @@ impl Case {
         })
     }
 
-    /// What is trained, on pictures that are drawn for it.
+    /// Returns the training task, on synthetic images.
     fn task(&self, device: &Device) -> Result<Box<dyn Task>> {
         let size = match &self.network {
             NetworkConfig::TinyDit(config) => config.image_size,
@@ -197,7 +197,7 @@ impl Case {
         })
     }
 
-    /// The bytes that the plan says a step takes on a GPU, besides what CUDA keeps for itself.
+    /// Returns the planned memory of a step on a GPU, in bytes, without CUDA's own.
     fn planned(&self, tape: TapeOptions) -> Result<u64> {
         let side = match &self.network {
             NetworkConfig::TinyDit(config) => config.image_size,
@@ -217,18 +217,18 @@ impl Case {
         Ok(workload.requirements(true)?.memory.total())
     }
 
-    /// Median pictures a second, and the most bytes in use on a GPU.
+    /// Returns the images per second of the median step, and the peak memory of a GPU in bytes.
     fn time(&self, device: &Device, options: TapeOptions) -> Result<(f64, Option<u64>)> {
         let mut task = self.task(device)?;
         let (specs, weights) = self.weights()?;
         let mut optimizer = Optimizer::new(self.optimizer(), &specs, &weights, device)?;
         let mut loader = Loader::new(task.batches(), self.batch);
-        let memory = Memory::watch(device);
+        let memory = PeakMemory::start(device);
         let [warm_up, steps] = if device.is_cpu() { STEPS } else { GPU_STEPS };
         let mut times = Vec::new();
         for step in 0..warm_up + steps {
             let start = Instant::now();
-            let (_, learnt) = forward_backward(
+            let (_, gradients) = forward_backward(
                 &mut *task,
                 options,
                 &mut optimizer.params()?,
@@ -237,21 +237,21 @@ impl Case {
                 step * self.batch as u64,
                 1.0,
             )?;
-            let norm = optimizer.step(&learnt, StepOptions { rate: RATE, before: step, scale: 1.0 })?;
+            let norm = optimizer.step(&gradients, StepOptions { rate: RATE, updates: step, scale: 1.0 })?;
             if !norm.is_finite() {
                 bail!("{}: the gradient's norm is {norm} at step {step}", self.name);
             }
-            drop(learnt);
+            drop(gradients);
             if step >= warm_up {
                 times.push(start.elapsed().as_secs_f64());
             }
         }
         times.sort_by(f64::total_cmp);
-        Ok((self.batch as f64 / times[times.len() / 2], memory.map(Memory::peak)))
+        Ok((self.batch as f64 / times[times.len() / 2], memory.map(PeakMemory::peak)))
     }
 }
 
-/// A generator's batch: `check/x`, `check/t`, `check/label`, `check/target` and `check/weight` (of each item's error).
+/// Returns a generator's batch: `check/x`, `check/t`, `check/label`, `check/target` and `check/weight` (the weight of each item's error).
 fn examples(config: &TinyDitConfig, batch: usize) -> Result<Weights> {
     let [channels, height, width] = config.image_dims();
     let len = channels * height * width;
@@ -259,25 +259,33 @@ fn examples(config: &TinyDitConfig, batch: usize) -> Result<Weights> {
     let (mut x, mut target, mut examples) = (Vec::new(), Vec::new(), Vec::new());
     for i in 0..batch {
         let clean: Vec<f32> = noise(1, i as u64, len);
-        let (mut noisy, mut wanted) = (vec![0.0; len], vec![0.0; len]);
+        let (mut noisy, mut expected) = (vec![0.0; len], vec![0.0; len]);
         let label = ((i % config.classes) as u32, null);
         let prediction = config.prediction();
-        examples.push(Flow::default().draw(0, i as u64, prediction, label, &clean, &mut noisy, &mut wanted));
+        examples.push(Flow::default().draw(
+            0,
+            i as u64,
+            prediction,
+            label,
+            &clean,
+            &mut noisy,
+            &mut expected,
+        ));
         x.extend(noisy);
-        target.extend(wanted);
+        target.extend(expected);
     }
-    let pictures = [batch, channels, height, width];
+    let dims = [batch, channels, height, width];
     let numbers = |f: fn(&Example) -> f32| Array::new([batch], examples.iter().map(f).collect());
     Ok(Weights::from([
-        ("check/x".into(), Array::new(pictures, x)?),
+        ("check/x".into(), Array::new(dims, x)?),
         ("check/t".into(), numbers(|e| e.t)?),
         ("check/label".into(), numbers(|e| e.label as f32)?),
-        ("check/target".into(), Array::new(pictures, target)?),
+        ("check/target".into(), Array::new(dims, target)?),
         ("check/weight".into(), numbers(|e| e.weight)?),
     ]))
 }
 
-/// A classifier's batch: `check/x`, normalised, and `check/target`, the probabilities of all classes.
+/// Returns a classifier's batch: `check/x`, normalized, and `check/target`, the probabilities of all classes.
 fn photographs(config: &ResNetConfig, batch: usize) -> Result<Weights> {
     let dims = [batch, 3, PHOTO_SIZE, PHOTO_SIZE];
     let x = Array::new(dims, noise(1, 0, dims.iter().product()))?;
@@ -296,14 +304,14 @@ fn main() -> Result<()> {
     // cargo bench adds --bench to the arguments of every benchmark.
     let mut args = std::env::args().skip(1).filter(|a| a != "--bench");
     let mut cases = Case::all()?;
-    let (mut folder, mut device, mut named) = (None, Device::Cpu, Vec::new());
+    let (mut folder, mut device, mut selected) = (None, Device::Cpu, Vec::new());
     let mut options = TapeOptions::default();
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg}: expected a value"));
         match arg.as_str() {
             "--write" => folder = Some(PathBuf::from(value()?)),
             "--device" => device = device::open(&value()?)?.0,
-            // Factors of products are rounded on a GPU, as PyTorch can.
+            // Rounds the factors of matrix products to TF32 on a GPU, as PyTorch's option does.
             "--tf32" => candle_core::cuda::set_gemm_reduced_precision_f32(true),
             "--checkpoint" => options.checkpoint = true,
             "--precision" => options.precision = value()?.parse()?,
@@ -311,13 +319,13 @@ fn main() -> Result<()> {
                 let batch = value()?.parse().context("--batch: expected a whole number")?;
                 cases.iter_mut().for_each(|case| case.batch = batch);
             }
-            name if cases.iter().any(|c| c.name == name) => named.push(arg),
+            name if cases.iter().any(|c| c.name == name) => selected.push(arg),
             unknown => {
                 bail!("expected one of {}, found {unknown}", cases.each_ref().map(|c| c.name).join(", "))
             }
         }
     }
-    for case in cases.iter().filter(|c| named.is_empty() || named.iter().any(|n| n == c.name)) {
+    for case in cases.iter().filter(|c| selected.is_empty() || selected.iter().any(|n| n == c.name)) {
         if let Some(folder) = &folder {
             case.write(folder)?;
             continue;

@@ -1,6 +1,7 @@
-//! What networks are shown of training pictures, as sheets to look at: `cargo run --example views -- DATA OUTPUT`.
+//! Contact sheets of augmented training images: `cargo run --example views -- DATA OUTPUT`.
 //!
-//! For each level and task, `OUTPUT/generator-full.png` and so on: eight pictures in rows, each as it is shown eight times.
+//! Writes a sheet for each augmentation level and task, such as `OUTPUT/generator-full.png`, with eight views of eight images: one row
+//! per image.
 
 use std::path::PathBuf;
 
@@ -11,14 +12,15 @@ use tiny_cats::data::{AugmentLevel, Cache, Dataset, ImageStore, Images, Photos, 
 use tiny_cats_export::{grid, to_rgb, write_png};
 
 const SIZE: u32 = 64;
-const SHOWN: usize = 8;
+/// Number of images, and of views of each.
+const COUNT: usize = 8;
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);
     let (data, output) = arguments.next().zip(arguments.next()).context("expected DATA and OUTPUT")?;
     let data = Dataset::open(data)?;
-    let images = Images::load(&data, SIZE, Some(SHOWN), &Cache::Memory)?;
-    let photos = Photos::load(&data, SIZE + SIZE / 8, Some(SHOWN), &Cache::Memory)?;
+    let images = Images::load(&data, SIZE, Some(COUNT), &Cache::Memory)?;
+    let photos = Photos::load(&data, SIZE + SIZE / 8, Some(COUNT), &Cache::Memory)?;
     std::fs::create_dir_all(&output)?;
     for level in AugmentLevel::value_variants() {
         let generator = |position, _| View::for_generator(*level, 0, position, SIZE);
@@ -32,13 +34,13 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn sheet(pictures: &ImageStore, view: impl Fn(u64, (u32, u32)) -> View) -> Result<RgbImage> {
+fn sheet(images: &ImageStore, view: impl Fn(u64, (u32, u32)) -> View) -> Result<RgbImage> {
     let size = SIZE as usize;
-    let mut out = vec![0.0; 3 * size * size];
-    let shown = (0..pictures.len() * SHOWN).map(|i| {
-        let index = i / SHOWN;
-        pictures.fill(index, &view(i as u64, pictures.dimensions(index)), size, &mut out)?;
-        Ok(to_rgb(&out, SIZE))
+    let mut output = vec![0.0; 3 * size * size];
+    let views = (0..images.len() * COUNT).map(|i| {
+        let index = i / COUNT;
+        images.fill(index, &view(i as u64, images.dimensions(index)), size, &mut output)?;
+        Ok(to_rgb(&output, SIZE))
     });
-    Ok(grid(&shown.collect::<Result<Vec<_>>>()?, SHOWN, None))
+    Ok(grid(&views.collect::<Result<Vec<_>>>()?, COUNT, None))
 }

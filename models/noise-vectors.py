@@ -1,8 +1,8 @@
-"""Writes noise-vectors.json, by nothing but what src/random.rs says: ChaCha20, uniforms, Box and Muller.
+"""Writes noise-vectors.json, following the specification in src/random.rs: ChaCha20, uniform numbers, Box and Muller.
 
     python3 noise-vectors.py > noise-vectors.json
 
-Seeds and indices are strings, because not every language's numbers hold 64 bits. `skip` words of the stream are passed over first.
+Seeds and indices are strings, because the numbers of some languages do not have 64 bits. The first `skip` words of the stream are skipped.
 """
 import json
 import math
@@ -12,10 +12,10 @@ MASK = 0xFFFF_FFFF
 
 
 def quarter(s, a, b, c, d):
-    for x, y, z, turn in ((a, b, d, 16), (c, d, b, 12), (a, b, d, 8), (c, d, b, 7)):
+    for x, y, z, rotation in ((a, b, d, 16), (c, d, b, 12), (a, b, d, 8), (c, d, b, 7)):
         s[x] = (s[x] + s[y]) & MASK
         mixed = s[z] ^ s[x]
-        s[z] = ((mixed << turn) | (mixed >> (32 - turn))) & MASK
+        s[z] = ((mixed << rotation) | (mixed >> (32 - rotation))) & MASK
 
 
 def block(key, counter, stream):
@@ -30,7 +30,7 @@ def block(key, counter, stream):
     return [(a + b) & MASK for a, b in zip(s, start)]
 
 
-def rounded(number):
+def round_to_f32(number):
     return struct.unpack("<f", struct.pack("<f", number))[0]
 
 
@@ -50,11 +50,11 @@ def vector(seed, purpose, index, skip):
         "skip": skip,
         "words": words,
         "uniforms": uniforms,
-        "normals": [rounded(x) for x in normals],
+        "normals": [round_to_f32(x) for x in normals],
     }
 
 
-# RFC 8439, 2.3.2: counter 1 and three words of nonce, which lie where ours has 64 bits of each.
+# RFC 8439, 2.3.2: counter 1 and three nonce words. This project has a 64-bit counter and a 64-bit stream number in these positions.
 rfc = block(bytes(range(32)), 1 | 0x0900_0000 << 32, 0x4A00_0000)
 assert rfc[:2] == [0xE4E7_F110, 0x1559_3BD1] and rfc[15] == 0x4E3C_50A2
 

@@ -1,4 +1,4 @@
-//! Charts in a terminal, of Braille characters, whose eight dots form a fine grid.
+//! Charts for terminals, drawn with Braille characters of eight dots each.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use crate::train::metrics::Point;
 
 /// The smallest width of a chart, which leaves room for its legend.
 const MIN_WIDTH: usize = 60;
-/// The number of lines of the plot itself.
+/// The number of lines of the plot without axes.
 const LINES: usize = 12;
 /// The bits of a character's dots, by column and line.
 const DOTS: [[u8; 4]; 2] = [[0x01, 0x02, 0x04, 0x40], [0x08, 0x10, 0x20, 0x80]];
@@ -34,25 +34,25 @@ struct Range {
 impl Range {
     const EMPTY: Self = Self { low: f64::INFINITY, high: f64::NEG_INFINITY };
 
-    fn of(values: impl Iterator<Item = f64>) -> Self {
+    fn from_values(values: impl Iterator<Item = f64>) -> Self {
         values
             .filter(|v| v.is_finite())
             .fold(Self::EMPTY, |range, v| Self { low: range.low.min(v), high: range.high.max(v) })
     }
 
-    fn and(self, other: Self) -> Self {
+    fn union(self, other: Self) -> Self {
         Self { low: self.low.min(other.low), high: self.high.max(other.high) }
     }
 
     /// The position of `value` among `n`, 0 the lowest. Halves the numbers, so that the difference of the largest ones is finite.
-    fn place(self, value: f64, n: usize) -> usize {
+    fn index(self, value: f64, n: usize) -> usize {
         let share = (value / 2.0 - self.low / 2.0) / (self.high / 2.0 - self.low / 2.0);
-        // A range of one value would divide by zero: it is in the middle.
+        // A range of one value would divide by zero; the value is then in the middle.
         let share = if share.is_finite() { share } else { 0.5 };
         ((share * n as f64) as usize).min(n - 1)
     }
 
-    fn at(self, share: f64) -> f64 {
+    fn value_at(self, share: f64) -> f64 {
         self.low * (1.0 - share) + self.high * share
     }
 }
@@ -72,7 +72,7 @@ struct Column {
 fn columns(points: &[Point], steps: Range, n: usize) -> Vec<Column> {
     let mut columns = vec![Column::default(); n];
     for point in points {
-        let column = &mut columns[steps.place(point.step as f64, n)];
+        let column = &mut columns[steps.index(point.step as f64, n)];
         column.points += 1;
         if point.value.is_finite() {
             column.finite += 1;
@@ -96,8 +96,8 @@ pub fn format_number(value: f64) -> String {
     if size != 0.0 && !(1e-3..1e5).contains(&size) {
         return format!("{value:.2e}");
     }
-    let before = if size < 1.0 { 0 } else { size.log10() as usize };
-    format!("{value:.*}", 4usize.saturating_sub(before))
+    let integer_digits = if size < 1.0 { 0 } else { size.log10() as usize };
+    format!("{value:.*}", 4usize.saturating_sub(integer_digits))
 }
 
 /// Draws `first`, and over it `second` as marks: on the same scale if `same`, else on its own scale at the right.
@@ -107,35 +107,35 @@ pub fn draw(first: Curve, second: Option<Curve>, same: bool, width: usize, color
     let width = width.max(MIN_WIDTH);
     let second = second.filter(|curve| curve.points.iter().any(|p| p.value.is_finite()));
     if !first.points.iter().any(|p| p.value.is_finite()) && second.is_none() {
-        let what = if first.points.is_empty() { "has been logged" } else { "that is logged is finite" };
-        return format!("no {} {what}\n", first.name);
+        let kind = if first.points.is_empty() { "" } else { "finite " };
+        return format!("no {kind}{} has been logged\n", first.name);
     }
     let all = first.points.iter().chain(second.iter().flat_map(|curve| curve.points));
-    let steps = Range::of(all.map(|p| p.step as f64));
-    let own = second.is_some() && !same;
-    let plot = width - LABEL - 2 - if own { LABEL + 2 } else { 0 };
+    let steps = Range::from_values(all.map(|p| p.step as f64));
+    let has_own_scale = second.is_some() && !same;
+    let plot = width - LABEL - 2 - if has_own_scale { LABEL + 2 } else { 0 };
     let dots = columns(first.points, steps, 2 * plot);
     let marks = second.map_or(Vec::new(), |curve| columns(curve.points, steps, plot));
-    let mut scales = [Range::of(means(&dots)), Range::of(means(&marks))];
-    if !own || scales[0].low > scales[0].high {
-        scales = [scales[0].and(scales[1]); 2];
+    let mut scales = [Range::from_values(means(&dots)), Range::from_values(means(&marks))];
+    if !has_own_scale || scales[0].low > scales[0].high {
+        scales = [scales[0].union(scales[1]); 2];
     }
     let cells = paint(&dots, &marks, scales, plot);
 
     let (dim, bright, reset) = if color { ("\x1b[36m", "\x1b[33m", "\x1b[0m") } else { ("", "", "") };
-    let cut = |name: &str, most: usize| name.chars().take(most).collect::<String>();
-    let mut out = format!("{:LABEL$}  {dim}{}{reset}", "", cut(first.name, 10));
+    let truncate = |name: &str, max_chars: usize| name.chars().take(max_chars).collect::<String>();
+    let mut out = format!("{:LABEL$}  {dim}{}{reset}", "", truncate(first.name, 10));
     if let Some(second) = second {
-        let axis = if own { " (right)" } else { "" };
-        let _ = write!(out, "   {bright}{MARK} {}{axis}{reset}", cut(second.name, 24));
+        let axis = if has_own_scale { " (right)" } else { "" };
+        let _ = write!(out, "   {bright}{MARK} {}{axis}{reset}", truncate(second.name, 24));
     }
     out.push('\n');
     for (line, cells) in cells.iter().enumerate() {
         let share = 1.0 - line as f64 / (LINES - 1) as f64;
-        let labelled = [0, LINES / 2, LINES - 1].contains(&line);
+        let is_labeled = [0, LINES / 2, LINES - 1].contains(&line);
         let [left, right] =
-            scales.map(|scale| if labelled { format_number(scale.at(share)) } else { String::new() });
-        let axis = if labelled { ['┤', '├'] } else { ['│', '│'] };
+            scales.map(|scale| if is_labeled { format_number(scale.value_at(share)) } else { String::new() });
+        let axis = if is_labeled { ['┤', '├'] } else { ['│', '│'] };
         let _ = write!(out, "{left:>LABEL$} {}", axis[0]);
         let mut last = "";
         for &cell in cells {
@@ -147,15 +147,15 @@ pub fn draw(first: Curve, second: Option<Curve>, same: bool, width: usize, color
             out.push(cell);
         }
         out.push_str(if last.is_empty() { "" } else { reset });
-        if own {
+        if has_own_scale {
             let _ = write!(out, "{} {right}", axis[1]);
         }
         out.truncate(out.trim_end().len());
         out.push('\n');
     }
     let _ = writeln!(out, "{:LABEL$} └{}", "", "─".repeat(plot));
-    let whole = |step: f64| if step < 1e9 { step.to_string() } else { format_number(step) };
-    let (from, to) = (whole(steps.low), format!("step {}", whole(steps.high)));
+    let format_step = |step: f64| if step < 1e9 { step.to_string() } else { format_number(step) };
+    let (from, to) = (format_step(steps.low), format!("step {}", format_step(steps.high)));
     let room = plot.saturating_sub(from.len());
     let _ = writeln!(out, "{:LABEL$}  {from}{to:>room$}", "");
     let missing = first.points.iter().filter(|p| !p.value.is_finite()).count();
@@ -172,33 +172,33 @@ fn paint(dots: &[Column], marks: &[Column], scales: [Range; 2], plot: usize) -> 
         let y = 4 * LINES - 1 - y;
         bits[y / 4][x / 2] |= DOTS[x % 2][y % 4];
     };
-    let mut before: Option<(usize, usize)> = None;
+    let mut previous: Option<(usize, usize)> = None;
     for (x, column) in dots.iter().enumerate() {
         if column.finite == 0 {
             // Between two logged steps the curve is connected, but not across values that are not finite.
-            before = before.filter(|_| column.points == 0);
+            previous = previous.filter(|_| column.points == 0);
             continue;
         }
-        let y = scales[0].place(column.mean, 4 * LINES);
-        let (from, mut last) = before.unwrap_or((x, y));
+        let y = scales[0].index(column.mean, 4 * LINES);
+        let (from, mut last) = previous.unwrap_or((x, y));
         for step in 0..=x - from {
-            let here = match x - from {
+            let current = match x - from {
                 0 => y,
                 width => {
-                    let start = before.map_or(y, |(_, y)| y);
+                    let start = previous.map_or(y, |(_, y)| y);
                     (start * (width - step) + y * step + width / 2) / width
                 }
             };
-            (last.min(here)..=last.max(here)).for_each(|y| set(from + step, y));
-            last = here;
+            (last.min(current)..=last.max(current)).for_each(|y| set(from + step, y));
+            last = current;
         }
-        before = Some((x, y));
+        previous = Some((x, y));
     }
     let braille = |bits: u8| char::from_u32(0x2800 + u32::from(bits)).filter(|_| bits > 0).unwrap_or(' ');
     let mut cells: Vec<Vec<char>> =
         bits.into_iter().map(|line| line.into_iter().map(braille).collect()).collect();
     for (x, column) in marks.iter().enumerate().filter(|(_, column)| column.finite > 0) {
-        cells[LINES - 1 - scales[1].place(column.mean, LINES)][x] = MARK;
+        cells[LINES - 1 - scales[1].index(column.mean, LINES)][x] = MARK;
     }
     cells
 }
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_falling_curve_falls_and_its_scores_are_marked() {
+    fn falling_curves_are_drawn_with_marked_scores() {
         let loss = points((0..100).map(|i| 2.0 - f64::from(i) / 100.0));
         let score = [Point { step: 500, value: 0.25 }, Point { step: 1000, value: 0.75 }];
         let text = draw(curve("loss", &loss), Some(curve("validation_accuracy", &score)), false, 60, false);
@@ -228,7 +228,7 @@ mod tests {
         assert!(lines[1].starts_with("    1.9950 ┤"), "{text}");
         assert!(lines[LINES].contains("0.2500") && lines[1].ends_with("0.7500"), "{text}");
         assert!(lines[LINES + 2].ends_with("step 1000"), "{text}");
-        // The leftmost dots are above those at the right.
+        // The curve falls from left to right.
         let column = |line: &str, x: usize| line.chars().nth(x).unwrap_or(' ');
         let first = |x: usize| lines[1..=LINES].iter().position(|line| column(line, x) != ' ').unwrap();
         assert_eq!(first(12), 0, "{text}");
@@ -241,18 +241,18 @@ mod tests {
             2,
             "{text}"
         );
-        // Without colors there is only text.
+        // Without colors there are no escape codes.
         assert!(!text.contains('\x1b'));
-        let coloured = draw(curve("loss", &loss), None, false, 60, true);
-        let plain = coloured.replace("\x1b[36m", "").replace("\x1b[0m", "");
+        let colored = draw(curve("loss", &loss), None, false, 60, true);
+        let plain = colored.replace("\x1b[36m", "").replace("\x1b[0m", "");
         let plain: String = plain.lines().flat_map(|line| [line.trim_end(), "\n"]).collect();
         assert_eq!(plain, draw(curve("loss", &loss), None, false, 60, false));
     }
 
-    /// Any file gives a chart with all its lines, none too wide.
+    /// Any points give a chart with all its lines, and no line is too wide.
     #[test]
-    fn any_points_make_a_chart_that_fits() {
-        let odd = [
+    fn any_points_give_a_chart_within_the_width() {
+        let special_values = [
             0.0,
             -0.0,
             1.0,
@@ -266,22 +266,23 @@ mod tests {
             1e-9,
         ];
         for case in 0..400 {
-            let mut random = Stream::new(1, Purpose::Order, case);
-            let mut some = |most: u32| {
-                let n = random.below(most);
+            let mut rng = Stream::new(1, Purpose::Order, case);
+            let mut random_points = |max: u32| {
+                let n = rng.uniform_int(max);
                 let mut step = 0u64;
                 let point = |_| {
-                    step = step.saturating_add(u64::from(random.below(3)).saturating_pow(random.below(70)));
-                    let value = match random.below(3) {
-                        0 => odd[random.below(odd.len() as u32) as usize],
-                        1 => random.uniform(),
-                        _ => random.normal() * 10f64.powi(random.below(600) as i32 - 300),
+                    step = step
+                        .saturating_add(u64::from(rng.uniform_int(3)).saturating_pow(rng.uniform_int(70)));
+                    let value = match rng.uniform_int(3) {
+                        0 => special_values[rng.uniform_int(special_values.len() as u32) as usize],
+                        1 => rng.uniform(),
+                        _ => rng.normal() * 10f64.powi(rng.uniform_int(600) as i32 - 300),
                     };
                     Point { step, value }
                 };
                 (0..n).map(point).collect::<Vec<_>>()
             };
-            let (loss, score) = (some(1 << (case % 10)), some(12));
+            let (loss, score) = (random_points(1 << (case % 10)), random_points(12));
             let width = 20 + (case as usize * 7) % 200;
             let text = draw(curve("loss", &loss), Some(curve("score", &score)), case % 2 == 0, width, false);
             let finite = loss.iter().chain(&score).filter(|p| p.value.is_finite()).count();
@@ -295,10 +296,13 @@ mod tests {
     }
 
     #[test]
-    fn few_points_and_constant_ones_are_drawn_and_none_is_said() {
+    fn few_and_constant_points_are_drawn() {
         assert_eq!(draw(curve("loss", &[]), None, true, 80, false), "no loss has been logged\n");
-        let none = points([f64::NAN]);
-        assert_eq!(draw(curve("loss", &none), None, true, 80, false), "no loss that is logged is finite\n");
+        let not_finite = points([f64::NAN]);
+        assert_eq!(
+            draw(curve("loss", &not_finite), None, true, 80, false),
+            "no finite loss has been logged\n"
+        );
         let braille = |text: &str| text.chars().filter(|c| ('\u{2801}'..='\u{28ff}').contains(c)).count();
         assert_eq!(braille(&draw(curve("loss", &points([1.5])), None, true, 80, false)), 1);
         let text = draw(curve("loss", &points([1.5; 9])), None, true, 80, false);
@@ -310,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_have_some_five_digits() {
+    fn numbers_have_about_five_digits() {
         for (value, text) in [
             (0.0, "0.0000"),
             (0.25, "0.2500"),

@@ -15,7 +15,7 @@ use tiny_cats_export::{Error, Generator, Integrity, LoadOptions, Model, Request,
 use tiny_cats_models::pretrained;
 
 /// The command that installs the program with CUDA.
-pub const GET_CUDA: &str = "cargo install --path . --features cuda";
+pub const CUDA_INSTALL_COMMAND: &str = "cargo install --path . --features cuda";
 
 /// The result of an inspection.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -25,7 +25,8 @@ pub struct DoctorReport {
     /// True if the embedded runtime generated an image.
     pub ok: bool,
     /// The CPU.
-    pub processor: Processor,
+    #[serde(rename = "processor")]
+    pub cpu: Cpu,
     /// Memory, in bytes.
     pub memory: Capacity,
     /// The disk of the working folder, in bytes.
@@ -40,8 +41,8 @@ pub struct DoctorReport {
 
 /// The CPU.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Processor {
-    /// The vendor's name of it; empty if the system does not report it.
+pub struct Cpu {
+    /// The vendor's name of the CPU; empty if the system does not report it.
     pub name: String,
     /// The instruction set, such as `x86_64`.
     pub architecture: &'static str,
@@ -49,7 +50,7 @@ pub struct Processor {
     pub cores: Option<usize>,
     /// Number of threads that this program may run at once.
     pub threads: usize,
-    /// Extensions for fast arithmetic, and whether they are available.
+    /// Extensions for fast arithmetic; true if available.
     pub features: BTreeMap<&'static str, bool>,
 }
 
@@ -71,7 +72,7 @@ pub struct Runtime {
     pub version: Option<String>,
     /// The shared library that it was loaded from.
     pub library: Option<PathBuf>,
-    /// The time of one step of the released generator for one image, after a first one that is not timed.
+    /// The time of one step of the released generator for one image, after a warm-up step.
     pub milliseconds: Option<f64>,
     /// The reason why it cannot be used.
     pub error: Option<String>,
@@ -79,7 +80,7 @@ pub struct Runtime {
     pub fix: Option<String>,
 }
 
-/// The use of NVIDIA GPUs.
+/// The state of CUDA and NVIDIA GPUs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Cuda {
     /// True if this program was built with CUDA.
@@ -132,7 +133,7 @@ pub fn inspect() -> tiny_cats_export::Result<DoctorReport> {
     Ok(DoctorReport {
         version: env!("CARGO_PKG_VERSION"),
         ok: runtimes.iter().any(|r| r.name == RuntimeKind::Native.name() && r.error.is_none()),
-        processor: processor(&system),
+        cpu: cpu(&system),
         memory,
         disk,
         runtimes,
@@ -141,8 +142,8 @@ pub fn inspect() -> tiny_cats_export::Result<DoctorReport> {
     })
 }
 
-fn processor(system: &System) -> Processor {
-    Processor {
+fn cpu(system: &System) -> Cpu {
+    Cpu {
         name: system.cpus().first().map_or(String::new(), |cpu| cpu.brand().trim().to_owned()),
         architecture: env::consts::ARCH,
         cores: System::physical_core_count(),
@@ -208,7 +209,7 @@ fn runtime(kind: RuntimeKind, model: &Model, first: &mut Option<Vec<f32>>) -> Ru
         error: None,
         fix: None,
     };
-    let draw = |found: &mut Runtime| -> tiny_cats_export::Result<Vec<f32>> {
+    let generate = |found: &mut Runtime| -> tiny_cats_export::Result<Vec<f32>> {
         found.version = Some(kind.version()?);
         let options = LoadOptions { runtime: Some(kind), batch: 1 };
         let mut generator = Generator::from_model(model, &options)?;
@@ -216,20 +217,21 @@ fn runtime(kind: RuntimeKind, model: &Model, first: &mut Option<Vec<f32>>) -> Ru
         // The first call also allocates memory and packs weights.
         generator.generate(&request)?;
         let start = Instant::now();
-        let pictures = generator.generate(&request)?;
+        let images = generator.generate(&request)?;
         found.milliseconds = Some(start.elapsed().as_secs_f64() * 1e3);
-        Ok(pictures.into_iter().flat_map(|p| p.values.into_data()).collect())
+        Ok(images.into_iter().flat_map(|p| p.values.into_data()).collect())
     };
-    found.error = match draw(&mut found) {
-        Ok(picture) => {
-            let first = first.get_or_insert_with(|| picture.clone());
-            (!is_close(first, &picture)).then(|| "it draws another picture than the runtimes above".into())
+    found.error = match generate(&mut found) {
+        Ok(image) => {
+            let first = first.get_or_insert_with(|| image.clone());
+            (!is_close(first, &image))
+                .then(|| "it generates a different image than the runtimes above".into())
         }
         Err(Error::Runtime { message, .. }) => Some(message),
         Err(other) => Some(other.to_string()),
     };
     if found.error.is_some() {
-        found.fix = Some(how_to_get(kind));
+        found.fix = Some(install_command(kind));
     }
     found
 }
@@ -239,7 +241,7 @@ fn is_close(a: &[f32], b: &[f32]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 0.01)
 }
 
-fn how_to_get(kind: RuntimeKind) -> String {
+fn install_command(kind: RuntimeKind) -> String {
     let built_in = match kind {
         RuntimeKind::Ort => cfg!(feature = "ort"),
         RuntimeKind::CandleOnnx => cfg!(feature = "candle-onnx"),
@@ -264,14 +266,16 @@ fn cuda() -> Cuda {
     let (error, fix) = if !built_in {
         let toolkit = on_path("nvcc").map_or(", after installing NVIDIA's CUDA toolkit", |_| "");
         let error = "this program was built without CUDA".to_owned();
-        (Some(error), Some(format!("{GET_CUDA}{toolkit}")))
+        (Some(error), Some(format!("{CUDA_INSTALL_COMMAND}{toolkit}")))
     } else {
         match use_gpu() {
             Ok(()) => (None, None),
             Err(e) if driver.is_none() => {
                 (Some(first_line(&e)), Some("install NVIDIA's driver: its library was not found".into()))
             }
-            Err(e) => (Some(first_line(&e)), Some("nvidia-smi shows what the driver sees".into())),
+            Err(e) => {
+                (Some(first_line(&e)), Some("run nvidia-smi to list the GPUs that the driver detects".into()))
+            }
         }
     };
     Cuda { built_in, driver, gpus: gpus(), error, fix }
@@ -291,7 +295,7 @@ fn first_line(error: &candle_core::Error) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
-/// Finds the driver's library where systems and containers keep it. It is not loaded: an ordinary build does not use it.
+/// Finds the driver's library in the usual folders of systems and containers. It is not loaded, because a default build does not use it.
 fn cuda_driver() -> Option<PathBuf> {
     let (name, system): (_, &[&str]) = if cfg!(windows) {
         ("nvcuda.dll", &["C:\\Windows\\System32"])
@@ -307,10 +311,10 @@ fn cuda_driver() -> Option<PathBuf> {
         ];
         ("libcuda.so.1", folders)
     };
-    let given = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-    let given: Vec<PathBuf> = env::split_paths(&given).filter(|p| p.is_absolute()).collect();
-    let all = given.into_iter().chain(system.iter().map(PathBuf::from));
-    all.map(|folder| folder.join(name)).find(|path| path.is_file())
+    let search_path = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let search_path: Vec<PathBuf> = env::split_paths(&search_path).filter(|p| p.is_absolute()).collect();
+    let folders = search_path.into_iter().chain(system.iter().map(PathBuf::from));
+    folders.map(|folder| folder.join(name)).find(|path| path.is_file())
 }
 
 fn gpus() -> Vec<String> {

@@ -12,8 +12,8 @@ pub fn peak() -> Option<u64> {
     system::peak()
 }
 
-/// The bytes that this process can still allocate. It is the least that the system, its container (cgroup) and its own limit on address
-/// space (`ulimit -v`) allow. `None` if the system does not report it.
+/// The bytes that this process can still allocate. It is the smallest limit of the system, the container (cgroup) and the address space
+/// (`ulimit -v`). `None` if the system does not report it.
 pub fn available() -> Option<u64> {
     system::available()
 }
@@ -23,7 +23,7 @@ pub fn available() -> Option<u64> {
 pub struct Device {
     /// Bytes in use by tensors of this process.
     pub allocated: u64,
-    /// Bytes held by this process, also for future tensors.
+    /// Bytes reserved by this process, also for future tensors.
     pub reserved: u64,
     /// The GPU's total memory.
     pub total: u64,
@@ -37,7 +37,7 @@ pub fn device(device: &Compute) -> Option<Device> {
     let context = stream.context();
     let (free, total) = context.mem_get_info().ok()?;
     if !context.has_async_alloc() {
-        // Without a pool no freed memory is kept, and only the sum over all processes is known.
+        // Without a pool freed memory is returned at once, and only the sum over all processes is known.
         let used = total.saturating_sub(free) as u64;
         return Some(Device { allocated: used, reserved: used, total: total as u64 });
     }
@@ -83,7 +83,7 @@ mod system {
 
     fn read(path: impl AsRef<Path>) -> Option<String> {
         let mut text = String::new();
-        // The kernel's own files are short; no other files are read.
+        // The kernel's files are short; no other files are read.
         File::open(path).ok()?.take(1 << 20).read_to_string(&mut text).ok()?;
         Some(text)
     }
@@ -102,12 +102,12 @@ mod system {
         Some(limit.saturating_sub(kibibytes(&read("/proc/self/status")?, "VmSize:")?))
     }
 
-    /// The least memory that a group in `/proc/self/cgroup`, or one of its parents, has left; `None` if none has a limit.
+    /// The smallest remaining memory of the groups in `/proc/self/cgroup` and their parents; `None` if none has a limit.
     ///
     /// Version 2 has one hierarchy, with an empty name; version 1 has a separate one for memory. In a container only the innermost group
     /// may be visible, as the root.
     pub(super) fn cgroups(text: &str, root: &Path) -> Option<u64> {
-        let mut left = None;
+        let mut available = None;
         for line in text.lines() {
             let mut fields = line.splitn(3, ':').skip(1);
             let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
@@ -121,14 +121,14 @@ mod system {
             };
             let mut group = Some(Path::new(path.trim_start_matches('/')));
             while let Some(path) = group {
-                left = left.into_iter().chain(cgroup_available(&base.join(path), &files)).min();
+                available = available.into_iter().chain(cgroup_available(&base.join(path), &files)).min();
                 group = path.parent();
             }
         }
-        left
+        available
     }
 
-    /// The memory that one group has left: its limit, minus its usage that cannot be dropped at once.
+    /// The remaining memory of one group: its limit, minus the usage that cannot be freed at once.
     fn cgroup_available(group: &Path, [limit, usage, cache]: &[&str; 3]) -> Option<u64> {
         let number = |file: &str| read(group.join(file))?.trim().parse::<u64>().ok();
         let limit = number(limit)?;
@@ -165,41 +165,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_taken_is_seen() {
-        let taken: u64 = 256 << 20;
-        let before = process().unwrap();
-        let held = std::hint::black_box(vec![1u8; taken as usize]);
-        let during = process().unwrap();
+    fn allocations_are_measured() {
+        let size: u64 = 256 << 20;
+        let initial = process().unwrap();
+        let allocation = std::hint::black_box(vec![1u8; size as usize]);
+        let current = process().unwrap();
         // Other tests of this process may allocate and free memory at the same time.
-        assert!(during >= before + taken / 2, "{before}, then {during}");
-        drop(held);
-        assert!(peak().is_none_or(|peak| peak >= before + taken / 2));
+        assert!(current >= initial + size / 2, "{initial}, then {current}");
+        drop(allocation);
+        assert!(peak().is_none_or(|peak| peak >= initial + size / 2));
         assert!(available().unwrap() > 0);
         assert_eq!(device(&Compute::Cpu), None);
     }
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn a_container_leaves_the_least_that_any_group_around_it_leaves() {
+    fn the_smallest_cgroup_limit_applies() {
         use std::fs::{create_dir_all, write};
         let dir = tempfile::tempdir().unwrap();
         let group = |path: &str, files: &[(&str, &str)]| {
             create_dir_all(dir.path().join(path)).unwrap();
             files.iter().for_each(|(name, text)| write(dir.path().join(path).join(name), text).unwrap());
         };
-        let found = |text: &str| system::cgroups(text, dir.path());
-        assert_eq!(found("0::/a/b\n5:memory:/c\nnonsense\n"), None);
+        let available = |text: &str| system::cgroups(text, dir.path());
+        assert_eq!(available("0::/a/b\n5:memory:/c\nnonsense\n"), None);
         group("a/b", &[("memory.max", "max\n"), ("memory.current", "10\n")]);
-        assert_eq!(found("0::/a/b\n"), None);
+        assert_eq!(available("0::/a/b\n"), None);
         let stat = ("memory.stat", "anon 5\ninactive_file 30\n");
         group("a", &[("memory.max", "1000\n"), ("memory.current", "400\n"), stat]);
-        assert_eq!(found("0::/a/b\n"), Some(630));
+        assert_eq!(available("0::/a/b\n"), Some(630));
         group("a/b", &[("memory.max", "500\n"), ("memory.current", "499\n")]);
-        assert_eq!(found("0::/a/b\n"), Some(1));
+        assert_eq!(available("0::/a/b\n"), Some(1));
         // Version 1, seen from inside a container: the path does not exist, and the root is the group.
         let stat = ("memory.stat", "total_inactive_file 100\n");
         group("memory", &[("memory.limit_in_bytes", "2000\n"), ("memory.usage_in_bytes", "3000\n"), stat]);
-        assert_eq!(found("3:cpu:/\n4:memory:/elsewhere/x\n"), Some(0));
-        assert_eq!(found("4:cpu,memory:/elsewhere/x\n0::/a\n"), Some(0));
+        assert_eq!(available("3:cpu:/\n4:memory:/elsewhere/x\n"), Some(0));
+        assert_eq!(available("4:cpu,memory:/elsewhere/x\n0::/a\n"), Some(0));
     }
 }

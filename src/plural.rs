@@ -17,10 +17,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_is_one_and_others_are_many() {
+    fn nouns_are_pluralized() {
         for (count, one, expected) in [
-            (0u64, "picture", "0 pictures"),
-            (1, "picture", "1 picture"),
+            (0u64, "image", "0 images"),
+            (1, "image", "1 image"),
             (2, "other", "2 others"),
             (1, "class", "1 class"),
             (13, "class", "13 classes"),

@@ -5,7 +5,7 @@ pub const EXIT_RESUMABLE: u8 = 75;
 
 /// The signals that stop a run: SIGINT, SIGTERM and, on Unix, SIGHUP.
 ///
-/// SIGHUP is left out if the parent process has set it to be ignored, as nohup does.
+/// SIGHUP is excluded if the parent process has set it to be ignored, as nohup does.
 pub fn stop_signals() -> Vec<i32> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     let mut signals = vec![SIGINT, SIGTERM];
@@ -18,10 +18,10 @@ pub fn stop_signals() -> Vec<i32> {
 
 #[cfg(unix)]
 fn is_ignored_signal(signal: i32) -> bool {
-    // SAFETY: with a null action, sigaction changes nothing and only fills `now`, which is plain memory.
+    // SAFETY: with a null action, sigaction changes nothing and only fills `current`, which is plain memory.
     unsafe {
-        let mut now: libc::sigaction = std::mem::zeroed();
-        libc::sigaction(signal, std::ptr::null(), &mut now) == 0 && now.sa_sigaction == libc::SIG_IGN
+        let mut current: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut current) == 0 && current.sa_sigaction == libc::SIG_IGN
     }
 }
 

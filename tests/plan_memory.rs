@@ -1,4 +1,4 @@
-//! What training has in use at most, counted by the allocator, and what the plan says of it.
+//! Compares the peak memory of training, as counted by the allocator, with the estimate of `tiny-cats plan`.
 
 #[path = "../models/tests/common/counting.rs"]
 mod counting;
@@ -13,9 +13,9 @@ use tiny_cats::{
 };
 use tiny_cats_models::{NetworkConfig, ResNetConfig, TapeOptions, TinyDitConfig};
 
-/// One test alone: nothing else allocates meanwhile.
+/// The only test of this program, so that no other test allocates during the measurement.
 #[test]
-fn training_takes_the_memory_that_the_plan_says() {
+fn training_uses_the_memory_that_the_plan_estimates() {
     let dit = |size: &str, side| NetworkConfig::TinyDit(TinyDitConfig::named(size, side, 13).unwrap());
     let resnet = ResNetConfig::named("resnet18", 13).unwrap();
     for (name, network, side, batch, averages) in [
@@ -37,23 +37,23 @@ fn training_takes_the_memory_that_the_plan_says() {
                 augmentation: AugmentLevel::Full,
                 eval_flops: 0.0,
             };
-            let said = workload.requirements(false).unwrap().memory;
+            let estimate = workload.requirements(false).unwrap().memory;
             let before = LIVE.load(Relaxed);
             let mut peaks = Vec::new();
             calibrate(&workload, &Device::Cpu, 4, &mut |_, _| {
                 peaks.push(PEAK.swap(LIVE.load(Relaxed), Relaxed) - before);
             })
             .unwrap();
-            // What a run begins with is built up in the first step, and kernels get their scratch memory.
-            let found = peaks[2..].iter().copied().max().unwrap();
-            let ratio = said.total() as f64 / found as f64;
+            // The first step allocates the optimizer's moments and the scratch memory of kernels.
+            let measured = peaks[2..].iter().copied().max().unwrap();
+            let ratio = estimate.total() as f64 / measured as f64;
             println!(
-                "{name}, checkpointed {checkpoint}: {:.1} MB, said {said:?}, {ratio:.3}",
-                found as f64 / 1e6
+                "{name}, checkpointed {checkpoint}: {:.1} MB, estimated {estimate:?}, ratio {ratio:.3}",
+                measured as f64 / 1e6
             );
             assert!(
                 (0.85..1.15).contains(&ratio),
-                "{name}, checkpointed {checkpoint}: {found} bytes, said {said:?}"
+                "{name}, checkpointed {checkpoint}: {measured} bytes, estimated {estimate:?}"
             );
         }
     }

@@ -4,7 +4,7 @@ import { finish } from './build/finish.ts';
 import { policy } from './build/policy.ts';
 import packageJson from './package.json' with { type: 'json' };
 
-/** What browsers ask for before a page may use threads. */
+/** The headers that browsers require for threads. */
 const isolation = {
   'Cross-Origin-Opener-Policy': 'same-origin',
   'Cross-Origin-Embedder-Policy': 'require-corp',
@@ -13,11 +13,11 @@ const isolation = {
 
 const runtime = `ort-${packageJson.dependencies['onnxruntime-web']}`;
 
-/** The runtime's files find each other by their own names, so these stay, in a folder that is named by the version. */
+/** The runtime's files refer to each other by name, so they keep their names in a folder with the version. */
 const assetFileNames = ({ names }: { names: string[] }) => (names[0]?.startsWith('ort-') ? `${runtime}/[name][extname]` : 'assets/[name]-[hash][extname]');
 
 export default defineConfig({
-  // Any folder of any static host.
+  // Relative paths, for any folder of a static host.
   base: './',
   plugins: [models(), policy(), finish()],
   resolve: { conditions: ['onnxruntime-web-use-extern-wasm', ...defaultClientConditions] },

@@ -1,4 +1,4 @@
-//! Where benchmarks compute, and how much memory they take there.
+//! The device of a benchmark, and its memory use.
 
 use std::{
     sync::{
@@ -12,10 +12,10 @@ use std::{
 use anyhow::{Result, bail};
 use candle_core::Device;
 
-/// The device called `name`, and what it calls itself.
+/// Opens the device called `name`; returns it and its description.
 pub fn open(name: &str) -> Result<(Device, String)> {
     match name {
-        "cpu" => Ok((Device::Cpu, "the processor".into())),
+        "cpu" => Ok((Device::Cpu, "CPU".into())),
         #[cfg(feature = "cuda")]
         "cuda" => {
             let device = Device::new_cuda(0)?;
@@ -23,51 +23,51 @@ pub fn open(name: &str) -> Result<(Device, String)> {
             Ok((device, name))
         }
         #[cfg(not(feature = "cuda"))]
-        "cuda" => bail!("--device cuda: this program was built without the feature cuda"),
+        "cuda" => bail!("--device cuda: build with the feature cuda"),
         other => bail!("--device: expected cpu or cuda, found {other}"),
     }
 }
 
-type InUse = Box<dyn Fn() -> u64 + Send>;
+type UsedBytes = Box<dyn Fn() -> u64 + Send>;
 
-/// How many bytes are in use on a GPU.
+/// Returns a function that reads the number of bytes in use on a GPU.
 #[cfg(feature = "cuda")]
-fn in_use(device: &Device) -> Option<InUse> {
+fn used_bytes(device: &Device) -> Option<UsedBytes> {
     let context = device.as_cuda_device().ok()?.cuda_stream().context().clone();
     Some(Box::new(move || context.mem_get_info().map_or(0, |(free, total)| (total - free) as u64)))
 }
 
 #[cfg(not(feature = "cuda"))]
-fn in_use(_device: &Device) -> Option<InUse> {
+fn used_bytes(_device: &Device) -> Option<UsedBytes> {
     None
 }
 
-/// Watches how much memory is in use on a GPU, by whomever.
-pub struct Memory {
+/// A thread that samples the memory in use on a GPU, by all processes.
+pub struct PeakMemory {
     done: Arc<AtomicBool>,
-    watch: JoinHandle<u64>,
+    thread: JoinHandle<u64>,
 }
 
-impl Memory {
-    /// `None` where `device` is no GPU.
-    pub fn watch(device: &Device) -> Option<Self> {
-        let in_use = in_use(device)?;
+impl PeakMemory {
+    /// Starts sampling. `None` if `device` is not a GPU.
+    pub fn start(device: &Device) -> Option<Self> {
+        let used_bytes = used_bytes(device)?;
         let done = Arc::new(AtomicBool::new(false));
-        let until = done.clone();
-        let watch = std::thread::spawn(move || {
+        let is_done = done.clone();
+        let thread = std::thread::spawn(move || {
             let mut peak = 0;
-            while !until.load(Ordering::Relaxed) {
-                peak = peak.max(in_use());
+            while !is_done.load(Ordering::Relaxed) {
+                peak = peak.max(used_bytes());
                 std::thread::sleep(Duration::from_millis(2));
             }
             peak
         });
-        Some(Self { done, watch })
+        Some(Self { done, thread })
     }
 
-    /// The most bytes that were seen in use.
+    /// Stops sampling; returns the maximum number of bytes in use.
     pub fn peak(self) -> u64 {
         self.done.store(true, Ordering::Relaxed);
-        self.watch.join().unwrap_or(0)
+        self.thread.join().unwrap_or(0)
     }
 }

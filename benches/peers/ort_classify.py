@@ -1,9 +1,9 @@
-"""Classifying files with Pillow and onnxruntime, as their users would: the peer of benches/classifying.rs.
+"""Classification of files with Pillow and onnxruntime, for comparison with benches/classifying.rs.
 
     ort_classify.py FOLDER [--threads N]
 
-FOLDER is what `benches/classifying.rs --write` made: our ONNX file, a list of files, and what we take each for. The probabilities must be
-equal but for what decoders and rounding make of a pixel. Prints a line of JSON.
+FOLDER is the output of `benches/classifying.rs --write`: our ONNX file, a list of files, and our predictions. The probabilities must agree,
+except for differences of decoders and rounding. Prints a line of JSON.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 BATCH = 16
-# Largest difference of a probability from ours.
+# Maximum difference of a probability from ours.
 TOLERANCE = 0.05
 
 
@@ -29,17 +29,17 @@ class Classifier:
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.meta = json.loads(self.session.get_modelmeta().custom_metadata_map["tiny-cats"])
         self.mean, self.std = (np.float32(self.meta["preprocessing"][key]) for key in ("mean", "std"))
-        # Pillow decodes and resizes without Python's lock.
+        # Pillow releases the GIL when it decodes and resizes.
         self.pool = ThreadPoolExecutor(threads)
 
     def prepare(self, path):
-        picture = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
         short, size = self.meta["preprocessing"]["resize"], self.meta["image_size"]
-        side = min(picture.size)
-        width, height = ((2 * n * short + side) // (2 * side) for n in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        side = min(image.size)
+        width, height = ((2 * n * short + side) // (2 * side) for n in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
         left, top = (width - size) // 2, (height - size) // 2
-        pixels = np.asarray(picture.crop((left, top, left + size, top + size)), np.float32) / 255
+        pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32) / 255
         return ((pixels - self.mean) / self.std).transpose(2, 0, 1)
 
     def classify(self, paths):
@@ -47,8 +47,8 @@ class Classifier:
         for start in range(0, len(paths), BATCH):
             batch = np.stack(list(self.pool.map(self.prepare, paths[start:start + BATCH])))
             logits = self.session.run(None, {"input": batch})[0].astype(np.float64)
-            powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-            rows.append(powers / powers.sum(axis=1, keepdims=True))
+            exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+            rows.append(exponentials / exponentials.sum(axis=1, keepdims=True))
         return np.concatenate(rows)
 
 
@@ -65,7 +65,7 @@ def main():
     seconds = time.perf_counter() - start
     difference = float(np.abs(theirs - ours).max())
     if not difference < TOLERANCE:
-        sys.exit(f"onnxruntime's probabilities and ours differ by {difference:.2e}")
+        sys.exit(f"onnxruntime's probabilities differ from ours by {difference:.2e}")
     same = int((theirs.argmax(axis=1) == np.argmax(ours, axis=1)).sum())
     print(json.dumps({"name": "onnxruntime + Pillow", "images_per_second": len(files) / seconds, "difference": difference,
                       "same_top_class": same, "files": len(files)}))

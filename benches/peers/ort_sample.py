@@ -1,9 +1,9 @@
-"""Sampling in a plain Python loop over onnxruntime: the peer of benches/sampling.rs.
+"""Sampling with a Python loop and onnxruntime, for comparison with benches/sampling.rs.
 
     ort_sample.py FOLDER [--threads N]
 
-FOLDER is what `benches/sampling.rs --write` made: our ONNX file, the noise, and the pictures that we draw from it. The pictures must be
-equal. Prints a line of JSON.
+FOLDER is the output of `benches/sampling.rs --write`: our ONNX file, the noise, and our images. The images must agree. Prints a line of
+JSON.
 """
 
 import argparse
@@ -17,14 +17,14 @@ import onnxruntime
 
 STEPS = 20
 GUIDANCE = 2.0
-# The least 1 − t that a difference is divided by.
-CLAMP = 0.05
-# Largest difference of a value of a picture, of which black is −1 and white 1, after the whole trajectory.
+# Minimum of 1 − t as a divisor.
+MIN_ONE_MINUS_T = 0.05
+# Maximum difference of a value of the final images; black is −1 and white is 1.
 TOLERANCE = 1e-3
 
 
 class Sampler:
-    """Heun's method on a uniform grid from noise (t = 0) to picture (t = 1), with classifier-free guidance."""
+    """Heun's method on a uniform grid from noise (t = 0) to image (t = 1), with classifier-free guidance."""
 
     def __init__(self, path, threads):
         options = onnxruntime.SessionOptions()
@@ -47,7 +47,7 @@ class Sampler:
         return unconditional + np.float32(GUIDANCE) * (conditional - unconditional)
 
     def velocity(self, x, prediction, t):
-        return (prediction - x) / max(np.float32(1) - t, np.float32(CLAMP)) if self.predicts_x else prediction
+        return (prediction - x) / max(np.float32(1) - t, np.float32(MIN_ONE_MINUS_T)) if self.predicts_x else prediction
 
     def sample(self, x, label, steps=STEPS):
         for step in range(steps):
@@ -56,9 +56,9 @@ class Sampler:
             if step + 1 == steps and self.predicts_x:
                 return prediction
             slope = self.velocity(x, prediction, start)
-            ahead = x + (end - start) * slope
-            last = self.velocity(ahead, self.predict(ahead, end, label), end)
-            x = x + (end - start) / 2 * (slope + last)
+            next_x = x + (end - start) * slope
+            end_slope = self.velocity(next_x, self.predict(next_x, end, label), end)
+            x = x + (end - start) / 2 * (slope + end_slope)
         return x
 
 
@@ -70,16 +70,16 @@ def main():
     sampler = Sampler(args.folder / "model.onnx", args.threads)
     size = sampler.meta["image_size"]
     noise, ours = (
-        np.fromfile(args.folder / name, "<f4").reshape(-1, 3, size, size) for name in ("noise.bin", "pictures.bin")
+        np.fromfile(args.folder / name, "<f4").reshape(-1, 3, size, size) for name in ("noise.bin", "images.bin")
     )
     label = np.arange(len(noise), dtype=np.int64) % len(sampler.meta["classes"])
     sampler.sample(noise, label, steps=1)
     start = time.perf_counter()
-    pictures = sampler.sample(noise, label)
+    images = sampler.sample(noise, label)
     seconds = time.perf_counter() - start
-    difference = float(np.abs(pictures - ours).max())
+    difference = float(np.abs(images - ours).max())
     if not difference < TOLERANCE:
-        sys.exit(f"onnxruntime's pictures and ours differ by {difference:.2e}")
+        sys.exit(f"onnxruntime's images differ from ours by {difference:.2e}")
     print(json.dumps({"name": "onnxruntime", "images_per_second": len(noise) / seconds, "difference": difference}))
 
 

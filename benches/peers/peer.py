@@ -1,4 +1,4 @@
-"""What the training peers share: their arguments, where they compute, what a step is, and how they are checked and timed."""
+"""Helpers of torch_dit.py and torch_resnet.py: arguments, devices, the training step, checks and timing."""
 
 import argparse
 import json
@@ -13,83 +13,83 @@ import torch
 from torch import nn
 
 WARM_UP = {"cpu": 2, "cuda": 10}
-# Largest difference from ours: of an element of the prediction (their size is about 1), and relative, of loss and gradients.
+# Maximum difference from ours: absolute for elements of the prediction, whose scale is about 1; relative for loss and gradients.
 PREDICTION_TOLERANCE = 1e-4
 RELATIVE_TOLERANCE = 1e-3
 
 
 def arguments(doc):
-    """The command line. New tensors are on the device from here on, and arithmetic is that of f32: nothing is rounded to TF32."""
+    """Parses the command line, sets the default device, and disables TF32."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("file", type=pathlib.Path)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--tf32", action="store_true", help="round the factors of products to TF32 while being timed")
-    parser.add_argument("--precision", choices=["f32", "bf16"], default="f32", help="autocast to it while being timed")
+    parser.add_argument("--tf32", action="store_true", help="use TF32 matrix products in the timed steps")
+    parser.add_argument("--precision", choices=["f32", "bf16"], default="f32", help="autocast precision of the timed steps")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.set_default_device(args.device)
     torch.manual_seed(0)
-    tf32(False)
+    set_tf32(False)
     return args
 
 
 def load(args):
-    """What the file says about the model, and its tensors, on the device: f32, but for whole numbers that count batches."""
+    """Returns the metadata and the tensors of the file, on the device. Tensors are f32, except for integer batch counters."""
     data = bytearray(args.file.read_bytes())
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     meta = json.loads(header.pop("__metadata__")["tiny-cats"])
 
     def tensor(entry):
-        begin, end = entry["data_offsets"]
+        first, last = entry["data_offsets"]
         dtype = {"F32": torch.float32, "I64": torch.int64}[entry["dtype"]]
-        values = torch.frombuffer(data, dtype=dtype, offset=start + begin, count=(end - begin) // dtype.itemsize)
+        values = torch.frombuffer(data, dtype=dtype, offset=start + first, count=(last - first) // dtype.itemsize)
         return values.reshape(entry["shape"]).to(args.device)
 
     return meta, {name: tensor(entry) for name, entry in header.items()}
 
 
 def relative(found, expected):
-    """The largest difference of an element, relative to it."""
+    """Returns the maximum relative difference of an element."""
     return ((found - expected).abs() / expected.abs().clamp(min=1e-6)).max().item()
 
 
 def check(model, prediction, loss, ours, others):
-    """The largest difference of the prediction; ends the program where it, the loss, a gradient or one of `others`, which are relative
-    differences by name, is another."""
+    """Returns the maximum difference of the prediction. Exits if the prediction, the loss, a gradient or one of `others` (relative
+    differences by name) exceeds its tolerance."""
     loss.backward()
     gradients = torch.stack([p.grad.norm() for _, p in sorted(model.named_parameters())])
     model.zero_grad()
     difference = (prediction - ours["check/prediction"]).abs().max().item()
     found = {"loss": relative(loss, ours["check/loss"]), "gradients": relative(gradients, ours["check/gradients"])}
-    wrong = [f"{name} by {value:.2e} of it" for name, value in (found | others).items() if not value < RELATIVE_TOLERANCE]
+    failures = [f"{name} by {value:.2e} (relative)" for name, value in (found | others).items() if not value < RELATIVE_TOLERANCE]
     if not difference < PREDICTION_TOLERANCE:
-        wrong.insert(0, f"prediction by {difference:.2e}")
-    if wrong:
-        sys.exit(f"PyTorch and we differ: {', '.join(wrong)}")
+        failures.insert(0, f"prediction by {difference:.2e}")
+    if failures:
+        sys.exit(f"PyTorch differs from our results: {', '.join(failures)}")
     return difference
 
 
 class Trainer:
-    """One step: a batch that `draw` draws, the loss that `loss` computes of it, backward, clipping, AdamW, moving average."""
+    """Training steps: a batch from `next_batch`, its loss from `loss`, backward, clipping, AdamW, moving average."""
 
     def __init__(self, model, batch, betas, weight_decay, ema):
         self.model, self.batch, self.ema_decay = model, batch, ema
-        self.step_count, self.half = 0, False
+        self.step_count, self.use_bf16 = 0, False
         self.parameters = list(model.parameters())
-        decays = [[p for p in self.parameters if (p.dim() >= 2) == of] for of in (True, False)]
+        decays = [[p for p in self.parameters if (p.dim() >= 2) == decay] for decay in (True, False)]
         groups = [{"params": decays[0], "weight_decay": weight_decay}, {"params": decays[1], "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=betas, eps=1e-8, fused=True)
-        # Parameters and running statistics, which the average is of too.
+        # The moving average covers parameters and running statistics.
         self.state = [v for v in model.state_dict().values() if v.is_floating_point()]
         self.ema = [v.clone() for v in self.state]
 
     def step(self):
-        batch = self.draw()
+        batch = self.next_batch()
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.parameters[0].device.type, torch.bfloat16, enabled=self.half):
+        with torch.autocast(self.parameters[0].device.type, torch.bfloat16, enabled=self.use_bf16):
             loss = self.loss(*batch)
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=True)
@@ -101,13 +101,13 @@ class Trainer:
             sys.exit(f"the loss is {loss.item()}")
 
 
-def tf32(on):
-    torch.backends.cuda.matmul.allow_tf32 = on
-    torch.backends.cudnn.allow_tf32 = on
+def set_tf32(enabled):
+    torch.backends.cuda.matmul.allow_tf32 = enabled
+    torch.backends.cudnn.allow_tf32 = enabled
 
 
 class Memory(threading.Thread):
-    """Watches how much memory is in use on the card."""
+    """Samples the memory in use on the GPU."""
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -120,9 +120,9 @@ class Memory(threading.Thread):
 
 
 def time(args, trainer, difference):
-    """Times steps, each of which waits for its own end, and prints a line of JSON."""
-    tf32(args.tf32)
-    trainer.half = args.precision == "bf16"
+    """Times synchronized steps, and prints a line of JSON."""
+    set_tf32(args.tf32)
+    trainer.use_bf16 = args.precision == "bf16"
     memory = Memory()
     if args.device == "cuda":
         memory.start()

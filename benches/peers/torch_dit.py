@@ -1,9 +1,9 @@
-"""TinyDiT and its training step in PyTorch, as its users would write it: the peer of benches/training.rs.
+"""TinyDiT and its training step in PyTorch, for comparison with benches/training.rs.
 
     torch_dit.py FILE.safetensors [--device cpu|cuda] [--tf32] [--threads N] [--steps N]
 
-FILE is what `benches/training.rs --write` made: configuration, weights, a batch, and what our network makes of it. The prediction, the
-loss and the gradients must be equal before anything is timed. Prints a line of JSON.
+FILE is an output of `benches/training.rs --write`: configuration, weights, a batch, and our results. The prediction, the loss and the
+gradients must agree before the timing. Prints a line of JSON.
 """
 
 import math
@@ -19,7 +19,7 @@ RMS_EPS = 1e-6
 
 
 class RmsNorm(nn.Module):
-    """Without parameters, where `width` is None."""
+    """RMSNorm, without parameters if `width` is None."""
 
     def __init__(self, width=None):
         super().__init__()
@@ -120,7 +120,7 @@ class TimeEmbedder(nn.Module):
 
 
 class Embedder(nn.Module):
-    """A layer below one more name, as the files have it."""
+    """A layer in a submodule called `name`, as in our files."""
 
     def __init__(self, name, layer):
         super().__init__()
@@ -141,7 +141,7 @@ def positions(side, width):
 
 
 class TinyDiT(nn.Module):
-    """Both layouts; the names of its parameters are those in our files."""
+    """Both layouts of TinyDiT, with the parameter names of our files."""
 
     def __init__(self, config):
         super().__init__()
@@ -173,7 +173,7 @@ class TinyDiT(nn.Module):
         if self.modern:
             x = x.view(n, side, side, 3, patch, patch).permute(0, 3, 1, 4, 2, 5)
         else:
-            # What its files mean: tokens are not put back in their places.
+            # As in the legacy layout: tokens are not moved back to their positions.
             x = x.transpose(1, 2)
         return x.reshape(n, 3, side * patch, side * patch)
 
@@ -183,24 +183,24 @@ def weighted_error(prediction, target, weight):
 
 
 class Trainer(peer.Trainer):
-    """Draws a batch from pictures in memory."""
+    """Draws batches from images in memory."""
 
     def __init__(self, model, batch):
         super().__init__(model, batch, betas=(0.9, 0.95), weight_decay=0.0, ema=0.9999)
         size, classes = model.config["image_size"], model.config["classes"]
-        self.pictures = torch.randint(0, 256, (2 * classes, 3, size, size), dtype=torch.uint8)
+        self.images = torch.randint(0, 256, (2 * classes, 3, size, size), dtype=torch.uint8)
         self.labels = torch.arange(2 * classes) % classes
 
-    def draw(self):
-        chosen = torch.randint(0, len(self.pictures), (self.batch,))
-        clean = self.pictures[chosen].float() / 127.5 - 1
+    def next_batch(self):
+        indices = torch.randint(0, len(self.images), (self.batch,))
+        clean = self.images[indices].float() / 127.5 - 1
         flipped = torch.rand(self.batch, 1, 1, 1) < 0.5
         clean = torch.where(flipped, clean.flip(-1), clean)
         noise = torch.randn_like(clean)
         t = torch.sigmoid(-0.3 + 0.9 * torch.randn(self.batch))
         column = t.view(-1, 1, 1, 1)
         x = column * clean + (1 - column) * noise
-        label = self.labels[chosen]
+        label = self.labels[indices]
         if not self.model.modern:
             return x, t, label, clean - noise, torch.ones(self.batch)
         null = torch.full_like(label, self.model.config["classes"])

@@ -1,10 +1,10 @@
-"""Photographs to what a classifier is shown, by torchvision's transforms and PyTorch's DataLoader: the peer of benches/loading.rs.
+"""Loading of photographs with torchvision's transforms and PyTorch's DataLoader, for comparison with benches/loading.rs.
 
     torch_loading.py DIR [--size N] [--workers N]
 
-`cold` decodes each file, takes a random part of it, resizes that, and mirrors half of them, as torchvision's own training script does.
-`cached` does the same with photographs that were decoded and resized beforehand and are in memory. Workers are started before the clock.
-Prints a line of JSON for each.
+`cold` decodes each file, resizes a random crop and flips half of them, as torchvision's training script does. `cached` does the same with
+photographs that are already decoded, resized and in memory. The time does not include the start of the workers. Prints a line of JSON for
+each.
 """
 
 import argparse
@@ -31,13 +31,13 @@ class Cached(Dataset):
 
 
 def seconds(loader, epochs):
-    """Seconds an epoch, after one with which the workers warm up."""
+    """Returns the seconds per epoch, after a warm-up epoch."""
     times = []
     for _ in range(1 + epochs):
-        begin = time.perf_counter()
-        shown = sum(len(batch[0] if isinstance(batch, list) else batch) for batch in loader)
-        times.append(time.perf_counter() - begin)
-        assert shown == len(loader.dataset)
+        start = time.perf_counter()
+        count = sum(len(batch[0] if isinstance(batch, list) else batch) for batch in loader)
+        times.append(time.perf_counter() - start)
+        assert count == len(loader.dataset)
     return sum(times[1:]) / epochs
 
 
@@ -53,8 +53,8 @@ def main():
     options = {"batch_size": 32, "num_workers": args.workers, "persistent_workers": args.workers > 0}
 
     cold = ImageFolder(args.folder, v2.Compose([*augment, v2.ToImage(), *floats]))
-    plain = ImageFolder(args.folder, v2.Compose([v2.Resize(args.size), v2.ToImage()]))
-    cached = Cached([picture for picture, _ in plain], v2.Compose([*augment, *floats]))
+    resized = ImageFolder(args.folder, v2.Compose([v2.Resize(args.size), v2.ToImage()]))
+    cached = Cached([image for image, _ in resized], v2.Compose([*augment, *floats]))
     for name, data, epochs in [("cold", cold, 1), ("cached", cached, EPOCHS)]:
         speed = len(data) / seconds(DataLoader(data, **options), epochs)
         print(json.dumps({"name": name, "images": len(data), "images_per_second": speed}))

@@ -1,12 +1,11 @@
-"""Modal in miniature: the very container code of run.py, in processes of this machine.
+"""A small imitation of Modal that runs the container code, run.py, in local processes.
 
     python deploy/modal/local.py --root DIR --binary target/release/tiny-cats \\
         train dit data/cats --run-id ID --timeout 3600 --max-retries 3 --steps=1000
 
-DIR/data and DIR/outputs stand for the volumes. An attempt is a process with a folder of its own below
-DIR/containers, into which the volume is copied when it begins; only what it commits outlives it. One that is
-interrupted (SIGINT, SIGTERM) or killed is followed by another with the same input, which is no retry; one
-that fails or takes longer than its timeout is retried, after ever longer waits.
+DIR/data and DIR/outputs imitate the volumes. Each attempt is a process with its own folder in DIR/containers, which
+starts with a copy of the volume; only committed changes are kept. An interrupted (SIGINT, SIGTERM) or killed attempt
+restarts with the same input, which does not count as a retry. A failed or timed out attempt is retried with backoff.
 """
 
 import contextlib
@@ -29,70 +28,72 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def sync(source, target, known):
-    """Brings to `target` what is new in `source` since `known`, file by file as a volume does, and returns
-    what is known then."""
-    now = {}
+    """Copies the changes of `source` since `known` to `target`, file by file as a volume does.
+
+    Returns the current times and sizes of the files: the next `known`.
+    """
+    current = {}
     for path in source.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
             if path.is_symlink() or path.is_file():
-                now[path.relative_to(source)] = (path.lstat().st_mtime_ns, path.lstat().st_size)
+                current[path.relative_to(source)] = (path.lstat().st_mtime_ns, path.lstat().st_size)
     new = target.parent / f".copy-{os.getpid()}"
-    for name in [name for name, about in now.items() if known.get(name) != about]:
+    for name in [name for name, stat in current.items() if known.get(name) != stat]:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             shutil.copy2(source / name, new, follow_symlinks=False)
             os.replace(new, target / name)
-    for name in known.keys() - now.keys():
+    for name in known.keys() - current.keys():
         (target / name).unlink(missing_ok=True)
-    return now
+    return current
 
 
 class Container:
-    """A folder with the data and a copy of the volume."""
+    """The folder of a container: the data, and a copy of the output volume."""
 
     def __init__(self, call):
         self.root, self.known = Path(call["root"]), {}
         (self.root / "containers").mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=self.root / "containers"))
         (folder / "data").symlink_to(self.root / "data")
-        self.place = run.Place(folder, call["binary"])
-        self.place.outputs.mkdir()
+        self.workspace = run.Workspace(folder, call["binary"])
+        self.workspace.outputs.mkdir()
         self.reload()
 
     def reload(self):
         (self.root / "outputs").mkdir(exist_ok=True)
-        self.known = sync(self.root / "outputs", self.place.outputs, self.known)
+        self.known = sync(self.root / "outputs", self.workspace.outputs, self.known)
 
     def commit(self):
-        self.known = sync(self.place.outputs, self.root / "outputs", self.known)
+        self.known = sync(self.workspace.outputs, self.root / "outputs", self.known)
         states = sorted(path.name for path in self.known if "_step_" in path.name)
         with open(self.root / "commits.jsonl", "a", encoding="utf8") as file:
-            file.write(json.dumps({"container": self.place.root.name, "states": states}) + "\n")
+            file.write(json.dumps({"container": self.workspace.root.name, "states": states}) + "\n")
 
 
 def attempt(call):
-    """The process that is a container."""
+    """Runs one attempt; its process imitates a container."""
     run.SETTINGS["time"].update(call["time"])
     container = Container(call)
     try:
-        result = run.train(call["task"], call["request"], container.place, container.commit)
-        run.write_atomically(result_of(call), json.dumps({"result": result}))
-    except run.Ended as ended:
-        run.write_atomically(result_of(call).parent / "error.json", json.dumps({"error": str(ended)}))
-        sys.exit(f"error: {type(ended).__name__}: {ended}")
+        result = run.train(call["task"], call["request"], container.workspace, container.commit)
+        run.write_atomically(result_file(call), json.dumps({"result": result}))
+    except run.AttemptError as error:
+        run.write_atomically(result_file(call).parent / "error.json", json.dumps({"error": str(error)}))
+        sys.exit(f"error: {type(error).__name__}: {error}")
     finally:
-        shutil.rmtree(container.place.root, ignore_errors=True)
+        shutil.rmtree(container.workspace.root, ignore_errors=True)
 
 
-def result_of(call):
+def result_file(call):
     return Path(call["root"]) / "calls" / call["id"] / "result.json"
 
 
-def keep(call):
-    """What Modal does with a call: attempt after attempt, until one succeeds or the retries are used up."""
-    folder = result_of(call).parent
+def supervise(call):
+    """Runs attempts of a call as Modal does, until one succeeds or no retries are left."""
+    folder = result_file(call).parent
     run.write_atomically(folder / "pid", str(os.getpid()))
-    # What a killed attempt leaves behind becomes this process's child, to end as it does with a container.
+    # Adopts the children of a killed attempt, so that they can be killed too, as with a container.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     failures, delay = 0, call["retries"]["initial_delay_s"]
     while True:
@@ -106,38 +107,38 @@ def keep(call):
             code = None
             process.kill()
             process.wait()
-        end_children()
+        kill_children()
         if code == 0:
             return 0
         if code is not None and code < 0:
-            print(f"interrupted by signal {-code}: the same input again", file=sys.stderr)
+            print(f"interrupted by signal {-code}: restarting with the same input", file=sys.stderr)
             continue
         failures += 1
         if failures > call["max_retries"]:
-            print(f"given up after {failures} failures", file=sys.stderr)
-            error = run.read_json(folder / "error.json") or {"error": "it took too long"}
-            run.write_atomically(result_of(call), json.dumps(error))
+            print(f"no retries left after {failures} failures", file=sys.stderr)
+            error = run.read_json(folder / "error.json") or {"error": "timed out"}
+            run.write_atomically(result_file(call), json.dumps(error))
             return 1
-        why = "timed out" if code is None else "failed"
-        print(f"{why}: retry {failures} of {call['max_retries']} in {delay:g} s", file=sys.stderr)
+        reason = "timed out" if code is None else "failed"
+        print(f"{reason}: retry {failures} of {call['max_retries']} in {delay:g} s", file=sys.stderr)
         time.sleep(delay)
         delay = min(delay * call["retries"]["backoff"], call["retries"]["most_delay_s"])
 
 
-def end_children():
+def kill_children():
     def children():
         return [
             int(stat.parent.name) for stat in Path("/proc").glob("[0-9]*/stat") if parent(stat) == os.getpid()
         ]
 
-    while found := children():
-        for child in found:
+    while pids := children():
+        for child in pids:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
 
 
 def state_and_parent(stat):
-    """A process's state and its parent; Z, as if it were dead and not yet buried, where there is none."""
+    """Returns the state and the parent of a process; ("Z", None) if it does not exist."""
     with contextlib.suppress(OSError):
         state, parent = stat.read_text().rpartition(")")[2].split()[:2]
         return state, int(parent)
@@ -148,8 +149,8 @@ def parent(stat):
     return state_and_parent(stat)[1]
 
 
-class Spawned:
-    """A call that is kept by a process of its own."""
+class LocalCall:
+    """A call whose attempts are run by a supervisor process."""
 
     def __init__(self, root, id):
         self.id, self.folder = id, root / "calls" / id
@@ -157,72 +158,72 @@ class Spawned:
     def get(self, timeout):
         end = time.monotonic() + timeout
         while True:
-            # Before the result is read, since a keeper ends once it has written it.
-            keeper = run.read_json(self.folder / "pid")
-            alone = keeper is not None and state_and_parent(Path(f"/proc/{keeper}/stat"))[0] == "Z"
+            # Check before reading the result: the supervisor exits after writing it.
+            supervisor = run.read_json(self.folder / "pid")
+            is_dead = supervisor is not None and state_and_parent(Path(f"/proc/{supervisor}/stat"))[0] == "Z"
             if (answer := run.read_json(self.folder / "result.json")) is not None:
                 if "error" in answer:
-                    raise run.Failed(answer["error"])
+                    raise run.PermanentError(answer["error"])
                 return answer["result"]
-            if alone:
-                raise run.Killed("nobody keeps this call any more")
+            if is_dead:
+                raise run.EngineKilled("the supervisor of this call was killed")
             if time.monotonic() >= end:
                 raise TimeoutError
             time.sleep(0.05)
 
 
-def sweep(asked, common):
+def sweep(args, common):
     container, root = Container(common), Path(common["root"])
 
     def spawn(task, request):
         call = {**common, "id": secrets.token_hex(4), "task": task, "request": request}
-        run.write_atomically(result_of(call).parent / "call.json", json.dumps(call))
-        keeper = subprocess.Popen(
-            [sys.executable, __file__, "--keep", str(result_of(call).parent / "call.json")],
+        run.write_atomically(result_file(call).parent / "call.json", json.dumps(call))
+        supervisor = subprocess.Popen(
+            [sys.executable, __file__, "--supervise", str(result_file(call).parent / "call.json")],
             start_new_session=True,
         )
-        run.write_atomically(result_of(call).parent / "pid", str(keeper.pid))
-        return Spawned(root, call["id"])
+        run.write_atomically(result_file(call).parent / "pid", str(supervisor.pid))
+        return LocalCall(root, call["id"])
 
-    request = options.request_of(asked)
+    request = options.build_request(args)
     request["train"]["device"] = None
     try:
         return run.sweep(
-            request, container.place, container.commit, container.reload, spawn, lambda id: Spawned(root, id)
+            request, container.workspace, container.commit, container.reload, spawn, lambda id: LocalCall(root, id)
         )
     finally:
-        shutil.rmtree(container.place.root, ignore_errors=True)
+        shutil.rmtree(container.workspace.root, ignore_errors=True)
 
 
 def main(words):
     if words[:1] == ["--attempt"]:
         return attempt(json.load(sys.stdin))
-    if words[:1] == ["--keep"]:
-        return keep(json.loads(Path(words[1]).read_text("utf8")))
+    if words[:1] == ["--supervise"]:
+        return supervise(json.loads(Path(words[1]).read_text("utf8")))
     parser = options.Parser(prog="local.py", add_help=False)
     parser.add_argument("--root", required=True)
     parser.add_argument("--binary", required=True)
     parser.add_argument("--heartbeat", type=float, default=run.SETTINGS["time"]["heartbeat_s"])
     parser.add_argument("--initial-delay", type=float, default=run.SETTINGS["retries"]["initial_delay_s"])
-    here, rest = parser.parse_known_args(words)
-    asked = options.parse(rest)
+    local, rest = parser.parse_known_args(words)
+    args = options.parse(rest)
     common = {
         "id": secrets.token_hex(4),
-        "root": str(Path(here.root).resolve()),
-        "binary": str(Path(here.binary).resolve()),
-        "time": {"heartbeat_s": here.heartbeat},
-        "retries": {**run.SETTINGS["retries"], "initial_delay_s": here.initial_delay},
+        "root": str(Path(local.root).resolve()),
+        "binary": str(Path(local.binary).resolve()),
+        "time": {"heartbeat_s": local.heartbeat},
+        "retries": {**run.SETTINGS["retries"], "initial_delay_s": local.initial_delay},
     }
-    if asked.command not in ("train", "sweep"):
-        parser.error(f"{asked.command} is run by tiny-cats itself here")
-    common["max_retries"] = asked.max_retries
-    if asked.command == "sweep":
+    if args.command not in ("train", "sweep"):
+        parser.error(f"{args.command}: run tiny-cats directly instead")
+    common["max_retries"] = args.max_retries
+    if args.command == "sweep":
         try:
-            print(sweep(asked, common))
+            print(sweep(args, common))
             return 0
-        except run.Ended as ended:
-            sys.exit(f"error: {ended}")
-    return keep({**common, "task": asked.task, "request": {**options.request_of(asked), "device": None}})
+        except run.AttemptError as error:
+            sys.exit(f"error: {error}")
+    return supervise({**common, "task": args.task, "request": {**options.build_request(args), "device": None}})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `modal run deploy/modal/app.py` is asked, parsed and checked before anything is started."""
+"""Parses and checks the arguments of `modal run deploy/modal/app.py` before anything starts."""
 
 import argparse
 import contextlib
@@ -13,50 +13,50 @@ import time
 import tomllib
 from pathlib import Path
 
-from run import SETTINGS, Failed, card, count_of, refuse_credentials
+from run import SETTINGS, PermanentError, gpu_type, gpu_count, refuse_credentials
 
-WRONG_USAGE = 2
+EXIT_USAGE = 2
 TASKS = ("dit", "classifier")
 
 
 class Parser(argparse.ArgumentParser):
-    """One that says what is wrong in one line."""
+    """An argument parser with one-line errors."""
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message):
         print(f"error: {message}", file=sys.stderr)
-        sys.exit(WRONG_USAGE)
+        sys.exit(EXIT_USAGE)
 
 
 def gpu_list(text):
-    """A10,L4 or A100:2: the cards that will do, in order."""
+    """Parses acceptable GPUs in order of preference, such as `A10,L4` or `A100:2`."""
     names = SETTINGS["gpu"]["names"]
     for gpu in text.split(","):
         name, colon, count = gpu.partition(":")
         if name not in names:
             near = difflib.get_close_matches(name.upper(), names, 1, 0)[0]
             raise argparse.ArgumentTypeError(
-                f"Modal has no {name!r}; the nearest is {near}, all are {', '.join(names)}"
+                f"unknown GPU {name!r}; did you mean {near}? expected one of {', '.join(names)}"
             )
         if colon and not re.fullmatch("[1-8]", count):
             raise argparse.ArgumentTypeError(f"{gpu}: expected 1 to 8 GPUs")
-    if len({count_of(gpu) for gpu in text.split(",")}) > 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected as many of each, since a run is divided among them")
+    if len({gpu_count(gpu) for gpu in text.split(",")}) > 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected the same number of each GPU")
     return text.split(",")
 
 
-def number(kind, least, most=math.inf, above=False):
-    """Reads a number of at least `least`, or `above` it, and at most `most`."""
+def number(kind, minimum, maximum=math.inf, exclusive=False):
+    """Returns a parser of numbers from `minimum` to `maximum`; `exclusive` excludes `minimum`."""
 
     def check(text):
         with contextlib.suppress(ValueError):
             value = kind(text)
-            if least <= value <= most and math.isfinite(value) and not (above and value == least):
+            if minimum <= value <= maximum and math.isfinite(value) and not (exclusive and value == minimum):
                 return value
-        bounds = f"more than {least}" if above else f"at least {least}"
-        bounds += "" if most == math.inf else f" and at most {most}"
+        bounds = f"more than {minimum}" if exclusive else f"at least {minimum}"
+        bounds += "" if maximum == math.inf else f" and at most {maximum}"
         raise argparse.ArgumentTypeError(f"expected {bounds}, found {text!r}")
 
     return check
@@ -65,35 +65,35 @@ def number(kind, least, most=math.inf, above=False):
 def run_id(text):
     if not re.fullmatch(r"[A-Za-z0-9_+=][A-Za-z0-9_+=.-]{0,99}", text) or text in ("latest", "sweeps"):
         raise argparse.ArgumentTypeError(
-            f"expected a folder's name, at most 100 of letters, digits and -_+=., found {text!r}"
+            f"expected a folder name of at most 100 letters, digits and -_+=., found {text!r}"
         )
     return text
 
 
-def dollars(text, of=lambda value: value):
-    """A table of dollars as JSON; None where it is none."""
+def dollar_table(text, amount=lambda value: value):
+    """Parses a JSON table of dollars; returns None if it is invalid. `amount` extracts the dollars of a value."""
     with contextlib.suppress(ValueError, AttributeError, KeyError):
         table = json.loads(text)
-        values = [of(value) for value in table.values()]
+        values = [amount(value) for value in table.values()]
         if values and all(type(value) in (int, float) and 0 < value < math.inf for value in values):
             return table
 
 
 def prices(text):
-    if table := dollars(text, lambda row: row["hour"] if isinstance(row, dict) else row):
+    if table := dollar_table(text, lambda row: row["hour"] if isinstance(row, dict) else row):
         return table
-    raise argparse.ArgumentTypeError('expected dollars an hour by GPU as JSON, such as {"A10": 1.42}')
+    raise argparse.ArgumentTypeError('expected dollars per hour by GPU as JSON, such as {"A10": 1.42}')
 
 
 def shares(text):
-    if table := dollars(text):
+    if table := dollar_table(text):
         return table
     raise argparse.ArgumentTypeError('expected dollars by job as JSON, such as {"lr=0.001": 2.5}')
 
 
 def parser():
-    """What `modal run deploy/modal/app.py` takes. Other words are for the program in the container, and are
-    handed on as they are."""
+    """The argument parser of `modal run deploy/modal/app.py`. Unknown arguments go unchanged to the program in the
+    container."""
     times, retries = SETTINGS["time"], SETTINGS["retries"]
     cloud = Parser(add_help=False)
     option = cloud.add_argument
@@ -101,7 +101,7 @@ def parser():
         "--gpu",
         type=gpu_list,
         metavar="LIST",
-        help="GPUs that will do, in order: A10,L4 ({dit} for dit, {classifier} for classifier)".format(
+        help="acceptable GPUs in order of preference: A10,L4 ({dit} for dit, {classifier} for classifier)".format(
             **SETTINGS["gpu"]
         ),
     )
@@ -110,181 +110,181 @@ def parser():
         type=number(int, 1, times["longest_attempt_s"]),
         default=times["longest_attempt_s"],
         metavar="SECONDS",
-        help="the longest that an attempt may take (%(default)s)",
+        help="maximum duration of an attempt (%(default)s)",
     )
     option(
         "--max-retries",
         type=number(int, 0, retries["most"]),
         default=retries["default"],
         metavar="N",
-        help="attempts after ones that failed or timed out (%(default)s); preemptions do not count",
+        help="maximum number of retries after failures and timeouts (%(default)s)",
     )
     option(
         "--max-cost",
-        type=number(float, 0, above=True),
+        type=number(float, 0, exclusive=True),
         metavar="DOLLARS",
-        help="stop when so much is spent; a sweep's is shared out",
+        help="stop when this much is spent; the jobs of a sweep share it",
     )
     option(
         "--price-per-hour",
         type=prices,
         metavar="JSON",
-        help='dollars an hour of the whole container by GPU: {"A10": 1.42}; unset, what the program knows',
+        help='dollars per hour of a container by GPU: {"A10": 1.42} (the program\'s price list)',
     )
-    option("--region", metavar="NAME", help="where the container must be, which costs more; unset, anywhere")
+    option("--region", metavar="NAME", help="region of the container, which costs more (any region)")
 
-    whole = Parser(
+    main = Parser(
         prog="modal run deploy/modal/app.py",
         description="tiny-cats on Modal's GPUs.",
-        epilog="`modal run --detach …` lets it go on when this machine is switched off.",
+        epilog="`modal run --detach …` keeps it running when this machine is switched off.",
     )
-    commands = whole.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
-    one = commands.add_parser(
+    commands = main.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    train = commands.add_parser(
         "train",
         parents=[cloud],
         help="train a model: train dit data/cat-heads --gpu A10 --steps=1000",
-        epilog="All else is for `tiny-cats train`, see its --help: the data's folder, --config, --steps, …",
+        epilog="Other arguments go to `tiny-cats train`, see its --help: the data folder, --config, --steps, …",
     )
-    one.add_argument("task", choices=TASKS)
-    one.add_argument(
-        "--run-id", type=run_id, metavar="ID", help="the run's folder; one that is there is gone on with"
+    train.add_argument("task", choices=TASKS)
+    train.add_argument(
+        "--run-id", type=run_id, metavar="ID", help="the run's folder; an existing run is resumed"
     )
-    many = commands.add_parser(
+    sweep = commands.add_parser(
         "sweep",
         parents=[cloud],
         help="train with many settings: sweep lr.toml --parallel 4",
-        epilog="All else is added to every job's flags.",
+        epilog="Other arguments are added to the flags of every job.",
     )
-    many.add_argument("file", metavar="FILE.toml")
-    many.add_argument("--parallel", type=number(int, 1), default=1, metavar="N", help="jobs at once (1)")
-    many.add_argument("--shares", type=shares, help=argparse.SUPPRESS)  # what each job may cost, by its name
-    many.add_argument("--retry-failed", action="store_true", help="try jobs again that have failed")
+    sweep.add_argument("file", metavar="FILE.toml")
+    sweep.add_argument("--parallel", type=number(int, 1), default=1, metavar="N", help="number of jobs that run at once (1)")
+    sweep.add_argument("--shares", type=shares, help=argparse.SUPPRESS)  # the maximum cost of each job, by its name
+    sweep.add_argument("--retry-failed", action="store_true", help="retry failed jobs")
     commands.add_parser(
         "download-data",
-        help="fetch the photographs into the data volume",
-        epilog="All else is for `tiny-cats data download`.",
+        help="download the photographs into the data volume",
+        epilog="Other arguments go to `tiny-cats data download`.",
     )
-    exported = commands.add_parser(
+    export = commands.add_parser(
         "export",
-        help="write a run's released model as ONNX, beside it",
-        epilog="All else is for `tiny-cats export`.",
+        help="export a run's released model to an ONNX file next to it",
+        epilog="Other arguments go to `tiny-cats export`.",
     )
-    exported.add_argument("run", type=run_id, metavar="RUN")
-    drawn = commands.add_parser("sample", help="draw a cat: sample --breed Siamese --seed 7 -o cat.png")
-    drawn.add_argument(
-        "--run", type=run_id, metavar="RUN", help="whose model; unset, the one that comes with the program"
+    export.add_argument("run", type=run_id, metavar="RUN")
+    sample = commands.add_parser("sample", help="generate a cat: sample --breed Siamese --seed 7 -o cat.png")
+    sample.add_argument(
+        "--run", type=run_id, metavar="RUN", help="the run whose model generates (the released model)"
     )
-    drawn.add_argument("--breed", default="Siamese", metavar="NAME")
-    drawn.add_argument("--seed", type=number(int, 0), default=0)
-    drawn.add_argument("-o", "--output", default="cat.png", metavar="FILE")
-    commands.add_parser("check", help="see whether this app can be run, without asking Modal anything")
-    return whole
+    sample.add_argument("--breed", default="Siamese", metavar="NAME")
+    sample.add_argument("--seed", type=number(int, 0), default=0)
+    sample.add_argument("-o", "--output", default="cat.png", metavar="FILE")
+    commands.add_parser("check", help="check that this app loads; does not connect to Modal")
+    return main
 
 
-# What the container decides.
+# Flags that the container sets.
 RESERVED = ("--runs-dir", "--resume", "--output", "-o", "--max-time", "--run-id", "--gpus")
 
 
 def parse(words):
-    """What is asked, checked; ends the program with one line where it cannot be."""
-    whole = parser()
+    """Parses and checks the arguments; exits with a one-line error if they are invalid."""
+    arguments = parser()
     words = words[words[:1] == ["--"] :]
-    asked, asked.rest = whole.parse_known_args(words)
+    args, args.rest = arguments.parse_known_args(words)
     try:
         refuse_credentials(words)
-    except Failed as error:
-        whole.error(str(error))
-    if asked.command in ("sample", "check") and asked.rest:
-        whole.error(f"unexpected argument {asked.rest[0]!r}")
-    if asked.command in ("train", "sweep"):
-        for word in asked.rest:
+    except PermanentError as error:
+        arguments.error(str(error))
+    if args.command in ("sample", "check") and args.rest:
+        arguments.error(f"unexpected argument {args.rest[0]!r}")
+    if args.command in ("train", "sweep"):
+        for word in args.rest:
             if word.split("=")[0] in RESERVED:
-                whole.error(f"{word.split('=')[0]} is set in the cloud, so that the run can be gone on with")
-    asked.files = {}
-    for name in named_files(asked):
+                arguments.error(f"{word.split('=')[0]} is set in the cloud, so that the run can be resumed")
+    args.files = {}
+    for name in named_files(args):
         path = Path(name)
         if path.is_absolute() or ".." in path.parts:
-            whole.error(f"{name}: expected a path below the working directory")
+            arguments.error(f"{name}: expected a path below the working directory")
         try:
-            asked.files[name] = path.read_text("utf8")
+            args.files[name] = path.read_text("utf8")
         except (OSError, ValueError) as error:
-            whole.error(f"{name}: {error}")
-    if asked.command in ("train", "sweep") and asked.price_per_hour:
-        if asked.max_cost or getattr(asked, "shares", None):
-            priced = {card(name) for name in asked.price_per_hour}
-            task = getattr(asked, "task", None)
-            for gpu in asked.gpu or [SETTINGS["gpu"][known] for known in TASKS if known == task]:
-                if card(gpu) not in priced:
-                    whole.error(f"--max-cost needs the price of every GPU: --price-per-hour leaves out {gpu}")
-    return asked
+            arguments.error(f"{name}: {error}")
+    if args.command in ("train", "sweep") and args.price_per_hour:
+        if args.max_cost or getattr(args, "shares", None):
+            priced = {gpu_type(name) for name in args.price_per_hour}
+            task = getattr(args, "task", None)
+            for gpu in args.gpu or [SETTINGS["gpu"][known] for known in TASKS if known == task]:
+                if gpu_type(gpu) not in priced:
+                    arguments.error(f"--max-cost needs the price of every GPU: --price-per-hour has none for {gpu}")
+    return args
 
 
-def named_files(asked):
-    """The files here that the container needs: a sweep's, and configurations."""
-    if asked.command == "sweep":
-        yield asked.file
+def named_files(args):
+    """Yields the local files that the container needs: the sweep file and configuration files."""
+    if args.command == "sweep":
+        yield args.file
         with contextlib.suppress(OSError, ValueError):
-            about = tomllib.loads(Path(asked.file).read_text("utf8"))
-            asked.task = about.get("task")
-            if isinstance(about.get("config"), str) and Path(about["config"]).is_file():
-                yield about["config"]
-    words = asked.rest + [""]
+            sweep = tomllib.loads(Path(args.file).read_text("utf8"))
+            args.task = sweep.get("task")
+            if isinstance(sweep.get("config"), str) and Path(sweep["config"]).is_file():
+                yield sweep["config"]
+    words = args.rest + [""]
     for word, following in zip(words, words[1:], strict=False):
         flag, equals, value = word.partition("=")
         if flag == "--config" and Path(value if equals else following).is_file():
             yield value if equals else following
 
 
-def request_of(asked):
-    """What is handed to the container, as plain data."""
-    count = count_of(asked.gpu[0]) if asked.gpu else 1
+def build_request(args):
+    """The request for the container, as plain data."""
+    count = gpu_count(args.gpu[0]) if args.gpu else 1
     training = {
         "call": secrets.token_hex(8),
-        "arguments": [*asked.rest, *([f"--gpus={count}"] if count > 1 else [])],
-        "files": asked.files,
-        "device": "cuda",  # rather an error than the processor at a GPU's price
-        "gpu": ",".join(asked.gpu or []) or None,
-        "region": asked.region,
-        "timeout": asked.timeout,
-        "max_cost": asked.max_cost,
-        "prices": asked.price_per_hour,
+        "arguments": [*args.rest, *([f"--gpus={count}"] if count > 1 else [])],
+        "files": args.files,
+        "device": "cuda",  # an error is better than a CPU at the price of a GPU
+        "gpu": ",".join(args.gpu or []) or None,
+        "region": args.region,
+        "timeout": args.timeout,
+        "max_cost": args.max_cost,
+        "prices": args.price_per_hour,
     }
-    if asked.command == "train":
-        fresh = f"{time.strftime('%Y%m%d-%H%M%S')}-{asked.task}-{secrets.token_hex(3)}"
-        return {**training, "run": asked.run_id or fresh}
+    if args.command == "train":
+        new_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{args.task}-{secrets.token_hex(3)}"
+        return {**training, "run": args.run_id or new_id}
     return {
         "call": training["call"],
         "train": training,
-        "file": asked.file,
-        "parallel": asked.parallel,
-        "max_cost": asked.max_cost,
-        "shares": asked.shares,
-        "retry_failed": asked.retry_failed,
+        "file": args.file,
+        "parallel": args.parallel,
+        "max_cost": args.max_cost,
+        "shares": args.shares,
+        "retry_failed": args.retry_failed,
     }
 
 
 def check_binary(path):
-    """What keeps a program from starting in the image, one line each."""
+    """Returns one line for each reason why the program cannot start in the image."""
     image = SETTINGS["image"]
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         return [f"{path}: {error.strerror}"]
-    # The file's magic number, 64 bits, little-endian; its machine is at byte 18.
+    # ELF's magic number, 64-bit, little-endian; the machine type is at byte 18.
     if data[:6] != b"\x7fELF\x02\x01" or data[18:20] != b"\x3e\x00":
         return [f"{path}: expected a program for x86-64 Linux"]
-    wrong = [] if os.access(path, os.X_OK) else [f"{path}: is not executable"]
+    errors = [] if os.access(path, os.X_OK) else [f"{path}: not executable"]
     needed = max((int(minor) for minor in re.findall(rb"GLIBC_2\.(\d+)", data)), default=0)
     if needed > int(image["glibc"].split(".")[1]):
-        wrong.append(
-            f"{path}: needs glibc 2.{needed}, the image has {image['glibc']}: build it on an older system"
+        errors.append(
+            f"{path}: needs glibc 2.{needed}, but the image has {image['glibc']}: build it on an older system"
         )
     cuda = image["cuda"].split(".")[0]
-    for library in (b"cudart", b"cublas", b"cublasLt", b"nvrtc"):  # cuRAND counts its versions differently
-        named = {major.decode() for major in re.findall(rb"lib%s\.so\.(\d+)" % library, data)}
-        if named and cuda not in named:
-            versions = ", ".join(sorted(named))
-            wrong.append(
-                f"{path}: needs lib{library.decode()} of CUDA {versions}, the image has CUDA {image['cuda']}"
+    for library in (b"cudart", b"cublas", b"cublasLt", b"nvrtc"):  # cuRAND has a version scheme of its own
+        majors = {major.decode() for major in re.findall(rb"lib%s\.so\.(\d+)" % library, data)}
+        if majors and cuda not in majors:
+            versions = ", ".join(sorted(majors))
+            errors.append(
+                f"{path}: needs lib{library.decode()} of CUDA {versions}, but the image has CUDA {image['cuda']}"
             )
-    return wrong
+    return errors

@@ -1,11 +1,10 @@
-"""What runs in the cloud, and knows nothing of it: the engine as a child process, watched, stopped and
-accounted for.
+"""The container's code, independent of the cloud provider: it runs the engine, the program `tiny-cats`, as a child
+process, stops it in time and records its cost.
 
-A container makes *attempts* at a run. Between two of them only what was committed to the volume is left, and
-that is all the next one goes by: the engine's training states, and `cloud.json` beside them, which says what
-happened and what it cost.
+A run consists of *attempts*, one per container. The next attempt sees only what was committed to the volume: the
+engine's training states and `cloud.json`, the record of all attempts and their cost.
 
-Only the standard library is imported; local.py runs the same here, without Modal.
+It imports only the standard library, so that local.py can run it without Modal.
 """
 
 import contextlib
@@ -25,83 +24,83 @@ from collections import deque
 from pathlib import Path
 
 SETTINGS = tomllib.loads((Path(__file__).parent / "settings.toml").read_text("utf8"))
-# The engine's exit codes: it gave up on what may pass; it was stopped, and can go on.
-TRANSIENT, STOPPED = 74, 75
+# The engine's exit codes: a transient error outlasted its retries; it was stopped and can be resumed.
+EXIT_TRANSIENT, EXIT_STOPPED = 74, 75
 
 
-# --- How an attempt ends other than well ---
+# --- Errors ---
 
 
-class Ended(Exception):
-    """An attempt that did not finish the run."""
+class AttemptError(Exception):
+    """An attempt that ended before the run was finished."""
 
     outcome, status, permanent = "failed", "stopped", False
 
 
-class Unfinished(Ended):
-    """Its time was up: the next attempt goes on."""
+class TimeLimitReached(AttemptError):
+    """The attempt reached its time limit; the next attempt resumes."""
 
     outcome = "timed out"
 
 
-class Killed(Ended):
-    """Something killed the engine: the next attempt goes on."""
+class EngineKilled(AttemptError):
+    """The engine was killed; the next attempt resumes."""
 
 
-class MayPass(Ended):
-    """The engine gave up on an error that may pass: the next attempt goes on, perhaps on another machine."""
+class TransientError(AttemptError):
+    """A transient error outlasted the engine's retries; the next attempt resumes, perhaps on another machine."""
 
 
-class BudgetSpent(Ended):
-    """What it may cost is spent: a new call with a larger budget goes on."""
+class BudgetExhausted(AttemptError):
+    """The budget is spent; a new call with a larger budget resumes."""
 
     outcome, permanent = "budget", True
 
 
-class Failed(Ended):
-    """Trying again would fail again."""
+class PermanentError(AttemptError):
+    """An error that a retry would repeat."""
 
     status, permanent = "failed", True
 
 
-# --- Where things are ---
+# --- Files and processes ---
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """Where the engine works: the folder with the volumes, so that `data/cats` means there what it means at
-    home."""
+class Workspace:
+    """The engine's working directory, which contains the volumes: `data/cats` means the same as on the user's machine."""
 
     root: Path = Path("/")
     binary: str = "tiny-cats"
     libraries: str = ""
-    threads: int | None = None  # to compute with; a container sees all its host's cores and may use few
+    threads: int | None = None  # number of compute threads; a container sees all cores of its host but may use fewer
 
     @property
     def outputs(self):
         return self.root / "outputs"
 
-    def put(self, files):
-        """Writes files that were read at home to where the engine looks for them."""
+    def write_files(self, files):
+        """Writes the files from the user's machine to the paths where the engine looks for them."""
         for name, text in files.items():
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             (self.root / name).write_text(text, "utf8")
 
-    def options(self):
-        """Where a process works, and the environment without what would let it act as the user."""
-        own = {name: value for name, value in os.environ.items() if not name.startswith(("MODAL_", "AWS_"))}
+    def process_options(self):
+        """Options of subprocess: the working directory, and the environment without the user's credentials."""
+        variables = {name: value for name, value in os.environ.items() if not name.startswith(("MODAL_", "AWS_"))}
         if self.libraries:
-            own["LD_LIBRARY_PATH"] = ":".join(filter(None, [own.get("LD_LIBRARY_PATH"), self.libraries]))
+            paths = [variables.get("LD_LIBRARY_PATH"), self.libraries]
+            variables["LD_LIBRARY_PATH"] = ":".join(filter(None, paths))
         if self.threads:
-            own.setdefault("RAYON_NUM_THREADS", str(self.threads))
-        return {"cwd": self.root, "env": own, "encoding": "utf8", "errors": "replace"}
+            variables.setdefault("RAYON_NUM_THREADS", str(self.threads))
+        return {"cwd": self.root, "env": variables, "encoding": "utf8", "errors": "replace"}
 
     def run(self, arguments, **options):
-        return subprocess.run([self.binary, *arguments], **self.options(), **options)
+        return subprocess.run([self.binary, *arguments], **self.process_options(), **options)
 
 
 def write_atomically(path, text):
-    """Writes a file so that a reader sees all of it or what was there before."""
+    """Writes a file so that readers see either the old or the new contents."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.new")
     with open(new, "w", encoding="utf8") as file:
@@ -110,7 +109,7 @@ def write_atomically(path, text):
         os.fsync(file.fileno())
     try:
         os.replace(new, path)
-    except OSError as error:  # some network mounts cannot rename over a file
+    except OSError as error:  # some network mounts cannot replace a file by renaming
         print(f"{path}: renaming failed ({error}), written in place", file=sys.stderr)
         path.write_text(text, "utf8")
         with contextlib.suppress(OSError):
@@ -118,113 +117,115 @@ def write_atomically(path, text):
 
 
 def read_json(path):
-    """What a file holds; None where there is none, or no JSON."""
+    """Reads a JSON file; returns None if it is missing or invalid."""
     try:
         return json.loads(path.read_text("utf8"))
     except (OSError, ValueError):
         return None
 
 
-def read_kept(path, check, otherwise):
-    """What a file holds that only this program writes; {} where there is none. One that is damaged is left as
-    it is: beginning it anew could cost money twice."""
+def read_state_file(path, check, advice):
+    """Reads a JSON file that only this program writes; returns {} if it is missing.
+
+    A damaged file raises an error and stays: starting over could spend money twice.
+    """
     try:
-        kept = json.loads(path.read_text("utf8"))
-        check(kept)
-        return kept
+        state = json.loads(path.read_text("utf8"))
+        check(state)
+        return state
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        why = f"{type(error).__name__}: {error}"[:100]
-        raise Failed(f"{path.name} is damaged: {why}, {otherwise}") from None
+        reason = f"{type(error).__name__}: {error}"[:100]
+        raise PermanentError(f"{path.name} is damaged: {reason}; {advice}") from None
 
 
 # --- Prices ---
 
 
-def gpus_here():
-    """The GPUs' names, by their driver."""
+def visible_gpus():
+    """The names of this container's GPUs, as reported by the driver."""
     try:
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        out = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+        output = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return [line.strip() for line in out.splitlines() if line.strip()]
+    return [line.strip() for line in output.splitlines() if line.strip()]
 
 
-def words(name):
-    """Those of a GPU's name: it is an NVIDIA A100-SXM4-40GB to its driver."""
+def name_words(name):
+    """The words of a GPU's name, such as the driver's `NVIDIA A100-SXM4-40GB`."""
     return set(re.split(r"[\s-]+", name))
 
 
-def card(gpu):
-    """What A10:2 and H100! are: the price is that of the card."""
+def gpu_type(gpu):
+    """The GPU's type without count and `!`: `A10` for `A10:2`. Prices are by type."""
     return gpu.partition(":")[0].rstrip("!")
 
 
-def count_of(gpu):
+def gpu_count(gpu):
     return int(gpu.partition(":")[2] or 1)
 
 
-def hourly(devices, gpu, asked, listed, region=None):
-    """Dollars an hour of a container that has these GPUs, having asked for `gpu`; None where nobody knows.
+def hourly_price(devices, gpu, prices, price_list, region=None):
+    """Dollars per hour of a container with the GPUs `devices` that was requested with `gpu`; None if unknown.
 
-    `asked` is what the caller says of whole containers, {"A10": 1.42} or {"A10": {"hour": 1.42, "device":
-    "A10"}}, the device being words that the card has in its name; `listed` is what `tiny-cats plan prices
-    --json` says of a GPU, a core and a GiB where Modal chooses the region.
+    `prices` are the caller's prices of containers by GPU, {"A10": 1.42} or {"A10": {"hour": 1.42, "device": "A10"}},
+    where `device` is words of the driver's name. `price_list` is the output of `tiny-cats plan prices --json`: prices
+    of a GPU, a core and a GiB, without a requested region.
     """
     known = {}
-    for name, row in ((listed or {}).get("gpus") or {}).items():
+    for name, row in ((price_list or {}).get("gpus") or {}).items():
         known.update({alias: row for alias in (name, *row.get("aliases", []))})
-    if asked:
-        rows = {name: row if isinstance(row, dict) else {"hour": row} for name, row in asked.items()}
+    if prices:
+        rows = {name: row if isinstance(row, dict) else {"hour": row} for name, row in prices.items()}
     elif known and devices:
         container = SETTINGS["container"]
-        rest = container["cpu"] * listed["cpu_core_hour"]
-        rest += container["memory_mib"] / 1024 * listed["memory_gib_hour"]
-        times = SETTINGS["price"]["region"] if region else 1
+        rest = container["cpu"] * price_list["cpu_core_hour"]
+        rest += container["memory_mib"] / 1024 * price_list["memory_gib_hour"]
+        factor = SETTINGS["price"]["region"] if region else 1
         rows = {
-            name: {**row, "hour": (row["hour"] * len(devices) + rest) * times} for name, row in known.items()
+            name: {**row, "hour": (row["hour"] * len(devices) + rest) * factor} for name, row in known.items()
         }
     else:
         return None
-    # Of several prices of a card, for one and for two of them, the highest.
-    dearest = sorted(rows.items(), key=lambda item: item[1]["hour"])
-    rows, fits = {card(name): row for name, row in dearest}, []
+    # A GPU can have several prices, such as for one and for two of them: use the highest.
+    by_price = sorted(rows.items(), key=lambda item: item[1]["hour"])
+    rows, matches = {gpu_type(name): row for name, row in by_price}, []
     for name, row in rows.items():
         device = row.get("device") or known.get(name, {}).get("device") or name.replace("-", " ")
-        if devices and words(device) <= words(devices[0]):
-            fits.append((len(words(device)), row["hour"]))
-    if fits:  # "A100 40GB" says more than "A100"
-        return max(fits)[1]
-    # A card under another name counts as the dearest that was asked for, so that a budget holds.
-    may_be = [rows.get(card(name)) for name in gpu.split(",")]
-    return None if None in may_be else max(row["hour"] for row in may_be)
+        if devices and name_words(device) <= name_words(devices[0]):
+            matches.append((len(name_words(device)), row["hour"]))
+    if matches:  # "A100 40GB" is more specific than "A100"
+        return max(matches)[1]
+    # Assume the most expensive requested GPU for an unknown name, so that the cost stays below the budget.
+    requested = [rows.get(gpu_type(name)) for name in gpu.split(",")]
+    return None if None in requested else max(row["hour"] for row in requested)
 
 
-def price(place, request):
-    """The GPU that this container really has, and its dollars an hour."""
-    devices, listed = gpus_here(), None
+def gpu_and_price(workspace, request):
+    """The name of this container's GPU and the container's price in dollars per hour."""
+    devices, price_list = visible_gpus(), None
     with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
-        answer = place.run(["plan", "prices", "--json"], capture_output=True, timeout=60)
-        listed = json.loads(answer.stdout) if answer.returncode == 0 else None
-    asked = request.get("prices")
-    return (devices or [None])[0], hourly(devices, request["gpu"], asked, listed, request.get("region"))
+        answer = workspace.run(["plan", "prices", "--json"], capture_output=True, timeout=60)
+        price_list = json.loads(answer.stdout) if answer.returncode == 0 else None
+    price = hourly_price(devices, request["gpu"], request.get("prices"), price_list, request.get("region"))
+    return (devices or [None])[0], price
 
 
 # --- The record ---
 
 
-def check_record(known):
-    """Raises where what is counted on is not there."""
-    numbers = [known.get(name, 0) for name in ("heartbeat", "heartbeat_s")]
-    for attempt in known["attempts"]:
+def check_record(record):
+    """Raises an error if the record lacks a required field or has an invalid value."""
+    numbers = [record.get(name, 0) for name in ("heartbeat", "heartbeat_s")]
+    for attempt in record["attempts"]:
         numbers.append(attempt["begun"])
-        # None: it still runs, and its price is unknown.
+        # None: the attempt has not ended, or its price is unknown.
         numbers += [attempt[name] for name in ("ended", "price_per_hour") if attempt[name] is not None]
         if not isinstance(attempt["outcome"], str):
             raise ValueError("expected an outcome")
-    if not known["attempts"] or not all(number >= 0 and math.isfinite(number) for number in numbers):
+    if not record["attempts"] or not all(number >= 0 and math.isfinite(number) for number in numbers):
         raise ValueError("expected attempts with times and prices")
 
 
@@ -233,19 +234,19 @@ class Record:
 
     def __init__(self, path, request):
         self.path, self.lock = path, threading.Lock()
-        known = read_kept(path, check_record, "remove it to begin its accounts anew")
-        self.attempts = known.get("attempts", [])
-        self.heartbeat = known.get("heartbeat")
-        self.status, self.error, self.by = known.get("status"), known.get("error"), known.get("call")
+        record = read_state_file(path, check_record, "remove it to start a new record")
+        self.attempts = record.get("attempts", [])
+        self.heartbeat = record.get("heartbeat")
+        self.status, self.error, self.call = record.get("status"), record.get("error"), record.get("call")
         self.request = request
-        # A container that is gone leaves "running" behind, but no fresh heartbeat.
-        life = 3 * (known.get("heartbeat_s") or SETTINGS["time"]["heartbeat_s"])
-        left = (self.heartbeat or 0) + life - time.time()
-        if self.status == "running" and self.by != request["call"] and left > 0:
-            raise Failed(f"another call trains this run; if it is gone, try again in {left:.0f} s")
+        # A killed container leaves the status "running", but its heartbeat becomes old.
+        timeout = 3 * (record.get("heartbeat_s") or SETTINGS["time"]["heartbeat_s"])
+        remaining = (self.heartbeat or 0) + timeout - time.time()
+        if self.status == "running" and self.call != request["call"] and remaining > 0:
+            raise PermanentError(f"another call trains this run; if it was killed, retry in {remaining:.0f} s")
 
-    def begin(self, device, dollars_per_hour):
-        """Notes a new attempt. One before it that has no end was killed, after its heartbeat."""
+    def start_attempt(self, device, dollars_per_hour):
+        """Records a new attempt. An earlier attempt without an end was killed after its last heartbeat."""
         for attempt in self.attempts:
             if attempt["ended"] is None:
                 attempt.update(ended=max(self.heartbeat or 0, attempt["begun"]), outcome="lost")
@@ -262,7 +263,7 @@ class Record:
         self.status, self.error = "running", None
         self.save()
 
-    def end(self, outcome, status, error=None):
+    def end_attempt(self, outcome, status, error=None):
         self.attempts[-1].update(ended=time.time(), outcome=outcome)
         self.status, self.error = status, error
         self.save()
@@ -270,9 +271,9 @@ class Record:
     def seconds(self, attempt):
         return max(0.0, (attempt["ended"] or time.time()) - attempt["begun"])
 
-    def dollars(self, otherwise=None):
-        """What all attempts cost so far, those of unknown price at another; None if there is none either."""
-        prices = [attempt["price_per_hour"] or otherwise for attempt in self.attempts]
+    def dollars(self, default_price=None):
+        """The cost of all attempts, with a default for unknown prices; None if a price is unknown without a default."""
+        prices = [attempt["price_per_hour"] or default_price for attempt in self.attempts]
         if None in prices:
             return None
         return sum(
@@ -280,15 +281,15 @@ class Record:
         )
 
     def seconds_left(self, budget):
-        """How long the budget lasts at this container's price."""
+        """The seconds that the budget lasts at this container's price."""
         price = self.attempts[-1]["price_per_hour"]
         if price is None:
-            raise Failed("--max-cost needs a price, and none is known for this GPU: give --price-per-hour")
+            raise PermanentError("--max-cost needs a price, but the price of this GPU is unknown: pass --price-per-hour")
         return (budget - self.dollars(price)) * 3600 / price
 
-    def spent(self):
+    def budget_message(self):
         dollars = self.dollars(self.attempts[-1]["price_per_hour"])
-        return f"${dollars:.2f} of ${self.request['max_cost']:g} are spent; a larger --max-cost goes on"
+        return f"spent ${dollars:.2f} of ${self.request['max_cost']:g}; pass a larger --max-cost to resume"
 
     def summary(self):
         dollars = self.dollars()
@@ -323,128 +324,132 @@ class Record:
 
 
 def refuse_credentials(words):
-    """An address with a password in it would be in every log."""
-    # What is before a host; or a colon and later an @, since a password may hold anything, a / as well.
+    """Raises an error if a URL contains credentials, which would appear in logs."""
+    # Matches user information before the host, or a colon followed by an @: a password may contain a slash.
     for word in words:
         if re.search(r"://([^/?#]*|.*:.*)@", word, re.DOTALL):
-            raise Failed(
-                "an address must not hold credentials: keep them in a Modal secret (TINY_CATS_SECRETS)"
+            raise PermanentError(
+                "a URL must not contain credentials: put them into a Modal secret (TINY_CATS_SECRETS)"
             )
 
 
-def train(task, request, place, commit):
-    """Begins a run or goes on with it, and returns what it came to only if it is finished. What else goes
-    wrong is raised as Ended, by which a sweep tells it from trouble in asking after a call."""
+def train(task, request, workspace, commit):
+    """Starts or resumes a run, and returns its summary if it is finished.
+
+    All other errors become AttemptError, so that a sweep can distinguish a failed job from an unknown status.
+    """
     try:
-        return trained(task, request, place, commit)
-    except Ended:
+        return run_attempt(task, request, workspace, commit)
+    except AttemptError:
         raise
     except Exception as error:
-        raise Ended(f"{type(error).__name__}: {error}") from error
+        raise AttemptError(f"{type(error).__name__}: {error}") from error
 
 
-def trained(task, request, place, commit):
-    folder = place.outputs / request.get("runs", "runs") / request["run"]
+def run_attempt(task, request, workspace, commit):
+    """Runs one attempt and records it in `cloud.json`; commits the volume however it ends."""
+    folder = workspace.outputs / request.get("runs", "runs") / request["run"]
     request = {**request, "gpu": request.get("gpu") or SETTINGS["gpu"][task]}
-    # By its count: the card that is there may be any of those that were asked for.
-    cores = int(SETTINGS["container"]["cpu"]) // count_of(request["gpu"])
-    place = dataclasses.replace(place, threads=max(cores, 1))
+    # All acceptable GPUs have the same count.
+    cores = int(SETTINGS["container"]["cpu"]) // gpu_count(request["gpu"])
+    workspace = dataclasses.replace(workspace, threads=max(cores, 1))
     record = Record(folder / "cloud.json", request)
-    # Modal tries every exception again. What this very call has met for good is met again at once, not
-    # trained at thrice.
-    if record.by == request["call"] and record.error is not None:
-        raise (Failed if record.status == "failed" else BudgetSpent)(record.error)
-    begun = time.monotonic()
-    with sigterm_is_an_interrupt():
-        record.begin(*price(place, request))
+    # Modal retries every exception: raise a permanent error of this call again without training again.
+    if record.call == request["call"] and record.error is not None:
+        raise (PermanentError if record.status == "failed" else BudgetExhausted)(record.error)
+    start = time.monotonic()
+    with sigterm_as_interrupt():
+        record.start_attempt(*gpu_and_price(workspace, request))
         outcome, status, error = "failed", "stopped", None
         try:
-            commit()  # a kill leaves no time to say that this container was paid for
-            with Heart(record, folder, commit):
-                attempt(task, request, place, record, folder, begun)
+            commit()  # so that the cost of a killed container is recorded
+            with Heartbeat(record, folder, commit):
+                run_engine_once(task, request, workspace, record, folder, start)
             outcome, status = "finished", "finished"
-        except Ended as ended:
-            outcome, status, error = ended.outcome, ended.status, str(ended) if ended.permanent else None
+        except AttemptError as e:
+            outcome, status, error = e.outcome, e.status, str(e) if e.permanent else None
             raise
         except KeyboardInterrupt:
-            outcome = "preempted"  # and raised: a normal return would be reported as success
+            outcome = "preempted"  # raised again: Modal would take a normal return for success
             raise
-        except BaseException as stop:
-            outcome = "cancelled" if type(stop).__name__ == "InputCancellation" else "failed"
+        except BaseException as e:
+            outcome = "cancelled" if type(e).__name__ == "InputCancellation" else "failed"
             raise
         finally:
-            with no_more_interrupts():
-                record.end(outcome, status, error)
+            with ignore_interrupts():
+                record.end_attempt(outcome, status, error)
                 commit()
-    return {"run": request["run"], "folder": str(folder.relative_to(place.outputs)), **record.summary()}
+    return {"run": request["run"], "folder": str(folder.relative_to(workspace.outputs)), **record.summary()}
 
 
-def attempt(task, request, place, record, folder, begun):
-    """Runs the engine once, and raises unless it has finished."""
+def run_engine_once(task, request, workspace, record, folder, start):
+    """Runs the engine; raises an error unless the run is finished."""
     refuse_credentials(request["arguments"])
     times, timeout = SETTINGS["time"], request["timeout"]
-    # Of a short timeout, no more than half is for stopping.
-    limit = max(timeout - times["stop_before_s"], timeout / 2) - (time.monotonic() - begun)
-    left = record.seconds_left(request["max_cost"]) if request.get("max_cost") else None
-    if left is not None and left <= 0:
-        raise BudgetSpent(record.spent())
-    stop_after = limit if left is None else min(limit, left)
-    place.put(request.get("files", {}))
-    released = request.get("released") or folder.relative_to(place.root)
+    # Reserve at most half of a short timeout for stopping.
+    limit = max(timeout - times["stop_before_s"], timeout / 2) - (time.monotonic() - start)
+    budget_s = record.seconds_left(request["max_cost"]) if request.get("max_cost") else None
+    if budget_s is not None and budget_s <= 0:
+        raise BudgetExhausted(record.budget_message())
+    stop_after = limit if budget_s is None else min(limit, budget_s)
+    workspace.write_files(request.get("files", {}))
+    released = request.get("released") or folder.relative_to(workspace.root)
     arguments = ["train", task, *request["arguments"]]
-    for flag, value in (("--device", request.get("device")), ("--num-workers", place.threads)):
+    for flag, value in (("--device", request.get("device")), ("--num-workers", workspace.threads)):
         if value and not any(word.split("=")[0] == flag for word in arguments):
             arguments.append(f"{flag}={value}")
     arguments += [
-        f"--runs-dir={folder.parent.relative_to(place.root)}",
+        f"--runs-dir={folder.parent.relative_to(workspace.root)}",
         f"--run-id={folder.name}",
         f"--output={released}" + ("/cats_model.pt" if task == "classifier" else ""),
         f"--max-time={int(stop_after * 1000)}ms",
     ]
-    code, said = engine(place, arguments)
+    code, message = run_engine(workspace, arguments)
     status = (read_json(folder / "run.json") or {}).get("status")
     if code == 0 and status != "finished":
-        raise Failed(f"the engine reported success, but its record says {status}")
-    if code == STOPPED and stop_after == left:
-        raise BudgetSpent(record.spent())
-    if code == STOPPED:
-        raise Unfinished(f"stopped after {stop_after:.0f} s; the next attempt goes on")
-    if code == TRANSIENT:
-        raise MayPass(said or "the engine gave up on an error that may pass")
+        raise PermanentError(f"the engine exited with 0, but run.json has the status {status}")
+    if code == EXIT_STOPPED and stop_after == budget_s:
+        raise BudgetExhausted(record.budget_message())
+    if code == EXIT_STOPPED:
+        raise TimeLimitReached(f"stopped after {stop_after:.0f} s; the next attempt resumes")
+    if code == EXIT_TRANSIENT:
+        raise TransientError(message or "a transient error outlasted the engine's retries")
     if code < 0:
-        raise Killed(f"the engine was killed by signal {-code}; the next attempt goes on")
+        raise EngineKilled(f"the engine was killed by signal {-code}; the next attempt resumes")
     if code != 0:
-        raise Failed(said or f"the engine ended with exit code {code}")
+        raise PermanentError(message or f"the engine exited with {code}")
 
 
-def engine(place, arguments):
-    """Runs the engine to its end: its exit code, and the error it said last. When this process is
-    interrupted, the engine is told to save and stop."""
-    # In a session of its own: it is told by us alone, however long after an interrupt to all of a process group.
+def run_engine(workspace, arguments):
+    """Runs the engine and returns its exit code and last error message.
+
+    If this process is interrupted, it sends SIGTERM to the engine, which saves and stops.
+    """
+    # A new session, so that only this process signals the engine, not a signal to the process group.
     child = subprocess.Popen(
-        [place.binary, *arguments],
-        **place.options(),
+        [workspace.binary, *arguments],
+        **workspace.process_options(),
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
-    said = deque(maxlen=200)
+    last_lines = deque(maxlen=200)
 
-    def hand_on():
+    def forward_stderr():
         for line in child.stderr:
             print(line, end="", file=sys.stderr, flush=True)
-            said.append(line.strip())
+            last_lines.append(line.strip())
 
-    reader = threading.Thread(target=hand_on, daemon=True)
+    reader = threading.Thread(target=forward_stderr, daemon=True)
     reader.start()
     try:
         code = child.wait()
         reader.join(5)
-        lines = [line for line in said if line]
+        lines = [line for line in last_lines if line]
         errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         return code, (errors or lines or [""])[-1][:300]
     except BaseException:
-        with no_more_interrupts():
+        with ignore_interrupts():
             child.terminate()
             try:
                 child.wait(SETTINGS["time"]["grace_s"])
@@ -454,43 +459,43 @@ def engine(place, arguments):
         raise
 
 
-class Heart:
-    """A thread that shows that the attempt lives, and commits training states as they come."""
+class Heartbeat:
+    """A thread that updates the record's heartbeat and commits new training states."""
 
     def __init__(self, record, folder, commit):
         self.record, self.folder, self.commit = record, folder, commit
-        self.stop, self.seen = threading.Event(), self.states()
-        self.thread = threading.Thread(target=self.beat, daemon=True)
+        self.stop, self.committed = threading.Event(), self.state_names()
+        self.thread = threading.Thread(target=self.run, daemon=True)
 
-    def states(self):
+    def state_names(self):
         return {path.name for path in self.folder.glob("*_step_*.safetensors")}
 
-    def beat(self):
+    def run(self):
         while not self.stop.wait(SETTINGS["time"]["heartbeat_s"]):
             try:
                 self.record.save()
-                if (states := self.states()) != self.seen:
+                if (names := self.state_names()) != self.committed:
                     self.commit()
-                    self.seen = states
-            except Exception as error:  # the next one may do better, and the last commit must
-                print(f"the volume could not be written: {error}", file=sys.stderr)
+                    self.committed = names
+            except Exception as error:  # the next heartbeat retries; errors of the final commit are raised
+                print(f"cannot write to the volume: {error}", file=sys.stderr)
 
     def __enter__(self):
         self.thread.start()
 
     def __exit__(self, *_):
-        with no_more_interrupts():
+        with ignore_interrupts():
             self.stop.set()
             self.thread.join()
 
 
 @contextlib.contextmanager
-def signals(which, handler):
-    """Handles signals in some way for a while; only a process's main thread can."""
+def handle_signals(numbers, handler):
+    """Sets the handler of signals within a `with` block. Outside the main thread, which alone can, it does nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in which}
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
@@ -498,120 +503,119 @@ def signals(which, handler):
             signal.signal(number, old)
 
 
-def sigterm_is_an_interrupt():
-    return signals([signal.SIGTERM], signal.default_int_handler)
+def sigterm_as_interrupt():
+    return handle_signals([signal.SIGTERM], signal.default_int_handler)
 
 
-def no_more_interrupts():
-    """What is being saved is saved: the kill comes soon enough."""
-    return signals([signal.SIGINT, signal.SIGTERM], signal.SIG_IGN)
+def ignore_interrupts():
+    """Ignores SIGINT and SIGTERM, so that saving completes. SIGKILL still ends the container in time."""
+    return handle_signals([signal.SIGINT, signal.SIGTERM], signal.SIG_IGN)
 
 
 # --- Sweeps ---
 
 
-def sweep(request, place, commit, reload, spawn, attach, ended=lambda error: False):
-    """Has a sweep's jobs trained, so many at once, and collects what came of them. One that fails ends no
-    other.
+def sweep(request, workspace, commit, reload, spawn, attach, is_call_error=lambda error: False):
+    """Trains the jobs of a sweep, several at once, and collects their results. A failed job does not stop the others.
 
-    `spawn(task, request)` begins a training and `attach(id)` finds it again; both give something with an `id`
-    and `get(timeout)`, which raises the built-in TimeoutError while it runs, and Ended or what `ended` knows
-    once it has failed. Anything else says nothing of the call, and ends this. The ids are kept in calls.json,
-    so that no job is trained twice at once when this is begun anew.
+    `spawn(task, request)` starts a training and `attach(id)` returns an existing one. Both return an object with `id`
+    and `get(timeout)`, which raises TimeoutError while the training runs. After a failure it raises AttemptError or an
+    error for which `is_call_error` is true. Any other error means that the status is unknown, and ends the sweep. The
+    ids are saved in calls.json, so that a restarted sweep does not train a job twice.
     """
-    place.put(request["train"]["files"])
+    workspace.write_files(request["train"]["files"])
     file = request["file"]
-    answer = place.run(["sweep", file, "--dry-run", "--json"], stdout=subprocess.PIPE)
+    answer = workspace.run(["sweep", file, "--dry-run", "--json"], stdout=subprocess.PIPE)
     if answer.returncode != 0:
-        raise Failed(f"{file}: its jobs could not be told (exit code {answer.returncode})")
-    jobs, folder = json.loads(answer.stdout), place.outputs / "runs/sweeps" / Path(file).stem
+        raise PermanentError(f"{file}: cannot list its jobs (exit code {answer.returncode})")
+    jobs, folder = json.loads(answer.stdout), workspace.outputs / "runs/sweeps" / Path(file).stem
     shares = request.get("shares")
-    if shares and (unnamed := [job["name"] for job in jobs if job["name"] not in shares]):
-        raise Failed(f"--shares says nothing of {unnamed[0]}")
+    if shares and (missing := [job["name"] for job in jobs if job["name"] not in shares]):
+        raise PermanentError(f"--shares has no entry for {missing[0]}")
 
-    def check(known):
-        if not all(call.keys() >= {"id", "sweep"} for call in known.values()):
+    def check(calls):
+        if not all(call.keys() >= {"id", "sweep"} for call in calls.values()):
             raise ValueError("expected calls")
 
-    calls = read_kept(folder / "calls.json", check, "remove it once no call of this sweep runs any more")
+    calls = read_state_file(folder / "calls.json", check, "remove it when no call of this sweep is running")
 
-    def note(name, **what):
-        calls[name] = {"sweep": request["call"], **what}
+    def save_call(name, **fields):
+        calls[name] = {"sweep": request["call"], **fields}
         write_atomically(folder / "calls.json", json.dumps(calls, indent=2) + "\n")
         commit()
 
     def status(name, file):
         return (read_json(folder / name / name / file) or {}).get("status")
 
-    def share(name):
+    def max_cost(name):
         if shares:
             return shares[name]
         return request["max_cost"] / len(jobs) if request["max_cost"] else None
 
     def poll(call, timeout):
-        """What came of a call, None while it runs, and its error."""
+        """The outcome of a call, None while it runs, and its error."""
         try:
             call.get(timeout=timeout)
         except TimeoutError:
             return None, None
         except Exception as error:
-            if isinstance(error, Ended) or ended(error):
+            if isinstance(error, AttemptError) or is_call_error(error):
                 return "failed", str(error)[:300] or type(error).__name__
             raise
         return "finished", None
 
-    def begin(job):
-        """The job's call, or None if there is nothing to do."""
-        name, known = job["name"], calls.get(job["name"], {})
-        own = known.get("sweep") == request["call"]
-        if known and "outcome" not in known:
-            call = attach(known["id"])
-            if own or poll(call, 0)[0] is None:
+    def start_job(job):
+        """Starts the job or attaches to its call; returns None if there is nothing to do."""
+        name, saved = job["name"], calls.get(job["name"], {})
+        is_own = saved.get("sweep") == request["call"]
+        if saved and "outcome" not in saved:
+            call = attach(saved["id"])
+            if is_own or poll(call, 0)[0] is None:
                 return call
-        if own or status(name, "run.json") == "finished":
+        if is_own or status(name, "run.json") == "finished":
             return None
         if status(name, "cloud.json") == "failed" and not request["retry_failed"]:
-            print(f"{name}: failed before; --retry-failed tries it again")
+            print(f"{name}: failed in an earlier call; pass --retry-failed to retry it")
             return None
         _, task, *arguments = job["arguments"]
-        runs = (folder / name).relative_to(place.outputs)
-        asked = {
+        runs = (folder / name).relative_to(workspace.outputs)
+        job_request = {
             **request["train"],
             "call": secrets.token_hex(8),
             "run": name,
             "runs": str(runs),
             "released": f"outputs/{runs}",
             "arguments": arguments + request["train"]["arguments"],
-            "max_cost": share(name),
+            "max_cost": max_cost(name),
         }
-        call = spawn(task, asked)
-        note(name, id=call.id)
+        call = spawn(task, job_request)
+        save_call(name, id=call.id)
         print(f"{name}: {call.id}", flush=True)
         return call
 
     def collect(**options):
-        """Has the program note in sweep.json what the jobs' folders hold."""
+        """Updates sweep.json with the results in the jobs' folders."""
         reload()
-        done = place.run(["sweep", file, "--runs-dir=outputs/runs", "--collect"], **options)
+        result = workspace.run(["sweep", file, "--runs-dir=outputs/runs", "--collect"], **options)
         commit()
-        return done
+        return result
 
     waiting, running = list(jobs), {}
     while waiting or running:
         while waiting and len(running) < request["parallel"]:
             job = waiting.pop(0)
-            if call := begin(job):
+            if call := start_job(job):
                 running[job["name"]] = call
         for name, call in list(running.items()):
             outcome, error = poll(call, 1)
             if outcome is None:
                 continue
-            note(name, id=call.id, outcome=outcome, **({"error": error} if error else {}))
+            save_call(name, id=call.id, outcome=outcome, **({"error": error} if error else {}))
             print(f"{name}: {error or outcome}", flush=True)
             del running[name]
             collect(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     collected = collect()
     finished = sum(status(job["name"], "run.json") == "finished" for job in jobs)
     if collected.returncode != 0 or finished == 0:
-        raise Failed(f"{finished} of {len(jobs)} jobs are finished")
-    return {"folder": str(folder.relative_to(place.outputs)), "jobs": len(jobs), "finished": finished}
+        raise PermanentError(f"{finished} of {len(jobs)} jobs finished")
+    return {"folder": str(folder.relative_to(workspace.outputs)), "jobs": len(jobs), "finished": finished}

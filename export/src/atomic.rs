@@ -1,4 +1,4 @@
-//! Atomic writing of files: complete or not at all.
+//! Atomic file writes: a file appears complete or not at all.
 
 use std::{
     fs::File,
@@ -12,8 +12,8 @@ use tempfile::NamedTempFile;
 /// A file that is written and synced under a temporary name. It is renamed when [committed](Self::commit), and deleted when
 /// dropped.
 #[derive(Debug)]
-#[must_use = "dropped, it is deleted"]
-pub struct Staged {
+#[must_use = "the file is deleted when this value is dropped"]
+pub struct StagedFile {
     file: NamedTempFile,
     path: PathBuf,
 }
@@ -26,16 +26,16 @@ pub struct Staged {
 pub fn stage<E: From<io::Error>>(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<&mut File>) -> Result<(), E>,
-) -> Result<Staged, E> {
+) -> Result<StagedFile, E> {
     let folder = parent_dir(path);
     if !folder.is_dir() {
-        let missing = format!("there is no folder {}", folder.display());
-        return Err(io::Error::new(io::ErrorKind::NotFound, missing).into());
+        let message = format!("there is no folder {}", folder.display());
+        return Err(io::Error::new(io::ErrorKind::NotFound, message).into());
     }
     if path.is_dir() {
-        return Err(io::Error::new(io::ErrorKind::IsADirectory, "a folder is in the file's place").into());
+        return Err(io::Error::new(io::ErrorKind::IsADirectory, "expected a file, found a folder").into());
     }
-    let mut file = temporary(folder)?;
+    let mut file = create_temporary_file(folder)?;
     let mut writer = BufWriter::new(file.as_file_mut());
     write(&mut writer)?;
     writer.flush()?;
@@ -46,14 +46,14 @@ pub fn stage<E: From<io::Error>>(
         file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
     }
     file.as_file().sync_all()?;
-    Ok(Staged { file, path: path.to_owned() })
+    Ok(StagedFile { file, path: path.to_owned() })
 }
 
 const PREFIX: &str = ".writing-";
 const SUFFIX: &str = ".tmp";
 
 /// Creates a temporary file in `folder`. It is locked as long as it is open, so that [`remove_abandoned`] leaves it alone.
-fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
+fn create_temporary_file(folder: &Path) -> io::Result<NamedTempFile> {
     loop {
         let file = tempfile::Builder::new().prefix(PREFIX).suffix(SUFFIX).tempfile_in(folder);
         let file = file.map_err(strip_temp_name)?;
@@ -80,16 +80,16 @@ pub fn remove_abandoned(folder: &Path) {
     }
 }
 
-impl Staged {
+impl StagedFile {
     /// Renames the file to its final path, and replaces an older one.
     ///
     /// # Errors
-    /// Errors of renaming; the older file is then still there.
+    /// Errors of renaming; an older file is then unchanged.
     pub fn commit(self) -> io::Result<()> {
         if let Err(e) = self.file.persist(&self.path) {
             copy_fallback(e.file.path(), &self.path, e.error)?;
         }
-        // The file is complete and in place. Not every file system syncs folders, and none of them would undo the rename.
+        // The file is complete and in place. Not every file system syncs folders, and an error here does not undo the rename.
         #[cfg(unix)]
         let _ = File::open(parent_dir(&self.path)).and_then(|folder| folder.sync_all());
         Ok(())
@@ -100,13 +100,13 @@ impl Staged {
 /// leaves an incomplete file.
 ///
 /// # Errors
-/// `refused`, if it has another reason; errors of copying.
-fn copy_fallback(from: &Path, to: &Path, refused: io::Error) -> io::Result<()> {
-    if !matches!(refused.kind(), io::ErrorKind::Unsupported | io::ErrorKind::CrossesDevices) {
-        return Err(refused);
+/// `error` itself if it is of another kind; errors of copying.
+fn copy_fallback(from: &Path, to: &Path, error: io::Error) -> io::Result<()> {
+    if !matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::CrossesDevices) {
+        return Err(error);
     }
     tracing::warn!(
-        "{}: this file system cannot rename ({refused}): the file is copied to its place",
+        "{}: this file system cannot rename files ({error}); copying the file instead",
         to.display()
     );
     std::fs::copy(from, to)?;
@@ -117,7 +117,7 @@ fn copy_fallback(from: &Path, to: &Path, refused: io::Error) -> io::Result<()> {
 /// temporary file beside it, which is synced, then renamed. No temporary file remains if `write` fails.
 ///
 /// # Errors
-/// As [`stage`] and [`Staged::commit`].
+/// As [`stage`] and [`StagedFile::commit`].
 pub fn write_atomically<E: From<io::Error>>(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<&mut File>) -> Result<(), E>,
@@ -125,14 +125,14 @@ pub fn write_atomically<E: From<io::Error>>(
     Ok(stage(path, write)?.commit()?)
 }
 
-/// Removes the name that tempfile appends from an error of creating a temporary file or folder: the name is random, and the file is
-/// gone.
+/// Removes the name that tempfile appends from an error of creating a temporary file or folder: the name is random, and the file
+/// no longer exists.
 pub fn strip_temp_name(error: io::Error) -> io::Error {
     let text = error.to_string();
-    let Some((why, _)) = text.split_once(" at path \"") else { return error };
+    let Some((message, _)) = text.split_once(" at path \"") else { return error };
     // The message of the operating system, from which its error number is recovered.
-    let code = why.rsplit_once("(os error ").and_then(|(_, code)| code.strip_suffix(')')?.parse().ok());
-    code.map_or_else(|| io::Error::new(error.kind(), why), io::Error::from_raw_os_error)
+    let code = message.rsplit_once("(os error ").and_then(|(_, code)| code.strip_suffix(')')?.parse().ok());
+    code.map_or_else(|| io::Error::new(error.kind(), message), io::Error::from_raw_os_error)
 }
 
 fn parent_dir(path: &Path) -> &Path {
@@ -142,22 +142,22 @@ fn parent_dir(path: &Path) -> &Path {
     }
 }
 
-/// Encodes `picture` as PNG.
+/// Encodes `image` as PNG.
 ///
 /// # Errors
 /// Errors of encoding.
-pub fn png(picture: &RgbImage) -> io::Result<Vec<u8>> {
+pub fn png(image: &RgbImage) -> io::Result<Vec<u8>> {
     let mut bytes = io::Cursor::new(Vec::new());
-    picture.write_to(&mut bytes, ImageFormat::Png).map_err(io::Error::other)?;
+    image.write_to(&mut bytes, ImageFormat::Png).map_err(io::Error::other)?;
     Ok(bytes.into_inner())
 }
 
-/// Writes `picture` as PNG, atomically.
+/// Writes `image` as PNG, atomically.
 ///
 /// # Errors
 /// Errors of encoding and writing.
-pub fn write_png(path: &Path, picture: &RgbImage) -> io::Result<()> {
-    let bytes = png(picture)?;
+pub fn write_png(path: &Path, image: &RgbImage) -> io::Result<()> {
+    let bytes = png(image)?;
     write_atomically(path, |w| w.write_all(&bytes))
 }
 
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_write_leaves_the_old_file_and_no_other() {
+    fn a_failed_write_keeps_the_old_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
         write_atomically(&path, |w| w.write_all(b"old")).unwrap();
@@ -180,15 +180,15 @@ mod tests {
     }
 
     #[test]
-    fn no_error_names_a_temporary_file() {
+    fn errors_do_not_name_temporary_files() {
         let dir = tempfile::tempdir().unwrap();
-        let gone = dir.path().join("gone");
+        let missing = dir.path().join("missing");
         for error in [
-            tempfile::Builder::new().tempfile_in(&gone).unwrap_err(),
-            tempfile::Builder::new().tempdir_in(&gone).unwrap_err(),
+            tempfile::Builder::new().tempfile_in(&missing).unwrap_err(),
+            tempfile::Builder::new().tempdir_in(&missing).unwrap_err(),
         ] {
-            assert!(error.to_string().contains("gone"), "{error}");
-            let expected = std::fs::File::open(&gone).unwrap_err();
+            assert!(error.to_string().contains("missing"), "{error}");
+            let expected = std::fs::File::open(&missing).unwrap_err();
             let error = strip_temp_name(error);
             assert_eq!(
                 (error.to_string(), error.raw_os_error()),
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_can_be_renamed_the_file_is_copied() {
+    fn a_file_is_copied_if_renaming_is_unsupported() {
         let dir = tempfile::tempdir().unwrap();
         let [from, to] = ["from", "to"].map(|name| dir.path().join(name));
         std::fs::write(&from, "new").unwrap();
@@ -226,11 +226,11 @@ mod tests {
             std::fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names, [".writing-abc", "abc.tmp", "f"]);
-        remove_abandoned(&dir.path().join("nowhere"));
+        remove_abandoned(&dir.path().join("missing"));
     }
 
     #[test]
-    fn a_staged_file_is_there_when_committed_and_gone_when_dropped() {
+    fn a_staged_file_exists_when_committed_and_is_deleted_when_dropped() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
         let stage = |bytes: &'static [u8]| stage::<io::Error>(&path, |w| w.write_all(bytes)).unwrap();

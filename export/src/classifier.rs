@@ -1,4 +1,4 @@
-//! The classifier: the classes of images from a model file, in two calls.
+//! The classifier API: opens a model file and classifies images.
 
 use std::path::Path;
 
@@ -26,7 +26,7 @@ pub struct Candidate {
     pub label: usize,
     /// Name of the class.
     pub class: String,
-    /// Probability by the network, from 0 to 1.
+    /// Probability, from 0 to 1.
     pub probability: f64,
 }
 
@@ -46,14 +46,15 @@ impl Prediction {
     /// Computes a prediction from an image's logits, by softmax.
     pub fn new(logits: &[f32], classes: &[String]) -> Self {
         let highest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-        let powers: Vec<f64> = logits.iter().map(|&logit| (f64::from(logit) - highest).exp()).collect();
-        let sum: f64 = powers.iter().sum();
-        let candidate = |(label, (class, power)): (usize, (&String, &f64))| Candidate {
+        let exponentials: Vec<f64> = logits.iter().map(|&logit| (f64::from(logit) - highest).exp()).collect();
+        let sum: f64 = exponentials.iter().sum();
+        let candidate = |(label, (class, exponential)): (usize, (&String, &f64))| Candidate {
             label,
             class: class.clone(),
-            probability: power / sum,
+            probability: exponential / sum,
         };
-        let mut candidates: Vec<Candidate> = classes.iter().zip(&powers).enumerate().map(candidate).collect();
+        let mut candidates: Vec<Candidate> =
+            classes.iter().zip(&exponentials).enumerate().map(candidate).collect();
         candidates.sort_by(|a, b| b.probability.total_cmp(&a.probability));
         Self { candidates }
     }
@@ -134,7 +135,7 @@ impl Classifier {
         &self.meta
     }
 
-    /// Returns the runtime that computes the network.
+    /// Returns the runtime that runs the network.
     pub fn runtime(&self) -> RuntimeKind {
         self.runtime
     }
@@ -143,45 +144,47 @@ impl Classifier {
     ///
     /// # Errors
     /// [`Error::Request`] with the number of an image without pixels, and errors of the runtime.
-    pub fn classify(&mut self, pictures: &[RgbImage]) -> Result<Vec<Prediction>> {
-        if let Some(i) = pictures.iter().position(|picture| picture.is_empty()) {
-            return Err(Error::request("pictures", format!("number {i} has no pixels")));
+    pub fn classify(&mut self, images: &[RgbImage]) -> Result<Vec<Prediction>> {
+        if let Some(i) = images.iter().position(|image| image.is_empty()) {
+            return Err(Error::request("images", format!("number {i} has no pixels")));
         }
-        let mut predictions = Vec::with_capacity(pictures.len());
-        for part in pictures.chunks(self.batch) {
-            let (how, size) = (&self.preprocessing, self.meta.image_size);
-            let inputs = part.par_iter().map(|picture| how.apply(picture, size)).collect();
+        let mut predictions = Vec::with_capacity(images.len());
+        for part in images.chunks(self.batch) {
+            let (preprocessing, size) = (&self.preprocessing, self.meta.image_size);
+            let inputs = part.par_iter().map(|image| preprocessing.apply(image, size)).collect();
             predictions.extend(self.predict(inputs)?);
         }
         Ok(predictions)
     }
 
-    /// Classifies the images in files. As many threads as there are read, decode and resize them, so no more images than that are
-    /// in memory at their full size.
+    /// Classifies the images in files. Each thread reads, decodes and resizes one file at a time, so at most one full-size image
+    /// per thread is in memory.
     ///
     /// # Errors
-    /// Errors of the runtime. An error of one file takes the place of its prediction, as [`Error::Picture`], and does not stop the
-    /// others.
+    /// Errors of the runtime. An error in one file is returned in place of its prediction, as [`Error::Image`]; the other files are
+    /// still classified.
     pub fn classify_files(&mut self, paths: &[impl AsRef<Path> + Sync]) -> Result<Vec<Result<Prediction>>> {
         let mut results = Vec::with_capacity(paths.len());
         for part in paths.chunks(self.batch) {
-            let (how, size) = (&self.preprocessing, self.meta.image_size);
-            let load =
-                |path: &Path| decode::decode_with(&decode::read(path)?, |u| how.apply(&u.picture, size));
-            let named = |path: &Path| {
-                load(path).map_err(|reason: String| Error::Picture { path: path.to_owned(), reason })
+            let (preprocessing, size) = (&self.preprocessing, self.meta.image_size);
+            let decode_file = |path: &Path| {
+                decode::decode_with(&decode::read(path)?, |u| preprocessing.apply(&u.image, size))
             };
-            let loaded: Vec<Result<Vec<f32>>> = part.par_iter().map(|path| named(path.as_ref())).collect();
+            let load_input = |path: &Path| {
+                decode_file(path).map_err(|reason: String| Error::Image { path: path.to_owned(), reason })
+            };
+            let loaded: Vec<Result<Vec<f32>>> =
+                part.par_iter().map(|path| load_input(path.as_ref())).collect();
             let (mut inputs, mut errors) = (Vec::new(), Vec::new());
             for result in loaded {
                 errors.push(result.map(|input| inputs.push(input)).err());
             }
             let mut predictions = self.predict(inputs)?.into_iter();
-            let in_place = errors.into_iter().filter_map(|error| match error {
+            let merged = errors.into_iter().filter_map(|error| match error {
                 Some(error) => Some(Err(error)),
                 None => predictions.next().map(Ok),
             });
-            results.extend(in_place);
+            results.extend(merged);
         }
         Ok(results)
     }
@@ -201,7 +204,7 @@ impl Classifier {
             return Err(tiny_cats_models::Error::Shape { op: "logits", expected, found }.into());
         }
         if logits.data().iter().any(|logit| !logit.is_finite()) {
-            let message = "the network returned something that is no finite number; its weights are damaged";
+            let message = "the network returned a value that is not finite; its weights are damaged";
             return Err(self.runtime.error(message));
         }
         Ok(logits.data().chunks(classes.len()).map(|row| Prediction::new(row, classes)).collect())
@@ -213,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn probabilities_are_the_softmax_sorted_and_equal_ones_stay_in_order() {
+    fn predictions_are_sorted_softmax_probabilities() {
         let classes: Vec<String> = ["a", "b", "c", "d"].map(String::from).to_vec();
         let prediction = Prediction::new(&[1.0, 3.0, -1.0, 1.0], &classes);
         let labels: Vec<usize> = prediction.candidates.iter().map(|c| c.label).collect();

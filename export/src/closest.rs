@@ -1,8 +1,8 @@
 //! Suggestions for misspelled names.
 
-/// Returns the one of `names` of which `name` is likely a misspelling or a part, if any. Case, spaces, `_` and `-` do not matter.
+/// Returns the most similar of `names`, if `name` is likely a misspelling or a part of it. Case, spaces, `_` and `-` do not matter.
 ///
-/// A name is close if at most a third of its letters are wrong, missing, superfluous or swapped, or if it contains `name`.
+/// A name is similar if at most a third of its letters differ, are missing, added or swapped, or if it contains `name`.
 ///
 /// ```
 /// use tiny_cats_export::closest;
@@ -13,23 +13,23 @@
 /// assert_eq!(closest("dog", breeds), None);
 /// ```
 pub fn closest<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let plain = |name: &str| -> String {
-        // A longer text is close to no name, and would take long to compare.
+    let normalize = |name: &str| -> String {
+        // A longer text is similar to no name, and slow to compare.
         let letters = name.chars().filter(|c| !matches!(c, ' ' | '_' | '-')).take(MAX_LENGTH);
         letters.flat_map(char::to_lowercase).collect()
     };
-    let wanted = plain(name);
-    let length = wanted.chars().count();
+    let query = normalize(name);
+    let length = query.chars().count();
     let distance = |other: &str| {
-        let known = plain(other);
-        let wrong = strsim::osa_distance(&wanted, &known);
-        let most = (length.min(known.chars().count()) / 3).max(1);
-        if wrong <= most && wrong < length {
-            // Of equally close names, the one with the longest common beginning.
-            let alike = wanted.chars().zip(known.chars()).take_while(|(a, b)| a == b).count();
-            Some((wrong, MAX_LENGTH - alike))
-        } else if length >= MIN_PART && known.contains(&wanted) {
-            Some((MAX_LENGTH, known.chars().count()))
+        let candidate = normalize(other);
+        let edits = strsim::osa_distance(&query, &candidate);
+        let max = (length.min(candidate.chars().count()) / 3).max(1);
+        if edits <= max && edits < length {
+            // Of equally similar names, the one with the longest common prefix.
+            let common = query.chars().zip(candidate.chars()).take_while(|(a, b)| a == b).count();
+            Some((edits, MAX_LENGTH - common))
+        } else if length >= MIN_PART && candidate.contains(&query) {
+            Some((MAX_LENGTH, candidate.chars().count()))
         } else {
             None
         }
@@ -48,9 +48,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_close_is_suggested() {
+    fn only_similar_names_are_suggested() {
         let breeds = ["Abyssinian", "Bombay", "British_Shorthair", "Maine_Coon", "Ragdoll", "Siamese"];
-        for (written, expected) in [
+        for (name, expected) in [
             ("siamees", Some("Siamese")),
             ("Main Coon", Some("Maine_Coon")),
             ("bombai", Some("Bombay")),
@@ -63,7 +63,7 @@ mod tests {
             ("a", None),
             ("lion", None),
         ] {
-            assert_eq!(closest(written, breeds), expected, "{written:?}");
+            assert_eq!(closest(name, breeds), expected, "{name:?}");
         }
         assert_eq!(closest("lrr", ["size", "lr"]), Some("lr"));
         assert_eq!(closest("size", ["seed", "image-size"]), Some("image-size"));

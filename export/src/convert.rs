@@ -25,7 +25,7 @@ pub const CLASSIFIER_OUTPUT: &str = "output";
 /// are [folded](tiny_cats_models::fold_batch_norm), which the metadata records.
 ///
 /// # Errors
-/// If `weights` are not exactly those of the network, or the operator set is unknown.
+/// If `weights` are not exactly those of the network, or the operator set is not supported.
 pub fn to_onnx(meta: &ModelMeta, weights: &Weights, opset: u32) -> Result<Vec<u8>> {
     to_onnx_with_storage(meta, weights, opset, WeightStorage::F32)
 }
@@ -55,8 +55,8 @@ pub(crate) fn to_onnx_with_storage(
             (OUTPUT, model.forward(&x, &t, &label)?)
         }
         NetworkConfig::ResNet(config) => {
-            let picture = [resnet::CHANNELS, meta.image_size, meta.image_size];
-            let input = graph.floats(CLASSIFIER_INPUT, &picture)?;
+            let dims = [resnet::CHANNELS, meta.image_size, meta.image_size];
+            let input = graph.floats(CLASSIFIER_INPUT, &dims)?;
             let model = ResNet::new(config, &mut Scope::root(&mut source))?;
             (CLASSIFIER_OUTPUT, model.forward(&input)?)
         }
@@ -69,7 +69,7 @@ pub(crate) fn to_onnx_with_storage(
 /// [folded](tiny_cats_models::fold_batch_norm); a generator is unchanged.
 ///
 /// # Errors
-/// If a weight that is to be folded is missing.
+/// If a weight of a batch normalization or its convolution is missing.
 pub fn export_form<'a>(
     meta: &'a ModelMeta,
     weights: &'a Weights,

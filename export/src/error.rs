@@ -11,7 +11,7 @@ use std::{
 #[non_exhaustive]
 pub enum Error {
     /// The system failed to read or write a file.
-    #[error("{}: {source}", shown(path))]
+    #[error("{}: {source}", display_path(path))]
     Io {
         /// Path of the file.
         path: PathBuf,
@@ -25,23 +25,23 @@ pub enum Error {
         file: String,
         /// Invalid field or key.
         field: String,
-        /// What was expected and what was found.
+        /// The expected and the found value.
         message: String,
     },
-    /// A file that is not an image, or not one that can be used.
-    #[error("{}: {reason}", shown(path))]
-    Picture {
+    /// A file that is not a usable image.
+    #[error("{}: {reason}", display_path(path))]
+    Image {
         /// Path of the file.
         path: PathBuf,
         /// Reason why it cannot be used.
         reason: String,
     },
-    /// A request that cannot be served.
+    /// An invalid request.
     #[error("{field}: {message}")]
     Request {
         /// Invalid field of the request.
         field: &'static str,
-        /// What was expected and what was found.
+        /// The expected and the found value.
         message: String,
     },
     /// A runtime is not available, or failed.
@@ -52,18 +52,18 @@ pub enum Error {
         /// Message of the runtime, or how to install it.
         message: String,
     },
-    /// An exported file does not compute what its definition computes.
-    #[error("verification failed: {}", escaped(.0, 2000))]
+    /// The outputs of an exported file differ from those of its definition.
+    #[error("verification failed: {}", escape(.0, 2000))]
     Verification(String),
     /// The network returned an infinity or a NaN: its weights are damaged.
-    #[error("step {step}: the network returned something that is no finite number; its weights are damaged")]
+    #[error("step {step}: the network returned a value that is not finite; its weights are damaged")]
     NotFinite {
         /// Step of the sampling.
         step: usize,
     },
     /// The caller canceled.
-    #[error("cancelled")]
-    Cancelled,
+    #[error("canceled")]
+    Canceled,
     /// The network could not be built or run.
     #[error(transparent)]
     Model(#[from] tiny_cats_models::Error),
@@ -72,24 +72,24 @@ pub enum Error {
 /// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The name of weights in memory that errors use in place of a file's.
+/// The name that errors use for weights in memory, in place of a file name.
 pub(crate) const WEIGHTS: &str = "weights";
 
 /// Maximum number of bytes of a file's text that an error repeats.
 const MAX_EXCERPT: usize = 400;
 
-/// Prepares `text` for a message: in one line, with control characters escaped, and cut to a few hundred bytes.
+/// Prepares `text` for a message: one line, with control characters escaped, cut to a few hundred bytes.
 ///
 /// ```
 /// assert_eq!(tiny_cats_export::excerpt("a\n\u{1b}[2J"), r"a\n\u{1b}[2J");
 /// assert!(tiny_cats_export::excerpt(&"x".repeat(1 << 20)).len() < 500);
 /// ```
 pub fn excerpt(text: &str) -> Cow<'_, str> {
-    escaped(text, MAX_EXCERPT)
+    escape(text, MAX_EXCERPT)
 }
 
-/// Escapes control characters in `text`, and cuts it to at most `limit` bytes and a mark of the cut.
-pub fn escaped(text: &str, limit: usize) -> Cow<'_, str> {
+/// Escapes control characters in `text`, and cuts it to at most `limit` bytes and an ellipsis.
+pub fn escape(text: &str, limit: usize) -> Cow<'_, str> {
     if text.len() <= limit && !text.contains(is_unsafe) {
         return Cow::Borrowed(text);
     }
@@ -112,20 +112,20 @@ pub fn escaped(text: &str, limit: usize) -> Cow<'_, str> {
 }
 
 /// Formats a path in one line.
-fn shown(path: &Path) -> String {
-    escaped(&path.display().to_string(), usize::MAX).into_owned()
+fn display_path(path: &Path) -> String {
+    escape(&path.display().to_string(), usize::MAX).into_owned()
 }
 
-/// True if `c` could change how the line around it is displayed: control characters, line separators, characters without width, and
-/// marks of writing direction.
+/// True if `c` could change how the line around it is displayed: control characters, line separators, zero-width characters, and
+/// directional formatting characters.
 fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 impl Error {
-    /// True if the message names the file that it is about, or is about none. Errors of a runtime or a network do not name theirs.
-    pub fn names_file(&self) -> bool {
+    /// True if the message names its file, or concerns no file. Errors of a runtime or a network do not name the model file.
+    pub fn has_file_name(&self) -> bool {
         match self {
             Error::Runtime { .. } | Error::Verification(_) | Error::NotFinite { .. } | Error::Model(_) => {
                 false
@@ -142,7 +142,7 @@ impl Error {
     ) -> Self {
         let (field, message) = (field.into(), message.into());
         Error::File {
-            file: escaped(&file.to_string(), usize::MAX).into_owned(),
+            file: escape(&file.to_string(), usize::MAX).into_owned(),
             field: excerpt(&field).into_owned(),
             message: excerpt(&message).into_owned(),
         }
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_about_a_file_repeats_little_of_it_and_no_control_characters() {
+    fn file_errors_are_short_and_without_control_characters() {
         let hostile = "\n\u{1b}[31m".repeat(1000);
         let error = Error::file("cat\n.onnx", hostile.clone(), hostile).to_string();
         assert!(error.starts_with("cat\\n.onnx: \\n\\u{1b}[31m") && error.len() < 1000, "{error}");

@@ -18,15 +18,15 @@ const MAX_FEATURES: usize = 1 << 16;
 /// Maximum side of the input images, in pixels.
 const MAX_PIXELS: usize = 2 * resnet::MAX_IMAGE_SIZE;
 
-type Compute = Box<dyn FnMut(&Array) -> Result<Array> + Send>;
+type ComputeFn = Box<dyn FnMut(&Array) -> Result<Array> + Send>;
 
-/// A network that computes features of images: a classifier without its last layer, or any ONNX file that does so.
+/// A network that computes features of images: a classifier without its last layer, or another ONNX file.
 pub struct FeatureExtractor {
     size: usize,
     preprocessing: Preprocessing,
     runtime: RuntimeKind,
     batch: usize,
-    compute: Compute,
+    compute: ComputeFn,
 }
 
 impl std::fmt::Debug for FeatureExtractor {
@@ -40,22 +40,22 @@ impl std::fmt::Debug for FeatureExtractor {
 }
 
 impl FeatureExtractor {
-    /// Creates an extractor from a classifier of ours. Its features are the inputs of the last layer: for a ResNet, the mean over
-    /// all positions of its last channels. Preprocessing is that of the model's metadata.
+    /// Creates an extractor from one of our classifiers. Its features are the inputs of the last layer: for a ResNet, the mean over
+    /// all positions of its last channels. The preprocessing is that of the model's metadata.
     ///
     /// # Errors
-    /// [`Error::File`] if it is no classifier, [`Error::Request`] for invalid options, and errors of the runtime.
+    /// [`Error::File`] if the model is not a classifier, [`Error::Request`] for invalid options, and errors of the runtime.
     pub fn from_classifier(model: &Model, options: &LoadOptions) -> Result<Self> {
         let preprocessing = model.classifier()?.preprocessing.clone();
         let (runtime, meta) = (options.runtime(model), model.meta());
-        let compute = match runtime.runs_graphs() {
+        let compute = match runtime.can_run_graphs() {
             true => {
-                let file = OnnxFile::from_bytes(graph(meta, model)?, "features")?;
-                session(&file, runtime)?
+                let file = OnnxFile::from_bytes(features_graph(meta, model)?, "features")?;
+                graph_fn(&file, runtime)?
             }
-            false => definition(model, runtime)?,
+            false => definition_fn(model, runtime)?,
         };
-        Self { size: meta.image_size, preprocessing, runtime, batch: options.batch, compute }.checked()
+        Self { size: meta.image_size, preprocessing, runtime, batch: options.batch, compute }.validate()
     }
 
     /// Creates an extractor from an ONNX file. The file has one input `[batch, 3, size, size]`, and its first output is
@@ -63,7 +63,7 @@ impl FeatureExtractor {
     /// [`Preprocessing::imagenet`] for torchvision's networks.
     ///
     /// # Errors
-    /// [`Error::File`] if the file is no such network, [`Error::Request`] for invalid options, and errors of the runtime.
+    /// [`Error::File`] if the file has other inputs or outputs, [`Error::Request`] for invalid options, and errors of the runtime.
     pub fn from_graph(
         file: &OnnxFile,
         preprocessing: impl FnOnce(usize) -> Preprocessing,
@@ -71,7 +71,7 @@ impl FeatureExtractor {
     ) -> Result<Self> {
         let [input] = file.inputs() else {
             let found = file.inputs().len();
-            return Err(no_extractor(file, format!("expected one input, a picture, found {found}")));
+            return Err(input_error(file, format!("expected one image input, found {found} inputs")));
         };
         let (size, single) = match (input.dtype, &input.dims[..]) {
             (Some(DataType::Float), &[batch @ (None | Some(1)), Some(3), Some(height), Some(width)])
@@ -83,29 +83,29 @@ impl FeatureExtractor {
                 let found = dims.iter().map(|d| d.map_or("any".to_owned(), |d| d.to_string()));
                 let found = found.collect::<Vec<_>>().join(", ");
                 let expected =
-                    format!("expected 32-bit floats [batch, 3, size, size] of at most {MAX_PIXELS} pixels");
-                return Err(no_extractor(file, format!("{}: {expected}, found [{found}]", input.name)));
+                    format!("expected 32-bit floats [batch, 3, size, size] of size up to {MAX_PIXELS}");
+                return Err(input_error(file, format!("{}: {expected}, found [{found}]", input.name)));
             }
         };
         let runtime = options.graph_runtime();
-        let compute = session(file, runtime)?;
+        let compute = graph_fn(file, runtime)?;
         let batch = if single { options.batch.min(1) } else { options.batch };
-        Self { size, preprocessing: preprocessing(size), runtime, batch, compute }.checked()
+        Self { size, preprocessing: preprocessing(size), runtime, batch, compute }.validate()
     }
 
-    fn checked(self) -> Result<Self> {
+    fn validate(self) -> Result<Self> {
         let Preprocessing { resize, mean, std } = &self.preprocessing;
         if !(1..=MAX_BATCH).contains(&self.batch) {
             return Err(Error::request("batch", format!("expected 1 to {MAX_BATCH}, found {}", self.batch)));
         }
         if !(self.size..=2 * MAX_PIXELS).contains(resize) {
-            let (least, most) = (self.size, 2 * MAX_PIXELS);
-            return Err(Error::request("resize", format!("expected {least} to {most}, found {resize}")));
+            let (min, max) = (self.size, 2 * MAX_PIXELS);
+            return Err(Error::request("resize", format!("expected {min} to {max}, found {resize}")));
         }
-        let ends = mean.iter().zip(std).flat_map(|(mean, std)| [-mean / std, (1.0 - mean) / std]);
-        if !(ends.into_iter().all(f32::is_finite) && std.iter().all(|&std| std > 0.0)) {
+        let extremes = mean.iter().zip(std).flat_map(|(mean, std)| [-mean / std, (1.0 - mean) / std]);
+        if !(extremes.into_iter().all(f32::is_finite) && std.iter().all(|&std| std > 0.0)) {
             let message =
-                format!("expected finite means and positive deviations, found {mean:?} and {std:?}");
+                format!("expected finite means and positive standard deviations, found {mean:?} and {std:?}");
             return Err(Error::request("preprocessing", message));
         }
         Ok(self)
@@ -116,12 +116,12 @@ impl FeatureExtractor {
         &self.preprocessing
     }
 
-    /// Returns height and width of the network's input, in pixels.
+    /// Returns the height and width of the network's input, in pixels.
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// Returns the runtime that computes the network.
+    /// Returns the runtime that runs the network.
     pub fn runtime(&self) -> RuntimeKind {
         self.runtime
     }
@@ -132,24 +132,25 @@ impl FeatureExtractor {
     /// # Errors
     /// [`Error::Request`] if there is no image, or with the number of an image without pixels; errors of the runtime; and
     /// [`Error::Runtime`] if the network does not return a row of finite numbers for each image.
-    pub fn extract(&mut self, pictures: &[RgbImage]) -> Result<Array> {
-        if pictures.is_empty() {
-            return Err(Error::request("pictures", "expected at least one"));
+    pub fn extract(&mut self, images: &[RgbImage]) -> Result<Array> {
+        if images.is_empty() {
+            return Err(Error::request("images", "expected at least one, found none"));
         }
-        if let Some(i) = pictures.iter().position(|picture| picture.is_empty()) {
-            return Err(Error::request("pictures", format!("number {i} has no pixels")));
+        if let Some(i) = images.iter().position(|image| image.is_empty()) {
+            return Err(Error::request("images", format!("number {i} has no pixels")));
         }
         let (mut features, mut data) = (None, Vec::new());
-        for part in pictures.chunks(self.batch) {
-            let (how, size) = (&self.preprocessing, self.size);
-            let inputs: Vec<Vec<f32>> = part.par_iter().map(|picture| how.apply(picture, size)).collect();
+        for part in images.chunks(self.batch) {
+            let (preprocessing, size) = (&self.preprocessing, self.size);
+            let inputs: Vec<Vec<f32>> =
+                part.par_iter().map(|image| preprocessing.apply(image, size)).collect();
             let output = (self.compute)(&Array::new([part.len(), 3, size, size], inputs.concat())?)?;
             let row = match *output.dims() {
                 [n, row] | [n, row, 1, 1] if n == part.len() && (1..=MAX_FEATURES).contains(&row) => row,
                 ref found => {
                     return Err(self.runtime.error(format!(
-                        "the features' file is no feature extractor: expected an output of [{}, features], at most {MAX_FEATURES} of \
-                         them, found {found:?}",
+                        "expected a feature extractor with output [{}, features] and at most {MAX_FEATURES} features, found output \
+                         {found:?}",
                         part.len()
                     )));
                 }
@@ -157,31 +158,30 @@ impl FeatureExtractor {
             if *features.get_or_insert(row) != row {
                 return Err(self
                     .runtime
-                    .error("the network returned another number of features than before"));
+                    .error("the network returned different numbers of features for two batches"));
             }
             if output.data().iter().any(|value| !value.is_finite()) {
-                let message =
-                    "the network returned features that are no finite numbers; its weights are damaged";
+                let message = "the network returned features that are not finite; its weights are damaged";
                 return Err(self.runtime.error(message));
             }
             data.extend(output.into_data());
         }
-        Ok(Array::new([pictures.len(), features.unwrap_or(0)], data)?)
+        Ok(Array::new([images.len(), features.unwrap_or(0)], data)?)
     }
 }
 
-fn no_extractor(file: &OnnxFile, message: String) -> Error {
+fn input_error(file: &OnnxFile, message: String) -> Error {
     Error::file(file.name(), "inputs", message)
 }
 
-fn session(file: &OnnxFile, runtime: RuntimeKind) -> Result<Compute> {
+fn graph_fn(file: &OnnxFile, runtime: RuntimeKind) -> Result<ComputeFn> {
     let name = file.inputs().first().map(|port| port.name.clone()).unwrap_or_default();
     let mut session = runtime.load(file)?;
     Ok(Box::new(move |x| session.run(&[(&name, InputTensor::Floats(x))])))
 }
 
 /// Exports the graph of a classifier up to its last layer.
-fn graph(meta: &ModelMeta, model: &Model) -> Result<Vec<u8>> {
+fn features_graph(meta: &ModelMeta, model: &Model) -> Result<Vec<u8>> {
     let weights = model.weights()?;
     let (meta, weights) = export_form(meta, &weights)?;
     let NetworkConfig::ResNet(config) = &meta.config else {
@@ -196,7 +196,7 @@ fn graph(meta: &ModelMeta, model: &Model) -> Result<Vec<u8>> {
 }
 
 #[cfg_attr(not(any(feature = "native", feature = "candle")), allow(unused_variables))]
-fn definition(model: &Model, runtime: RuntimeKind) -> Result<Compute> {
+fn definition_fn(model: &Model, runtime: RuntimeKind) -> Result<ComputeFn> {
     let NetworkConfig::ResNet(config) = &model.meta().config else {
         return Err(Error::request("features", "expected a classifier"));
     };
@@ -211,6 +211,6 @@ fn definition(model: &Model, runtime: RuntimeKind) -> Result<Compute> {
             let network = crate::runtime::candle::CandleModel::resnet(config, &model.weights()?)?;
             Ok(Box::new(move |x| network.features(x)))
         }
-        other => Err(other.not_available()),
+        other => Err(other.unavailable_error()),
     }
 }

@@ -11,38 +11,38 @@ pub const ADVANCE: u32 = COLUMNS as u32 + 1;
 /// Number of glyphs in one block of [`GLYPHS`].
 const PER_BLOCK: usize = 16;
 
-/// True if the pixel at `column`, `row` of the glyph of `c` is set. Characters that are not printable ASCII are a full box.
+/// True if the pixel at `column`, `row` of the glyph of `c` is set. Characters other than printable ASCII are drawn as a full box.
 pub fn is_set(c: char, column: u32, row: u32) -> bool {
     let index = match c {
         ' '..='~' => c as usize - ' ' as usize,
         _ => '~' as usize + 1 - ' ' as usize,
     };
     let line = index / PER_BLOCK * HEIGHT as usize + row as usize;
-    let at = index % PER_BLOCK * ADVANCE as usize + column as usize;
-    GLYPHS.get(line).and_then(|line| line.as_bytes().get(at)) == Some(&b'#')
+    let offset = index % PER_BLOCK * ADVANCE as usize + column as usize;
+    GLYPHS.get(line).and_then(|line| line.as_bytes().get(offset)) == Some(&b'#')
 }
 
-/// Returns width and height of `text` drawn at `scale` times its size, in pixels.
+/// Returns the width and height of `text` drawn at `scale` times its size, in pixels.
 pub fn text_size(text: &str, scale: u32) -> (u32, u32) {
     (text.chars().count() as u32 * ADVANCE * scale, HEIGHT * scale)
 }
 
 /// Draws `text` at `scale` times its size, with its upper left corner at (`x`, `y`), clipped to the image.
-pub fn draw_text(picture: &mut RgbImage, text: &str, x: u32, y: u32, scale: u32, ink: Rgb<u8>) {
+pub fn draw_text(image: &mut RgbImage, text: &str, x: u32, y: u32, scale: u32, color: Rgb<u8>) {
     let (width, height) = text_size(text, scale);
     let text: Vec<char> = text.chars().collect();
     for (dx, dy) in (0..width).flat_map(|dx| (0..height).map(move |dy| (dx, dy))) {
         let (column, row) = (dx / scale, dy / scale);
         let c = text[(column / ADVANCE) as usize];
         if is_set(c, column % ADVANCE, row)
-            && let Some(pixel) = picture.get_pixel_mut_checked(x + dx, y + dy)
+            && let Some(pixel) = image.get_pixel_mut_checked(x + dx, y + dy)
         {
-            *pixel = ink;
+            *pixel = color;
         }
     }
 }
 
-/// Printable ASCII from the space on, then the box, drawn as text: six blocks of sixteen glyphs.
+/// The glyphs of printable ASCII, from the space, and then the box: six blocks of sixteen glyphs.
 #[rustfmt::skip]
 const GLYPHS: [&str; 48] = [
     "..... ..#.. .#.#. .#.#. ..#.. ##..# .##.. ..#.. ...#. .#... ..... ..... ..... ..... ..... ....#",

@@ -1,4 +1,4 @@
-//! The generator: images from a model file, in two calls.
+//! The generator API: opens a model file and generates images.
 
 use std::{ops::ControlFlow, path::Path};
 
@@ -27,7 +27,7 @@ pub struct GeneratedImage {
     pub index: u64,
     /// The pixels.
     pub image: RgbImage,
-    /// The network's own values, `[3, size, size]`, before they were clamped and rounded to 8 bits.
+    /// The sampled values, `[3, size, size]`, before they are clamped and rounded to 8 bits.
     pub values: Array,
 }
 
@@ -94,7 +94,7 @@ impl Generator {
         if task.guided {
             let name = excerpt(model.name());
             tracing::warn!(
-                "{name}: the graph applies guidance itself: it is sampled with guidance 1, and no other is used"
+                "{name}: the graph applies guidance itself; sampling with guidance 1, other values are ignored"
             );
         }
         Ok(Self { meta: model.meta().clone(), task, runtime, network, batch: options.batch })
@@ -105,7 +105,7 @@ impl Generator {
         &self.meta
     }
 
-    /// Returns the runtime that computes the network.
+    /// Returns the runtime that runs the network.
     pub fn runtime(&self) -> RuntimeKind {
         self.runtime
     }
@@ -131,7 +131,7 @@ impl Generator {
     /// Generates images as [`generate`](Self::generate) does, and calls `progress` after every step. `progress` can cancel.
     ///
     /// # Errors
-    /// As [`generate`](Self::generate), and [`Error::Cancelled`].
+    /// As [`generate`](Self::generate), and [`Error::Canceled`].
     pub fn generate_with(
         &mut self,
         request: &Request,
@@ -173,19 +173,20 @@ impl Generator {
     ) -> Result<Vec<GeneratedImage>> {
         self.check_labels(labels)?;
         let index = |i: usize| first.wrapping_add(i as u64);
-        let draws: Vec<SampleSpec> = labels
+        let specs: Vec<SampleSpec> = labels
             .iter()
             .enumerate()
             .map(|(i, &label)| SampleSpec { index: index(i), label: label as i64 })
             .collect();
         let (settings, dims) = (self.settings(request), self.dims());
-        let drawn = sample(&mut *self.network, &settings, dims, &draws, &mut progress)?;
-        let picture = |(i, values): (usize, Array)| self.picture(labels[i], request.seed, index(i), values);
-        Ok(drawn.into_iter().enumerate().map(picture).collect())
+        let samples = sample(&mut *self.network, &settings, dims, &specs, &mut progress)?;
+        let to_image =
+            |(i, values): (usize, Array)| self.generated_image(labels[i], request.seed, index(i), values);
+        Ok(samples.into_iter().enumerate().map(to_image).collect())
     }
 
     /// Generates images as [`generate_labels`](Self::generate_labels) does, and passes each to `sink` as soon as its batch is done,
-    /// so that not all need be in memory.
+    /// so that they need not all be in memory.
     ///
     /// # Errors
     /// As [`generate_labels`](Self::generate_labels), and errors of `sink`, which end the generation.
@@ -200,9 +201,9 @@ impl Generator {
         let (batch, steps) = (self.batch.max(1), self.settings(request).steps);
         let total = labels.len().div_ceil(batch) * steps;
         for (i, part) in labels.chunks(batch).enumerate() {
-            let go_on = |p: Progress| progress(Progress { done: i * steps + p.done, total });
+            let report = |p: Progress| progress(Progress { done: i * steps + p.done, total });
             let number = first.wrapping_add((i * batch) as u64);
-            self.generate_labels(part, number, request, go_on)?.into_iter().try_for_each(&mut sink)?;
+            self.generate_labels(part, number, request, report)?.into_iter().try_for_each(&mut sink)?;
         }
         Ok(())
     }
@@ -217,7 +218,7 @@ impl Generator {
         Trajectory::new(&self.settings(request), self.dims(), SampleSpec { index, label: label as i64 })
     }
 
-    /// Evaluates the network once for all of `trajectories`, whatever their requests.
+    /// Evaluates the network once for all of `trajectories`, which may belong to different requests.
     ///
     /// # Errors
     /// Errors of the runtime.
@@ -232,7 +233,7 @@ impl Generator {
     pub fn finish_trajectory(&self, trajectory: Trajectory) -> Result<GeneratedImage> {
         let (label, seed, index) =
             (trajectory.label() as usize, trajectory.settings().seed, trajectory.index());
-        Ok(self.picture(label, seed, index, trajectory.into_array()?))
+        Ok(self.generated_image(label, seed, index, trajectory.into_array()?))
     }
 
     /// Returns the clean image as predicted by the last evaluation of this trajectory.
@@ -245,7 +246,7 @@ impl Generator {
         self.image(trajectory.values())
     }
 
-    fn picture(&self, label: usize, seed: u64, index: u64, values: Array) -> GeneratedImage {
+    fn generated_image(&self, label: usize, seed: u64, index: u64, values: Array) -> GeneratedImage {
         let class = self.meta.classes.get(label).cloned().unwrap_or_default();
         GeneratedImage { label, class, seed, index, image: self.image(values.data()), values }
     }
@@ -269,7 +270,7 @@ impl Generator {
     }
 }
 
-/// Maps values from `range`, the values of black and white, to [−1, 1].
+/// Maps values from the range of `black` to `white` to [−1, 1].
 fn to_unit(values: &[f32], [black, white]: [f32; 2]) -> Vec<f32> {
     values.iter().map(|v| 2.0 * (v - black) / (white - black) - 1.0).collect()
 }

@@ -6,30 +6,30 @@ use crate::{GeneratedImage, font};
 
 /// Space around each image, in pixels of the sheet.
 const MARGIN: u32 = 6;
-/// Minimum size of a displayed image, in pixels; smaller images are enlarged by a whole factor.
-const VISIBLE: u32 = 128;
+/// Minimum size of a displayed image, in pixels; smaller images are enlarged by an integer factor.
+const MIN_DISPLAY_SIZE: u32 = 128;
 const BACKGROUND: Rgb<u8> = Rgb([250, 249, 246]);
 const TEXT_COLOR: Rgb<u8> = Rgb([40, 38, 36]);
 
-/// Places `pictures` in rows of `columns`, each in a cell of the size of the largest. Small images are enlarged smoothly to at
+/// Places `images` in rows of `columns`, each in a cell of the size of the largest. Small images are enlarged smoothly to at
 /// least 128 px.
 ///
-/// `labels`, one for each image (missing ones are empty), are drawn below; a label too long for its cell is cut. 0 columns mean 1,
-/// and no images give the sheet of an empty image.
-pub fn grid(pictures: &[RgbImage], columns: usize, labels: Option<&[String]>) -> RgbImage {
-    let columns = (columns.max(1)).min(pictures.len().max(1)) as u32;
-    let rows = (pictures.len() as u32).div_ceil(columns);
-    let largest = pictures.iter().map(|p| p.width().max(p.height())).max().unwrap_or(1).max(1);
+/// `labels`, one for each image (missing ones are empty), are drawn below the images; a label too long for its cell is cut. 0 columns
+/// mean 1. Without images, the sheet has one empty cell.
+pub fn grid(images: &[RgbImage], columns: usize, labels: Option<&[String]>) -> RgbImage {
+    let columns = (columns.max(1)).min(images.len().max(1)) as u32;
+    let rows = (images.len() as u32).div_ceil(columns);
+    let largest = images.iter().map(|p| p.width().max(p.height())).max().unwrap_or(1).max(1);
     let cell = display_size(largest);
     let factor = cell / largest;
     let label = if labels.is_some() { font::HEIGHT + MARGIN / 2 } else { 0 };
     let (step_x, step_y) = (cell + MARGIN, cell + label + MARGIN);
     let mut sheet = RgbImage::from_pixel(MARGIN + columns * step_x, MARGIN + rows * step_y, BACKGROUND);
-    for (i, picture) in pictures.iter().enumerate() {
+    for (i, image) in images.iter().enumerate() {
         let x = MARGIN + i as u32 % columns * step_x;
         let y = MARGIN + i as u32 / columns * step_y;
-        let (w, h) = (picture.width() * factor, picture.height() * factor);
-        let enlarged = imageops::resize(picture, w, h, imageops::FilterType::CatmullRom);
+        let (w, h) = (image.width() * factor, image.height() * factor);
+        let enlarged = imageops::resize(image, w, h, imageops::FilterType::CatmullRom);
         let (dx, dy) = ((cell - w) / 2, (cell - h) / 2);
         imageops::replace(&mut sheet, &enlarged, i64::from(x + dx), i64::from(y + dy));
         if let Some(text) = labels.and_then(|l| l.get(i)) {
@@ -39,16 +39,16 @@ pub fn grid(pictures: &[RgbImage], columns: usize, labels: Option<&[String]>) ->
     sheet
 }
 
-/// Returns the width and height at which [`grid`] shows squares of `size` pixels: a whole multiple of it, so that every pixel is
+/// Returns the width and height at which [`grid`] shows squares of `size` pixels: a multiple of `size`, so that every pixel is
 /// enlarged equally.
 pub fn display_size(size: u32) -> u32 {
     let size = size.max(1);
-    size * VISIBLE.div_ceil(size)
+    size * MIN_DISPLAY_SIZE.div_ceil(size)
 }
 
-/// Returns a labeled [`grid`] of generated images, about as wide as high; those of one class are adjacent.
-pub fn contact_sheet(pictures: &[GeneratedImage]) -> RgbImage {
-    let mut order: Vec<&GeneratedImage> = pictures.iter().collect();
+/// Returns a labeled [`grid`] of generated images, with about as many rows as columns; images of one class are adjacent.
+pub fn contact_sheet(generated: &[GeneratedImage]) -> RgbImage {
+    let mut order: Vec<&GeneratedImage> = generated.iter().collect();
     order.sort_by_key(|p| (p.label, p.index));
     let labels: Vec<String> = order.iter().map(|p| p.class.replace('_', " ")).collect();
     let images: Vec<_> = order.iter().map(|p| p.image.clone()).collect();
@@ -58,9 +58,9 @@ pub fn contact_sheet(pictures: &[GeneratedImage]) -> RgbImage {
 
 /// Draws as much of `text` as fits, centered in the `width` pixels that begin at (`x`, `y`).
 fn draw_label(sheet: &mut RgbImage, text: &str, x: u32, y: u32, width: u32) {
-    let shown: String = text.chars().take((width / font::ADVANCE) as usize).collect();
-    let start = x + (width - font::text_size(&shown, 1).0) / 2;
-    font::draw_text(sheet, &shown, start, y, 1, TEXT_COLOR);
+    let visible: String = text.chars().take((width / font::ADVANCE) as usize).collect();
+    let start = x + (width - font::text_size(&visible, 1).0) / 2;
+    font::draw_text(sheet, &visible, start, y, 1, TEXT_COLOR);
 }
 
 /// Converts `3 · size²` values in [−1, 1], in channel, row, column order, to an image of `size` × `size`. Values outside are
@@ -68,9 +68,9 @@ fn draw_label(sheet: &mut RgbImage, text: &str, x: u32, y: u32, width: u32) {
 pub fn to_rgb(values: &[f32], size: u32) -> RgbImage {
     let plane = size as usize * size as usize;
     RgbImage::from_fn(size, size, |x, y| {
-        let at = y as usize * size as usize + x as usize;
+        let index = y as usize * size as usize + x as usize;
         Rgb([0, 1, 2].map(|channel| {
-            let value = values.get(channel * plane + at).copied().unwrap_or(-1.0);
+            let value = values.get(channel * plane + index).copied().unwrap_or(-1.0);
             ((value + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8
         }))
     })
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_glyph_is_drawn_and_no_two_are_the_same() {
+    fn glyphs_are_distinct_and_keep_the_gap_column() {
         let bits = |c| (0..font::HEIGHT * 6).map(|i| font::is_set(c, i % 6, i / 6)).collect::<Vec<_>>();
         let glyphs: std::collections::HashSet<_> = (' '..='~').chain(['ü']).map(bits).collect();
         assert_eq!(glyphs.len(), 96);
@@ -90,29 +90,29 @@ mod tests {
     }
 
     #[test]
-    fn every_picture_is_in_the_sheet_and_labels_do_not_touch_it() {
+    fn the_sheet_shows_every_image_and_labels_do_not_overlap_them() {
         // Left half dark, right half light: smooth enlargement changes neither far from the edge between them.
-        let halves =
+        let two_tone =
             |i: u8| RgbImage::from_fn(32, 32, move |x, _| Rgb([i * 30, if x < 16 { 20 } else { 200 }, 9]));
-        let pictures: Vec<_> = (0..7).map(halves).collect();
+        let images: Vec<_> = (0..7).map(two_tone).collect();
         let labels: Vec<_> =
             (0..7).map(|i| format!("a label that is far too long for a cell, {i}")).collect();
-        let sheet = grid(&pictures, 3, Some(&labels));
+        let sheet = grid(&images, 3, Some(&labels));
         let step = (128 + MARGIN, 128 + MARGIN + font::HEIGHT + MARGIN / 2);
         assert_eq!(sheet.dimensions(), (MARGIN + 3 * step.0, MARGIN + 3 * step.1));
-        for (i, picture) in (0u32..).zip(&pictures) {
-            for (x, y, pixel) in picture.enumerate_pixels().filter(|(x, ..)| !(12..20).contains(x)) {
-                let at = (MARGIN + i % 3 * step.0 + x * 4 + 1, MARGIN + i / 3 * step.1 + y * 4 + 1);
-                assert_eq!(sheet.get_pixel(at.0, at.1), pixel);
+        for (i, image) in (0u32..).zip(&images) {
+            for (x, y, pixel) in image.enumerate_pixels().filter(|(x, ..)| !(12..20).contains(x)) {
+                let position = (MARGIN + i % 3 * step.0 + x * 4 + 1, MARGIN + i / 3 * step.1 + y * 4 + 1);
+                assert_eq!(sheet.get_pixel(position.0, position.1), pixel);
             }
         }
-        let inked = |sheet: &RgbImage| sheet.pixels().filter(|&&p| p == TEXT_COLOR).count();
-        assert!(inked(&sheet) > 7 * 50);
-        assert_eq!(inked(&grid(&pictures, 3, None)), 0);
+        let label_pixels = |sheet: &RgbImage| sheet.pixels().filter(|&&p| p == TEXT_COLOR).count();
+        assert!(label_pixels(&sheet) > 7 * 50);
+        assert_eq!(label_pixels(&grid(&images, 3, None)), 0);
     }
 
     #[test]
-    fn odd_requests_still_give_a_sheet() {
+    fn unusual_inputs_give_a_sheet() {
         assert!(grid(&[], 0, None).width() > 0);
         let mixed = [RgbImage::new(0, 5), RgbImage::new(300, 20), RgbImage::new(1, 1)];
         assert!(grid(&mixed, 0, Some(&["one".into()])).height() > 900);
@@ -120,12 +120,10 @@ mod tests {
     }
 
     #[test]
-    fn values_become_bytes_and_back() {
+    fn values_are_rounded_to_bytes() {
         let values: Vec<f32> = (0..3 * 64).map(|i| i as f32 / 127.5 - 1.0).collect();
-        let picture = to_rgb(&values, 8);
-        assert!(
-            picture.enumerate_pixels().all(|(x, y, p)| p.0 == [0, 64, 128].map(|c| (c + y * 8 + x) as u8))
-        );
+        let image = to_rgb(&values, 8);
+        assert!(image.enumerate_pixels().all(|(x, y, p)| p.0 == [0, 64, 128].map(|c| (c + y * 8 + x) as u8)));
         assert_eq!(to_rgb(&[f32::NAN, 7.0, -7.0, 0.0], 2).as_raw()[..9], [0, 0, 0, 255, 0, 0, 0, 0, 0]);
     }
 }

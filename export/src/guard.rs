@@ -1,4 +1,4 @@
-//! Isolation of other libraries' code that may panic on a hostile file: the panic becomes an error.
+//! Conversion of panics to errors, for code of other libraries that may panic on a malformed file.
 
 use std::{
     any::Any,
@@ -12,10 +12,10 @@ use crate::error::excerpt;
 
 thread_local! {
     /// Number of nested calls of [`catch`] on this thread.
-    static GUARDED: Cell<usize> = const { Cell::new(0) };
+    static GUARD_DEPTH: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Calls `f`. A panic becomes an error with the panic's message in one line; nothing is printed.
+/// Calls `f`, and converts a panic to an error with the panic's message in one line. Nothing is printed.
 ///
 /// Only panics on this thread are silent. If `f` uses rayon, call [`catch_in_pool`]; if it spawns threads, call `catch` on each of
 /// them.
@@ -24,13 +24,13 @@ thread_local! {
 /// The message of the panic.
 pub fn catch<T>(f: impl FnOnce() -> T) -> Result<T, String> {
     install_hook();
-    let guarded = Guarded::enter();
+    let guard = ThreadGuard::enter();
     let result = panic::catch_unwind(AssertUnwindSafe(f));
-    drop(guarded);
+    drop(guard);
     result.map_err(|payload| message(&*payload))
 }
 
-/// Calls an `f` that uses rayon, as [`catch`] does, in a pool whose threads are all guarded.
+/// Calls `f` as [`catch`] does, in a rayon pool whose threads are all guarded.
 ///
 /// # Errors
 /// The message of the panic, or the reason why the pool could not be created.
@@ -40,45 +40,45 @@ pub fn catch_in_pool<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T, String>
 
     static POOL: OnceLock<Result<rayon::ThreadPool, String>> = OnceLock::new();
     let pool = POOL.get_or_init(|| {
-        let pool = rayon::ThreadPoolBuilder::new().start_handler(|_| std::mem::forget(Guarded::enter()));
+        let pool = rayon::ThreadPoolBuilder::new().start_handler(|_| std::mem::forget(ThreadGuard::enter()));
         pool.build().map_err(|e| e.to_string())
     });
     let pool = pool.as_ref().map_err(Clone::clone)?;
     catch(|| pool.install(f))
 }
 
-/// A guard that marks its thread for as long as it lives.
-struct Guarded;
+/// Marks its thread as guarded until it is dropped.
+struct ThreadGuard;
 
-impl Guarded {
+impl ThreadGuard {
     fn enter() -> Self {
-        GUARDED.with(|depth| depth.set(depth.get() + 1));
+        GUARD_DEPTH.with(|depth| depth.set(depth.get() + 1));
         Self
     }
 }
 
-impl Drop for Guarded {
+impl Drop for ThreadGuard {
     fn drop(&mut self) {
-        GUARDED.with(|depth| depth.set(depth.get() - 1));
+        GUARD_DEPTH.with(|depth| depth.set(depth.get() - 1));
     }
 }
 
-/// Replaces the panic hook, once, by one that is silent on guarded threads and calls the previous hook on all others.
+/// Replaces the panic hook, once, with one that is silent on guarded threads and calls the previous hook on all others.
 fn install_hook() {
     static INSTALLED: Once = Once::new();
     // A panicking thread must not change the hook; its own panic is being printed already.
     if thread::panicking() {
         return;
     }
-    INSTALLED.call_once(|| panic::set_hook(quiet(panic::take_hook())));
+    INSTALLED.call_once(|| panic::set_hook(quiet_hook(panic::take_hook())));
 }
 
 type Hook = Box<dyn Fn(&PanicHookInfo) + Sync + Send>;
 
 /// Returns a hook that calls `previous` on threads that are not guarded.
-fn quiet(previous: Hook) -> Hook {
+fn quiet_hook(previous: Hook) -> Hook {
     Box::new(move |info| {
-        let guarded = GUARDED.try_with(Cell::get).unwrap_or(0) > 0;
+        let guarded = GUARD_DEPTH.try_with(Cell::get).unwrap_or(0) > 0;
         if !guarded {
             previous(info);
         }
@@ -102,12 +102,12 @@ mod tests {
 
     use super::*;
 
-    /// One test, since the hook belongs to the whole process.
+    /// A single test, because the hook is global to the process.
     #[test]
-    fn a_panic_becomes_its_message_and_reaches_the_hook_only_from_unguarded_threads() {
+    fn panics_become_errors_and_only_unguarded_threads_print_them() {
         let printed = Arc::new(AtomicUsize::new(0));
         let count = printed.clone();
-        panic::set_hook(quiet(Box::new(move |_| {
+        panic::set_hook(quiet_hook(Box::new(move |_| {
             count.fetch_add(1, Ordering::SeqCst);
         })));
         assert_eq!(catch(|| 7), Ok(7));
@@ -122,10 +122,10 @@ mod tests {
             panic!("outer")
         });
         assert_eq!(nested, Err::<(), _>("outer".into()));
-        let in_pool = catch_in_pool(|| {
+        let pool_result = catch_in_pool(|| {
             (0..100).into_par_iter().for_each(|i| assert!(i != 99, "item {i}"));
         });
-        assert_eq!(in_pool, Err("item 99".into()));
+        assert_eq!(pool_result, Err("item 99".into()));
         assert_eq!(catch_in_pool(|| (0..100).into_par_iter().sum::<i32>()), Ok(4950));
         assert_eq!(printed.load(Ordering::SeqCst), 0);
 

@@ -1,4 +1,4 @@
-//! The digests that files carry, by which altered and damaged files are detected.
+//! Digests in files, which detect altered and damaged files.
 
 use std::fmt;
 
@@ -45,10 +45,10 @@ impl Checksum {
     /// The value under [`KEY`](Self::KEY) while the checksum is computed.
     pub const PLACEHOLDER: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
-    /// Starts with the header and the eight bytes of its length. `None` if the header has no place for the digits.
+    /// Starts a checksum with the eight bytes of the header's length and the header. `None` if the header has no entry for the digits.
     pub fn begin(header: &[u8]) -> Option<Self> {
-        let place = Self::digits_offset(header)?;
-        let (before, after) = header.split_at_checked(place)?;
+        let offset = Self::digits_offset(header)?;
+        let (before, after) = header.split_at_checked(offset)?;
         let after = after.get(Self::PLACEHOLDER.len()..)?;
         let mut hash = Sha256::new();
         hash.update((header.len() as u64).to_le_bytes());
@@ -63,7 +63,7 @@ impl Checksum {
         self.0.update(bytes);
     }
 
-    /// Returns the hexadecimal digits, after all bytes were added.
+    /// Returns the hexadecimal digits. All bytes of the file must have been added.
     pub fn finish(self) -> String {
         hex(self.0)
     }
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_checksum_covers_all_bytes_but_its_own_digits() {
+    fn a_checksum_covers_all_bytes_except_its_own_digits() {
         let header =
             |digits: &str, note: &str| format!(r#"{{"__metadata__":{{"n":"{note}","sha256":"{digits}"}}}}"#);
         let sum = |header: &str, data: &[u8]| {

@@ -22,11 +22,11 @@ mod resize;
 pub mod runtime;
 pub mod sample;
 
-pub use atomic::{Staged, png, remove_abandoned, stage, strip_temp_name, write_atomically, write_png};
+pub use atomic::{StagedFile, png, remove_abandoned, stage, strip_temp_name, write_atomically, write_png};
 pub use classifier::{Candidate, Classifier, Classify, Prediction};
 pub use closest::closest;
 pub use convert::{CLASSIFIER_INPUT, CLASSIFIER_OUTPUT, INPUTS, OUTPUT, to_onnx};
-pub use error::{Error, Result, escaped, excerpt};
+pub use error::{Error, Result, escape, excerpt};
 pub use features::FeatureExtractor;
 pub use font::{draw_text, text_size};
 pub use generator::{GeneratedImage, Generator};

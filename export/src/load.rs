@@ -1,4 +1,4 @@
-//! Loading of released models, of any format, into any runtime.
+//! Loading of model files, ONNX or safetensors, into any runtime.
 
 use std::{borrow::Cow, path::Path};
 
@@ -20,13 +20,13 @@ use crate::runtime::candle::CandleModel;
 #[cfg(feature = "native")]
 use crate::runtime::native::NativeModel;
 
-/// Largest model file, in bytes: more than any model that we write, but little enough to hold in memory.
+/// Maximum size of a model file, in bytes: above any model that we write, and small enough to hold in memory.
 const MAX_BYTES: u64 = i32::MAX as u64;
 
 /// The names of [`INPUTS`] in files of tiny-cats-model; its classifiers use the same names as ours.
 const PREDECESSOR_INPUTS: [&str; 3] = ["noise", "timestep", "breed"];
 
-/// Reads a model file, unless it is too large.
+/// Reads a model file of at most [`MAX_BYTES`].
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     let size = std::fs::metadata(path).map_err(Error::io(path))?.len();
     if size > MAX_BYTES {
@@ -48,12 +48,12 @@ pub struct Model {
 #[derive(Clone, Debug)]
 enum ModelData {
     Weights(Weights),
-    GraphModel(OnnxFile),
+    Graph(OnnxFile),
 }
 
 impl Model {
-    /// Reads `NAME.onnx` or `NAME.safetensors`; the contents decide which it is. An ONNX model may keep values in other files of
-    /// its folder.
+    /// Reads `NAME.onnx` or `NAME.safetensors`; the content determines the format. An ONNX model may have external data in its
+    /// folder.
     ///
     /// # Errors
     /// [`Error::Io`], and as [`from_bytes`](Self::from_bytes).
@@ -61,10 +61,10 @@ impl Model {
         Self::read(read(path)?, &path.display().to_string(), path.parent())
     }
 
-    /// Reads a model file in memory; `name` stands for it in errors.
+    /// Reads a model file in memory; errors call it `name`.
     ///
     /// # Errors
-    /// [`Error::File`] if it is no model, is damaged, does not match its digest, or lacks the metadata that is needed to use it.
+    /// [`Error::File`] if it is not a model, is damaged, does not match its digest, or lacks the metadata that is needed to use it.
     pub fn from_bytes(bytes: Vec<u8>, name: &str) -> Result<Self> {
         Self::read(bytes, name, None)
     }
@@ -84,7 +84,7 @@ impl Model {
         }
         let file = OnnxFile::read(bytes, name, folder)?;
         let (meta, integrity) = (graph_meta(&file)?, file.integrity());
-        Ok(Self { name: name.into(), meta, contents: ModelData::GraphModel(file), integrity })
+        Ok(Self { name: name.into(), meta, contents: ModelData::Graph(file), integrity })
     }
 
     /// Creates a model from weights in memory, as after training. It is [unchecked](Integrity::Unchecked) unless
@@ -111,7 +111,7 @@ impl Model {
         &self.name
     }
 
-    /// Returns whether the file carries a digest that its contents match.
+    /// Returns the result of the check of the file's digest.
     pub fn integrity(&self) -> Integrity {
         self.integrity
     }
@@ -129,36 +129,36 @@ impl Model {
     /// Returns the metadata for generating.
     ///
     /// # Errors
-    /// [`Error::File`] if it is no generator.
+    /// [`Error::File`] if the model is not a generator.
     pub fn generator(&self) -> Result<&GeneratorMeta> {
-        self.meta.generator().ok_or_else(|| self.wrong_task("generator"))
+        self.meta.generator().ok_or_else(|| self.task_error("generator"))
     }
 
     /// Returns the metadata for classifying.
     ///
     /// # Errors
-    /// [`Error::File`] if it is no classifier.
+    /// [`Error::File`] if the model is not a classifier.
     pub fn classifier(&self) -> Result<&ClassifierMeta> {
-        self.meta.classifier().ok_or_else(|| self.wrong_task("classifier"))
+        self.meta.classifier().ok_or_else(|| self.task_error("classifier"))
     }
 
-    fn wrong_task(&self, expected: &str) -> Error {
+    fn task_error(&self, expected: &str) -> Error {
         Error::file(&self.name, "task", format!("expected a {expected}, found {}", self.meta.describe()))
     }
 
-    /// Loads a generator into a runtime. Runtimes that compute graphs get one even if the model is weights alone. Runtimes that
-    /// compute definitions get the weights of a graph.
+    /// Loads a generator into a runtime. If the runtime runs graphs and the model has only weights, a graph is exported. If the
+    /// runtime evaluates the definition and the model is a graph, the weights are read from the graph.
     ///
     /// # Errors
-    /// [`Error::Runtime`] if the runtime is not available, or computes definitions and the graph is [guided](Self::is_guided). Also
-    /// if the weights do not fit the network, or it is no generator.
+    /// [`Error::Runtime`] if the runtime is not available, or evaluates the definition and the graph is [guided](Self::is_guided).
+    /// Also if the weights do not fit the network, or the model is not a generator.
     #[cfg_attr(not(feature = "native"), allow(unused_variables))]
     pub fn load_generator(&self, kind: RuntimeKind) -> Result<Box<dyn Denoiser + Send>> {
         let NetworkConfig::TinyDit(config) = &self.meta.config else {
-            return Err(self.wrong_task("generator"));
+            return Err(self.task_error("generator"));
         };
-        if self.is_guided() && !kind.runs_graphs() {
-            let message = "the graph applies guidance itself, which its definition does not; choose a runtime that computes graphs";
+        if self.is_guided() && !kind.can_run_graphs() {
+            let message = "the graph applies guidance itself, but its definition does not; choose a runtime that runs graphs";
             return Err(kind.error(message));
         }
         match kind {
@@ -181,7 +181,7 @@ impl Model {
     #[cfg_attr(not(feature = "native"), allow(unused_variables))]
     pub fn load_classifier(&self, kind: RuntimeKind) -> Result<Box<dyn Classify + Send>> {
         let NetworkConfig::ResNet(config) = &self.meta.config else {
-            return Err(self.wrong_task("classifier"));
+            return Err(self.task_error("classifier"));
         };
         match kind {
             #[cfg(feature = "native")]
@@ -193,12 +193,12 @@ impl Model {
         Ok(Box::new(GraphModel { session: self.session(kind)?.0, names: [CLASSIFIER_INPUT] }))
     }
 
-    /// True if it computes what its metadata describes, so that runtimes of definitions can compute it. Another program's graph may
-    /// be anything with such inputs and outputs.
+    /// True if the definition in the metadata describes the model, so that runtimes can evaluate the definition. A graph from another
+    /// program may compute anything.
     pub(crate) fn has_definition(&self) -> bool {
         match &self.contents {
             ModelData::Weights(_) => true,
-            ModelData::GraphModel(file) => file.metadata().contains_key(META_KEY),
+            ModelData::Graph(file) => file.metadata().contains_key(META_KEY),
         }
     }
 
@@ -214,7 +214,7 @@ impl Model {
     /// If the weights do not fit the network.
     pub fn graph(&self) -> Result<Cow<'_, OnnxFile>> {
         match &self.contents {
-            ModelData::GraphModel(file) => Ok(Cow::Borrowed(file)),
+            ModelData::Graph(file) => Ok(Cow::Borrowed(file)),
             ModelData::Weights(weights) => {
                 let bytes = to_onnx(&self.meta, weights, DEFAULT_OPSET)?;
                 Ok(Cow::Owned(OnnxFile::from_bytes(bytes, &self.name)?))
@@ -229,16 +229,16 @@ impl Model {
     pub fn weights(&self) -> Result<Weights> {
         match &self.contents {
             ModelData::Weights(weights) => Ok(weights.clone()),
-            ModelData::GraphModel(file) => {
-                let mut all = file.weights()?;
+            ModelData::Graph(file) => {
+                let mut weights = file.weights()?;
                 let specs = self.meta.config.specs()?;
-                Ok(specs.into_iter().filter_map(|spec| all.remove_entry(&spec.name)).collect())
+                Ok(specs.into_iter().filter_map(|spec| weights.remove_entry(&spec.name)).collect())
             }
         }
     }
 }
 
-/// A network that a graph computes.
+/// A network that runs as a graph.
 struct GraphModel<const N: usize> {
     session: Box<dyn Session>,
     names: [&'static str; N],
@@ -263,8 +263,8 @@ impl Classify for GraphModel<1> {
     }
 }
 
-/// Returns the metadata of a graph. A graph of tiny-cats-model, which is known by its inputs, has none: it is derived from the
-/// structure.
+/// Returns the metadata of a graph. A graph of tiny-cats-model, which is recognized by its inputs, has none: its metadata
+/// are derived from its structure.
 fn graph_meta(file: &OnnxFile) -> Result<ModelMeta> {
     let invalid = |message| Err(Error::file(file.name(), "inputs", message));
     let find = |name: &str| file.inputs().iter().find(|port| port.name == name);
@@ -279,7 +279,7 @@ fn graph_meta(file: &OnnxFile) -> Result<ModelMeta> {
         _ => file.meta()?,
     };
     let size = Some(meta.image_size);
-    let is_picture = |port: &ValueInfo| {
+    let is_image = |port: &ValueInfo| {
         let square = matches!(port.dims[..], [None, Some(3), h, w] if h == size && w == size);
         port.dtype == Some(DataType::Float) && square
     };
@@ -296,12 +296,12 @@ fn graph_meta(file: &OnnxFile) -> Result<ModelMeta> {
         }
     }
     let is_vector = |port: &ValueInfo, dtype| port.dtype == Some(dtype) && port.dims.len() == 1;
-    let fits = match ports[..] {
-        [x, t, label] => is_picture(x) && is_vector(t, DataType::Float) && is_vector(label, DataType::Int64),
-        [x] => is_picture(x),
+    let is_valid = match ports[..] {
+        [x, t, label] => is_image(x) && is_vector(t, DataType::Float) && is_vector(label, DataType::Int64),
+        [x] => is_image(x),
         _ => false,
     };
-    if !fits {
+    if !is_valid {
         let s = meta.image_size;
         return invalid(format!(
             "expected {} [batch, 3, {s}, {s}]{}",
@@ -315,12 +315,10 @@ fn graph_meta(file: &OnnxFile) -> Result<ModelMeta> {
 /// Derives the metadata of a generator's graph of tiny-cats-model. It has no class for the unconditional pass: the last class takes
 /// its place.
 fn predecessor_generator(file: &OnnxFile, image_size: usize) -> Result<ModelMeta> {
-    let [picture, _, label] = PREDECESSOR_INPUTS;
+    let [image, _, label] = PREDECESSOR_INPUTS;
     let invalid = |message: String| Error::file(file.name(), "graph", message);
     let Some(classes) = file.embedding_rows(label)? else {
-        return Err(invalid(format!(
-            "expected a table that {label} indexes, which says how many classes there are"
-        )));
+        return Err(invalid(format!("expected a table indexed by {label}, found none")));
     };
     if !(1..=MAX_CLASSES).contains(&classes) {
         return Err(invalid(format!("expected 1 to {MAX_CLASSES} classes, found a table of {classes} rows")));
@@ -328,13 +326,13 @@ fn predecessor_generator(file: &OnnxFile, image_size: usize) -> Result<ModelMeta
     let config = TinyDitConfig { image_size, classes, ..TinyDitConfig::legacy() };
     let mut meta = ModelMeta::tiny_dit(&config, predecessor_classes(classes));
     if let TaskMeta::Generator(task) = &mut meta.task {
-        task.guided = file.is_guided(picture, label)?;
+        task.guided = file.is_guided(image, label)?;
     }
     Ok(meta)
 }
 
 /// Derives the metadata of a classifier's graph of tiny-cats-model. PyTorch's exporter folds batch normalizations and may rename
-/// the folded weights. So the network is recognized by its convolutions and its head.
+/// the folded weights. The network is therefore recognized by its convolutions and its head.
 fn predecessor_classifier(file: &OnnxFile, image_size: usize) -> Result<ModelMeta> {
     let invalid = |message: String| Error::file(file.name(), "graph", message);
     let weights = file.weights()?;
@@ -365,7 +363,7 @@ fn predecessor_classifier(file: &OnnxFile, image_size: usize) -> Result<ModelMet
     Ok(ModelMeta::resnet(&config, image_size, predecessor_classes(config.classes)))
 }
 
-/// Returns the names of `n` classes for a file that holds none.
+/// Returns the names of `n` classes for a file without class names.
 pub fn predecessor_classes(n: usize) -> Vec<String> {
     if n == PREDECESSOR_CLASSES.len() {
         PREDECESSOR_CLASSES.map(String::from).to_vec()
@@ -393,7 +391,8 @@ fn safetensors(bytes: &[u8], name: &str) -> Result<(ModelMeta, Weights, Integrit
         }
     };
     let text = entry(META_KEY);
-    let text = text.ok_or_else(|| Error::file(name, META_KEY, "the file does not say what its model is"))?;
+    let text =
+        text.ok_or_else(|| Error::file(name, META_KEY, "expected the metadata of the model, found none"))?;
     let meta = ModelMeta::from_json(text, name)?;
     let file = SafeTensors::deserialize(bytes).map_err(invalid)?;
     let array = |(key, view): (&str, safetensors::tensor::TensorView)| {

@@ -1,4 +1,4 @@
-//! Preprocessing of photographs for a classifier, by the same functions in training, evaluation and inference.
+//! Preprocessing of photographs for a classifier: the same functions for training, evaluation and inference.
 
 use image::RgbImage;
 
@@ -10,16 +10,16 @@ use crate::{
 /// Maximum ratio of the sides; longer images are cropped to their center.
 const MAX_ASPECT_RATIO: u32 = 4;
 
-/// Resizes `picture` to a short side of `short` pixels, by the triangle filter that widens as it shrinks (PyTorch's antialiased
+/// Resizes `image` to a short side of `short` pixels, with an antialiasing triangle filter (PyTorch's antialiased
 /// bilinear). An image longer than four times its short side is cropped to its center. The resulting size is [`short_side_size`].
 ///
 /// # Panics
-/// If `picture` has no pixels.
-pub fn resize_short_side(picture: &RgbImage, short: u32) -> RgbImage {
-    let [width, height] = [picture.width(), picture.height()];
+/// If `image` has no pixels.
+pub fn resize_short_side(image: &RgbImage, short: u32) -> RgbImage {
+    let [width, height] = [image.width(), image.height()];
     let [w, h] = center_region([width, height]);
     let size = short_side_size([width, height], short);
-    resize(picture, [(width - w) / 2, (height - h) / 2, w, h], size, Filter::Triangle)
+    resize(image, [(width - w) / 2, (height - h) / 2, w, h], size, Filter::Triangle)
 }
 
 /// Returns the width and height of the result of [`resize_short_side`] for an image of this width and height.
@@ -28,42 +28,42 @@ pub fn resize_short_side(picture: &RgbImage, short: u32) -> RgbImage {
 /// If one of them is 0.
 pub fn short_side_size([width, height]: [u32; 2], short: u32) -> [u32; 2] {
     let side = width.min(height);
-    assert!(side > 0, "a picture of {width} x {height} pixels");
+    assert!(side > 0, "expected an image with pixels, found {width} x {height}");
     let half = u64::from(side) / 2;
     center_region([width, height])
         .map(|n| ((u64::from(n) * u64::from(short) + half) / u64::from(side)) as u32)
 }
 
-/// Returns width and height of the part that is used.
+/// Returns the width and height of the part that is used.
 fn center_region([width, height]: [u32; 2]) -> [u32; 2] {
-    let most = MAX_ASPECT_RATIO.saturating_mul(width.min(height));
-    [width.min(most), height.min(most)]
+    let max_side = MAX_ASPECT_RATIO.saturating_mul(width.min(height));
+    [width.min(max_side), height.min(max_side)]
 }
 
 impl Preprocessing {
-    /// Converts `picture` to the network's input `[3, size, size]`: resized, cropped to the center `size` × `size` pixels,
+    /// Converts `image` to the network's input `[3, size, size]`: resized, cropped to the center `size` × `size` pixels,
     /// normalized.
     ///
     /// # Panics
-    /// If `picture` has no pixels, or `size` is more than [`resize`](Self::resize).
-    pub fn apply(&self, picture: &RgbImage, size: usize) -> Vec<f32> {
-        let picture = resize_short_side(picture, self.resize as u32);
-        let (width, height) = (picture.width() as usize, picture.height() as usize);
+    /// If `image` has no pixels, or `size` is more than [`resize`](Self::resize).
+    pub fn apply(&self, image: &RgbImage, size: usize) -> Vec<f32> {
+        let image = resize_short_side(image, self.resize as u32);
+        let (width, height) = (image.width() as usize, image.height() as usize);
         let (left, top) = ((width - size) / 2, (height - size) / 2);
-        let mut out = vec![0.0; 3 * size * size];
-        for (channel, plane) in out.chunks_exact_mut(size * size).enumerate() {
+        let mut output = vec![0.0; 3 * size * size];
+        for (channel, plane) in output.chunks_exact_mut(size * size).enumerate() {
             for (y, line) in plane.chunks_exact_mut(size).enumerate() {
-                let row = &picture.as_raw()[((top + y) * width + left) * 3..][..size * 3];
+                let row = &image.as_raw()[((top + y) * width + left) * 3..][..size * 3];
                 for (value, pixel) in line.iter_mut().zip(row.chunks_exact(3)) {
                     *value = f32::from(pixel[channel]) / 127.5 - 1.0;
                 }
             }
         }
-        self.normalize(&mut out);
-        out
+        self.normalize(&mut output);
+        output
     }
 
-    /// Normalizes the values of an image, red, then green, then blue, from −1 (black) to 1 (white), for the network.
+    /// Normalizes an image in place, for the network. `values` has shape `[3, height, width]` and ranges from −1 (black) to 1 (white).
     pub fn normalize(&self, values: &mut [f32]) {
         let plane = values.len() / 3;
         for (values, (mean, std)) in values.chunks_mut(plane.max(1)).zip(self.mean.into_iter().zip(self.std))
@@ -80,7 +80,7 @@ mod tests {
     use image::Rgb;
 
     #[test]
-    fn the_short_side_is_what_was_asked_for() {
+    fn the_short_side_has_the_requested_size() {
         for (width, height) in [(100, 80), (80, 100), (3, 500), (146, 146), (1, 1)] {
             let (w, h) = resize_short_side(&RgbImage::new(width, height), 146).dimensions();
             assert_eq!(w.min(h), 146);
@@ -90,16 +90,16 @@ mod tests {
     }
 
     #[test]
-    fn the_middle_is_cut_out_and_normalised_channel_by_channel() {
+    fn the_center_is_cropped_and_normalized_per_channel() {
         let pixel = |x: u32, y: u32| Rgb([(x * 4) as u8, (y * 6) as u8, 255]);
-        let picture = RgbImage::from_fn(60, 40, pixel);
-        let how = Preprocessing { resize: 40, mean: [0.5, 0.25, 0.0], std: [0.25, 0.5, 2.0] };
-        let out = how.apply(&picture, 32);
-        assert_eq!(out.len(), 3 * 32 * 32);
-        for (channel, (mean, std)) in how.mean.into_iter().zip(how.std).enumerate() {
+        let image = RgbImage::from_fn(60, 40, pixel);
+        let preprocessing = Preprocessing { resize: 40, mean: [0.5, 0.25, 0.0], std: [0.25, 0.5, 2.0] };
+        let output = preprocessing.apply(&image, 32);
+        assert_eq!(output.len(), 3 * 32 * 32);
+        for (channel, (mean, std)) in preprocessing.mean.into_iter().zip(preprocessing.std).enumerate() {
             for (x, y) in [(0, 0), (31, 0), (7, 30), (31, 31)] {
                 let exact = (f32::from(pixel(x + 14, y + 4).0[channel]) / 255.0 - mean) / std;
-                let value = out[(channel * 32 + y as usize) * 32 + x as usize];
+                let value = output[(channel * 32 + y as usize) * 32 + x as usize];
                 assert!((value - exact).abs() < 1e-5, "{channel} {x} {y}: {value} for {exact}");
             }
         }

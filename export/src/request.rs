@@ -1,4 +1,4 @@
-//! The request: which images to generate, and how.
+//! Requests to a generator.
 
 use crate::Sampler;
 
@@ -39,10 +39,10 @@ pub struct Request {
     pub steps: Option<usize>,
     /// Method of each step.
     pub sampler: Option<Sampler>,
-    /// Weight of classifier-free guidance; 1 means none. A network that [guides itself](crate::Generator::is_guided) is sampled
-    /// with 1.
+    /// Weight of classifier-free guidance; 1 means none. A network that [applies guidance itself](crate::Generator::is_guided) is
+    /// sampled with 1.
     pub guidance: Option<f32>,
-    /// Interval of times from 0 (noise) to 1 (image) with guidance, ends included.
+    /// Interval of times with guidance, from 0 (noise) to 1 (image), inclusive.
     pub guidance_interval: Option<[f32; 2]>,
 }
 

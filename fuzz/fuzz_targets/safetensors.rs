@@ -1,4 +1,4 @@
-//! Safetensors files: as a checkpoint, and as a model to run.
+//! Safetensors files, as a checkpoint and as a model.
 
 #![no_main]
 
@@ -6,11 +6,11 @@ use libfuzzer_sys::fuzz_target;
 use tiny_cats_export::Model;
 
 fuzz_target!(init: tiny_cats_fuzz::init(), |bytes: &[u8]| {
-    tiny_cats_fuzz::escaped(|| {
-        tiny_cats_fuzz::checkpoint(bytes);
+    tiny_cats_fuzz::abort_on_panic(|| {
+        tiny_cats_fuzz::check_checkpoint(bytes);
         match Model::from_bytes(bytes.to_vec(), "input") {
             Ok(model) => drop(model.weights()),
-            Err(error) => tiny_cats_fuzz::message(&error.to_string()),
+            Err(error) => tiny_cats_fuzz::check_message(&error.to_string()),
         }
     });
 });

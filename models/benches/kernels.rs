@@ -1,7 +1,7 @@
-//! Each kernel, at the sizes of the released models: `cargo bench -p tiny-cats-models --bench kernels [-- NAME]`.
+//! Benchmarks of all kernels, at the sizes of the released models: `cargo bench -p tiny-cats-models --bench kernels [-- NAME]`.
 //!
-//! `forward` is inference by the kernels alone, `training` forward and backward on the tape, in f32 and, of products, in bf16; `plain` is
-//! the same as `training`, composed of candle's operations, which is what a plain candle loop would pay.
+//! `forward` is inference on the native backend. `training` is forward and backward on the tape, in f32 and, for products, in bf16. `plain`
+//! is `training` with compositions of candle's operations, as in a training loop with candle alone.
 
 use candle_core::{DType, Device, Tensor as CandleTensor};
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -13,17 +13,17 @@ use tiny_cats_models::{
     tape::{Param, Tape, Var},
 };
 
-/// Items of a batch.
+/// Number of items in a batch.
 const BATCH: usize = 16;
 
 fn array(stream: u64, dims: &[usize]) -> Array {
-    Array::new(dims, noise(1, stream, dims.iter().product())).expect("as many values as the shape has")
+    Array::new(dims, noise(1, stream, dims.iter().product())).expect("the shape has this number of values")
 }
 
 /// Times an operation on inputs (without the batch) and parameters of these sizes.
 macro_rules! case {
     ($c:expr, $name:literal, [$($input:expr),*], [$($param:expr),*], $operation:expr) => {{
-        /// One operation for every reading; a closure would be for one.
+        /// The operation, generic over the backend, which a closure cannot be.
         fn operation<T: Tensor>(x: &[T], p: &[T::Param]) -> Result<T> {
             #[allow(clippy::redundant_closure_call)]
             ($operation)(x, p)
@@ -38,20 +38,20 @@ macro_rules! case {
         let mut scope = Scope::<native::Value>::root(&mut source);
         let p: Vec<_> = weights
             .iter()
-            .map(|(name, a)| scope.param(name, a.dims(), Init::Zeros).expect("the parameter is there"))
+            .map(|(name, a)| scope.param(name, a.dims(), Init::Zeros).expect("the source has the parameter"))
             .collect();
         let x: Vec<_> =
-            inputs.iter().map(|a| native::Value::new(a.clone()).expect("it has a batch")).collect();
-        group.bench_function("forward", |b| b.iter(|| operation(&x, &p).expect("it computes")));
+            inputs.iter().map(|a| native::Value::new(a.clone()).expect("the array has a batch axis")).collect();
+        group.bench_function("forward", |b| b.iter(|| operation(&x, &p).expect("the operation succeeds")));
 
-        let tensor = |a: &Array| to_device(a, DType::F32, &Device::Cpu).expect("memory");
+        let tensor = |a: &Array| to_device(a, DType::F32, &Device::Cpu).expect("enough memory");
         let (x, p): (Vec<_>, Vec<_>) = (inputs.iter().map(tensor).collect(), weights.values().map(tensor).collect());
         let step = |precision: Precision| {
             let tape = Tape::with_options(TapeOptions { precision, ..TapeOptions::default() });
             let leaf = |i: usize, t: &CandleTensor| tape.leaf(&i.to_string(), t.clone());
             let x: Vec<Var> = x.iter().enumerate().map(|(i, t)| leaf(i, t)).collect();
             let p: Vec<Param> = p.iter().enumerate().map(|(i, t)| Param::from(leaf(100 + i, t))).collect();
-            operation(&x, &p).expect("it computes").backward(1.0).expect("it has a backward")
+            operation(&x, &p).expect("the operation succeeds").backward(1.0).expect("backward succeeds")
         };
         group.bench_function("training", |b| b.iter(|| step(Precision::F32)));
         if matches!($name, "linear" | "attention") {
@@ -81,13 +81,13 @@ fn transformer(c: &mut Criterion) {
 }
 
 fn convolutional(c: &mut Criterion) {
-    let (picture, plane) = ([3, 128, 128], [32, 32, 32]);
+    let (image, plane) = ([3, 128, 128], [32, 32, 32]);
     case!(c, "conv2d 3x3", [plane], [[32, 32, 3, 3]], |x: &[T], p: &[T::Param]| x[0]
         .conv2d(&p[0], None, 1, 1));
     case!(c, "conv2d 3x3 stride 2", [plane], [[64, 32, 3, 3]], |x: &[T], p: &[T::Param]| {
         x[0].conv2d(&p[0], None, 2, 1)
     });
-    case!(c, "conv2d 7x7", [picture], [[32, 3, 7, 7]], |x: &[T], p: &[T::Param]| x[0]
+    case!(c, "conv2d 7x7", [image], [[32, 3, 7, 7]], |x: &[T], p: &[T::Param]| x[0]
         .conv2d(&p[0], None, 2, 3));
     case!(c, "batch_norm", [plane], [[32], [32], [32], [32]], |x: &[T], p: &[T::Param]| {
         let [weight, bias, running_mean, running_var] = [0, 1, 2, 3].map(|i: usize| p[i].clone());

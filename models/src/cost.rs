@@ -47,8 +47,8 @@ impl CostSummary {
     /// Returns the floating-point operations of one forward and backward pass for one item. Backward costs as much as two forward
     /// passes; gradient checkpointing adds one more through the blocks.
     pub fn training_flops(&self, checkpoint: bool) -> u64 {
-        let again = |e: &&OpCost| checkpoint && e.in_block;
-        3 * self.flops() + self.ops.iter().filter(again).map(|e| e.flops).sum::<u64>()
+        let recomputed = |e: &&OpCost| checkpoint && e.in_block;
+        3 * self.flops() + self.ops.iter().filter(recomputed).map(|e| e.flops).sum::<u64>()
     }
 
     /// Returns the bytes of all results of one forward pass for one item in f32. [`Counter::training_bytes`] is the peak that
@@ -64,7 +64,7 @@ pub struct Counter(Rc<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    ledger: RefCell<CostSummary>,
+    summary: RefCell<CostSummary>,
     /// Number of items in the training batch; 0 where memory is not counted.
     batch: usize,
     options: TapeOptions,
@@ -106,24 +106,24 @@ impl Counter {
 
     /// Returns the costs counted so far.
     pub fn summary(&self) -> CostSummary {
-        self.0.ledger.borrow().clone()
+        self.0.summary.borrow().clone()
     }
 
     /// Returns the peak memory of a forward pass to `output` and the backward pass from its loss, in bytes. It includes the
     /// activations that the tape keeps, the gradients of activations, and the gradients of the parameters, which stay. It excludes
-    /// weights and batch. 0 unless [`Counter::training`] created the counter.
+    /// weights and batch. The result is 0 unless [`Counter::training`] created the counter.
     ///
     /// # Errors
-    /// The errors of a block that is recomputed, if it is then another one.
+    /// The errors of a block that is recomputed.
     pub fn training_bytes(&self, output: Cost) -> Result<u64> {
-        // The loss keeps the weighted difference, and computes a gradient of it by way of another.
+        // The loss saves the weighted difference. Its gradient needs a temporary of the same size.
         let (bytes, slot) = (self.bytes(&output.dims), output.slot);
         let saved = Memory::new(bytes, &self.0.meter);
         drop(output);
         let mut slots = Slots::new(self);
-        let other = Memory::new(bytes, &self.0.meter);
+        let temporary = Memory::new(bytes, &self.0.meter);
         slots.add(slot, bytes);
-        drop((saved, other));
+        drop((saved, temporary));
         let record = self.0.record.take();
         slots.run(record.nodes)?;
         Ok(self.0.meter.peak.get())
@@ -134,12 +134,9 @@ impl Counter {
         self.0.options.precision != Precision::F32
     }
 
-    /// Returns the additional bytes of a linear layer's backward in half precision: the weight and the result's gradient in bf16.
-    fn linear_factors(&self, x: &[usize], weight: &[usize], y: &[usize]) -> u64 {
-        match self.0.options.precision {
-            Precision::Bf16 => (bytes(weight) / 2).saturating_add(self.bytes(y) / 2),
-            _ => self.factors(x, weight, y),
-        }
+    /// Returns the additional bytes of a linear layer's backward in half precision: the weight and the result's gradient.
+    fn linear_factors(&self, weight: &[usize], y: &[usize]) -> u64 {
+        if self.is_half_precision() { (bytes(weight) / 2).saturating_add(self.bytes(y) / 2) } else { 0 }
     }
 
     /// Returns the additional bytes of other products' backward in half precision: `x`, with which the CPU's kernels compute in
@@ -148,12 +145,12 @@ impl Counter {
         if !self.is_half_precision() {
             return 0;
         }
-        let half_as_much_again = |bytes: u64| bytes.saturating_add(bytes / 2);
-        let others = half_as_much_again(bytes(weight)).saturating_add(half_as_much_again(self.bytes(y)));
+        let half_and_f32 = |bytes: u64| bytes.saturating_add(bytes / 2);
+        let others = half_and_f32(bytes(weight)).saturating_add(half_and_f32(self.bytes(y)));
         self.bytes(x).saturating_add(others)
     }
 
-    /// Returns how many partial sums of its weights' gradient a convolution with these outputs has on the CPU.
+    /// Returns the number of partial gradients of the weights that a convolution with these outputs has on the CPU.
     fn partial_sums(&self, weight: &[usize], stride: usize, [rows, cols]: [usize; 2]) -> u64 {
         let items = self.0.batch;
         let tiles = tiling::winograd_tiles(rows, cols);
@@ -177,7 +174,7 @@ fn bytes(dims: &[usize]) -> u64 {
 impl Source<Cost> for Counter {
     fn param(&mut self, spec: ParamSpec) -> Result<Vec<usize>> {
         let dims = spec.dims.clone();
-        self.0.ledger.borrow_mut().params.push(spec);
+        self.0.summary.borrow_mut().params.push(spec);
         Ok(dims)
     }
 
@@ -200,15 +197,15 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// Creates an operation whose result is new memory, and which computes `each` operations for each value of the result.
-    fn allocating(&self, op: &'static str, dims: Vec<usize>, each: usize) -> Operation<'_> {
+    /// Creates an operation whose result is new memory, with `flops` floating-point operations for each value of the result.
+    fn allocating(&self, op: &'static str, dims: Vec<usize>, flops: usize) -> Operation<'_> {
         let n: usize = dims.iter().product();
-        Operation::new(self, op, dims, n * each)
+        Operation::new(self, op, dims, n * flops)
     }
 
-    /// Creates an elementwise operation.
-    fn each(&self, op: &'static str, each: usize) -> Operation<'_> {
-        self.allocating(op, self.dims.clone(), each)
+    /// Creates an elementwise operation, with `flops` floating-point operations for each value.
+    fn elementwise(&self, op: &'static str, flops: usize) -> Operation<'_> {
+        self.allocating(op, self.dims.clone(), flops)
     }
 }
 
@@ -241,11 +238,11 @@ impl Tensor for Cost {
 
     fn linear(&self, weight: &Vec<usize>, bias: Option<&Vec<usize>>) -> Result<Self> {
         let dims = shape::linear(&self.dims, weight, bias.map(Vec::as_slice))?;
-        let each = 2 * weight[1] + usize::from(bias.is_some());
-        let factors = self.counter.linear_factors(&self.dims, weight, &dims);
-        let made =
-            self.allocating("linear", dims, each).saves_factor(self).half(self.counter.is_half_precision());
-        Ok(made.grad_for(self).params([Some(weight), bias]).scratch(factors).finish())
+        let flops = 2 * weight[1] + usize::from(bias.is_some());
+        let factors = self.counter.linear_factors(weight, &dims);
+        let operation =
+            self.allocating("linear", dims, flops).saves_factor(self).half(self.counter.is_half_precision());
+        Ok(operation.grad_for(self).params([Some(weight), bias]).scratch(factors).finish())
     }
 
     fn conv2d(
@@ -256,35 +253,45 @@ impl Tensor for Cost {
         padding: usize,
     ) -> Result<Self> {
         let dims = shape::conv2d(&self.dims, weight, bias.map(Vec::as_slice), stride, padding)?;
-        let each = 2 * weight[1..].iter().product::<usize>() + usize::from(bias.is_some());
+        let flops = 2 * weight[1..].iter().product::<usize>() + usize::from(bias.is_some());
         let partials = self.counter.partial_sums(weight, stride, [dims[1], dims[2]]);
         let sums = bytes(weight).saturating_mul(partials);
         let factors = self.counter.factors(&self.dims, weight, &dims);
-        let made =
-            self.allocating("conv2d", dims, each).saves_factor(self).half(self.counter.is_half_precision());
-        Ok(made.grad_for(self).params([Some(weight), bias]).scratch(sums.saturating_add(factors)).finish())
+        let operation =
+            self.allocating("conv2d", dims, flops).saves_factor(self).half(self.counter.is_half_precision());
+        Ok(operation
+            .grad_for(self)
+            .params([Some(weight), bias])
+            .scratch(sums.saturating_add(factors))
+            .finish())
     }
 
     fn batch_norm(&self, norm: &BatchNorm<Vec<usize>>) -> Result<Self> {
         let params = [&norm.weight, &norm.bias, &norm.running_mean, &norm.running_var].map(Vec::as_slice);
         shape::batch_norm(&self.dims, params)?;
         let trained = [Some(&norm.weight), Some(&norm.bias)];
-        Ok(self.each("batch_norm", 2).saves(self).grad_for(self).params(trained).finish())
+        Ok(self.elementwise("batch_norm", 2).saves(self).grad_for(self).params(trained).finish())
     }
 
     fn layer_norm(&self, affine: Option<(&Vec<usize>, &Vec<usize>)>, _eps: f64) -> Result<Self> {
         let params = [affine.map(|a| a.0), affine.map(|a| a.1)];
-        let given: Vec<&[usize]> = params.iter().flatten().map(|p| p.as_slice()).collect();
-        shape::norm("layer_norm", &self.dims, &given)?;
-        let each = if affine.is_some() { 9 } else { 7 };
-        Ok(self.each("layer_norm", each).half(false).saves(self).grad_for(self).params(params).finish())
+        let param_dims: Vec<&[usize]> = params.iter().flatten().map(|p| p.as_slice()).collect();
+        shape::norm("layer_norm", &self.dims, &param_dims)?;
+        let flops = if affine.is_some() { 9 } else { 7 };
+        Ok(self
+            .elementwise("layer_norm", flops)
+            .half(false)
+            .saves(self)
+            .grad_for(self)
+            .params(params)
+            .finish())
     }
 
     fn rms_norm(&self, weight: Option<&Vec<usize>>, _eps: f64) -> Result<Self> {
-        let given: Vec<&[usize]> = weight.iter().map(|w| w.as_slice()).collect();
-        shape::norm("rms_norm", &self.dims, &given)?;
+        let param_dims: Vec<&[usize]> = weight.iter().map(|w| w.as_slice()).collect();
+        shape::norm("rms_norm", &self.dims, &param_dims)?;
         Ok(self
-            .each("rms_norm", 3 + given.len())
+            .elementwise("rms_norm", 3 + param_dims.len())
             .half(false)
             .saves(self)
             .grad_for(self)
@@ -295,7 +302,7 @@ impl Tensor for Cost {
     fn scale_shift(&self, scale: &Self, shift: &Self) -> Result<Self> {
         shape::modulation("scale_shift", &self.dims, [&scale.dims, &shift.dims])?;
         Ok(self
-            .each("scale_shift", 3)
+            .elementwise("scale_shift", 3)
             .half(false)
             .saves(self)
             .saves(scale)
@@ -308,8 +315,8 @@ impl Tensor for Cost {
     fn gated_residual(&self, branch: &Self, gate: &Self) -> Result<Self> {
         shape::same("gated_residual", &self.dims, &branch.dims)?;
         shape::modulation("gated_residual", &self.dims, [&gate.dims, &gate.dims])?;
-        let made = self.each("gated_residual", 2).half(false).saves(branch).saves(gate);
-        Ok(made.grad_for(branch).grad_for(gate).passes_grad_to(self).finish())
+        let operation = self.elementwise("gated_residual", 2).half(false).saves(branch).saves(gate);
+        Ok(operation.grad_for(branch).grad_for(gate).passes_grad_to(self).finish())
     }
 
     fn attention(&self, key: &Self, value: &Self) -> Result<Self> {
@@ -319,9 +326,9 @@ impl Tensor for Cost {
         let scores = [heads, tokens, tokens];
         let flops = 4 * n * tokens + 5 * scores.iter().product::<usize>();
         let half = self.counter.is_half_precision();
-        let made = Operation::new(self, "attention", dims, flops).half(half).saves_buffer(&scores, half);
-        let made = made.saves_factor(self).saves_factor(key).saves_factor(value);
-        Ok(made.grad_for(self).grad_for(key).grad_for(value).finish())
+        let operation = Operation::new(self, "attention", dims, flops).half(half).saves_buffer(&scores, half);
+        let operation = operation.saves_factor(self).saves_factor(key).saves_factor(value);
+        Ok(operation.grad_for(self).grad_for(key).grad_for(value).finish())
     }
 
     fn embedding(&self, table: &Vec<usize>) -> Result<Self> {
@@ -335,13 +342,13 @@ impl Tensor for Cost {
 
     fn add_param(&self, param: &Vec<usize>) -> Result<Self> {
         shape::same("add_param", &self.dims, param)?;
-        Ok(self.each("add_param", 1).half(false).params([Some(param)]).passes_grad_to(self).finish())
+        Ok(self.elementwise("add_param", 1).half(false).params([Some(param)]).passes_grad_to(self).finish())
     }
 
     fn add(&self, other: &Self) -> Result<Self> {
         shape::same("add", &self.dims, &other.dims)?;
         Ok(self
-            .each("add", 1)
+            .elementwise("add", 1)
             .half(self.half && other.half)
             .shares_grad_with(self)
             .shares_grad_with(other)
@@ -351,7 +358,7 @@ impl Tensor for Cost {
     fn mul(&self, other: &Self) -> Result<Self> {
         shape::same("mul", &self.dims, &other.dims)?;
         Ok(self
-            .each("mul", 1)
+            .elementwise("mul", 1)
             .half(self.half && other.half)
             .saves(self)
             .saves(other)
@@ -361,19 +368,19 @@ impl Tensor for Cost {
     }
 
     fn affine(&self, _factor: f64, _offset: f64) -> Result<Self> {
-        Ok(self.each("affine", 2).grad_for(self).finish())
+        Ok(self.elementwise("affine", 2).grad_for(self).finish())
     }
 
     fn gelu(&self) -> Result<Self> {
-        Ok(self.each("gelu", 5).saves(self).grad_for(self).finish())
+        Ok(self.elementwise("gelu", 5).saves(self).grad_for(self).finish())
     }
 
     fn silu(&self) -> Result<Self> {
-        Ok(self.each("silu", 4).saves(self).grad_for(self).finish())
+        Ok(self.elementwise("silu", 4).saves(self).grad_for(self).finish())
     }
 
     fn relu(&self) -> Result<Self> {
-        Ok(self.each("relu", 1).saves_output().grad_for(self).finish())
+        Ok(self.elementwise("relu", 1).saves_output().grad_for(self).finish())
     }
 
     fn swiglu(&self) -> Result<Self> {
@@ -402,8 +409,8 @@ impl Tensor for Cost {
     fn concat(parts: &[Self], axis: usize) -> Result<Self> {
         let dims: Vec<&[usize]> = parts.iter().map(Tensor::dims).collect();
         let joined = shape::concat(&dims, axis)?;
-        let made = parts[0].allocating("concat", joined, 0).half(parts.iter().all(|p| p.half));
-        Ok(parts.iter().fold(made, Operation::grad_for).finish())
+        let operation = parts[0].allocating("concat", joined, 0).half(parts.iter().all(|p| p.half));
+        Ok(parts.iter().fold(operation, Operation::grad_for).finish())
     }
 
     fn chunk(&self, n: usize, axis: usize) -> Result<Vec<Self>> {
@@ -417,17 +424,21 @@ impl Tensor for Cost {
 
     fn mean(&self, axis: usize) -> Result<Self> {
         let dims = shape::mean(&self.dims, axis)?;
-        let spread = self.counter.bytes(&self.dims);
-        Ok(self.allocating("mean", dims, self.dims[axis]).half(false).grad_for(self).scratch(spread).finish())
+        let expanded = self.counter.bytes(&self.dims);
+        Ok(self
+            .allocating("mean", dims, self.dims[axis])
+            .half(false)
+            .grad_for(self)
+            .scratch(expanded)
+            .finish())
     }
 
     fn max_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
         let dims = shape::pool2d(&self.dims, kernel, stride, padding)?;
-        // The positions of the maxima.
-        let winners = dims.clone();
+        let indices = dims.clone();
         Ok(self
             .allocating("max_pool2d", dims, kernel * kernel)
-            .saves_buffer(&winners, false)
+            .saves_buffer(&indices, false)
             .grad_for(self)
             .finish())
     }

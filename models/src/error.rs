@@ -14,13 +14,13 @@ pub enum Error {
         /// Found shape.
         found: String,
     },
-    /// A backend cannot express the operation. It never approximates one silently.
-    #[error("{backend} cannot express {what}")]
+    /// A backend does not support the operation. It never silently approximates one.
+    #[error("{backend} does not support {operation}")]
     Unsupported {
         /// Name of the backend, for instance `ONNX opset 17`.
         backend: String,
         /// The operation and the unsupported setting.
-        what: String,
+        operation: String,
     },
     /// A parameter of the model is not among the weights.
     #[error("parameter {name} is missing")]
@@ -28,22 +28,22 @@ pub enum Error {
         /// Path of the parameter in the model, which is its key in every file.
         name: String,
     },
-    /// A parameter has other sizes than the model's.
+    /// A parameter has another shape than the model expects.
     #[error("parameter {name}: expected shape {expected:?}, found {found:?}")]
     ParameterShape {
         /// Path of the parameter in the model.
         name: String,
-        /// Sizes by the configuration.
+        /// Expected sizes, by the configuration.
         expected: Vec<usize>,
-        /// Sizes found.
+        /// Found sizes.
         found: Vec<usize>,
     },
-    /// A configuration describes no network.
+    /// A configuration is invalid.
     #[error("{field}: {message}")]
     Config {
         /// Field of the configuration.
         field: &'static str,
-        /// What was expected and what was found.
+        /// The expected and the found value.
         message: String,
     },
     /// An error of candle.

@@ -11,10 +11,10 @@ use crate::{
         attention, batch_norm,
         conv::{self, Conv},
         linear,
-        norm::{self, Kind},
+        norm::{self, NormKind},
         pointwise::{self, Activation},
         pool,
-        product::Packed,
+        product::PackedMatrix,
         window::Window,
     },
     shape,
@@ -30,7 +30,7 @@ pub struct Value {
 }
 
 impl Value {
-    /// Creates a value from an array whose first axis is the batch. Whole numbers (labels) are numbers like any others.
+    /// Creates a value from an array whose first axis is the batch. Integers (labels) are f32, too.
     ///
     /// # Errors
     /// [`Error::Shape`] for a scalar.
@@ -45,10 +45,10 @@ impl Value {
     pub fn into_array(self) -> Array {
         let dims: Vec<usize> = std::iter::once(self.batch).chain(self.dims).collect();
         let data = Arc::try_unwrap(self.data).unwrap_or_else(|shared| shared.to_vec());
-        Array::new(dims, data).expect("operations make as many values as their shape has")
+        Array::new(dims, data).expect("operations return as many values as their shape has")
     }
 
-    fn made(&self, dims: impl Into<Vec<usize>>, data: Vec<f32>) -> Self {
+    fn with_data(&self, dims: impl Into<Vec<usize>>, data: Vec<f32>) -> Self {
         Self { batch: self.batch, dims: dims.into(), data: Arc::new(data) }
     }
 
@@ -69,11 +69,11 @@ impl Value {
         f: impl Fn(&[f32], &[f32], &[f32], usize, usize) -> Vec<f32>,
     ) -> Result<Self> {
         let &[tokens, width] = self.dims.as_slice() else { unreachable!("checked by the operation") };
-        Ok(self.made(self.dims.clone(), f(&self.data, &a.data, &b.data, tokens, width)))
+        Ok(self.with_data(self.dims.clone(), f(&self.data, &a.data, &b.data, tokens, width)))
     }
 
     fn activation(&self, kind: Activation) -> Result<Self> {
-        Ok(self.made(self.dims.clone(), pointwise::activation(kind, &self.data)))
+        Ok(self.with_data(self.dims.clone(), pointwise::activation(kind, &self.data)))
     }
 
     fn window(&self, dims: &[usize], kernel: usize, stride: usize, padding: usize) -> Window {
@@ -84,11 +84,11 @@ impl Value {
     }
 }
 
-/// A parameter, which is packed for products when it is first a factor of one.
+/// A parameter, which is packed for products when it is first used in one.
 #[derive(Debug)]
 pub struct Param {
     array: Array,
-    packed: OnceLock<Packed<f32>>,
+    packed: OnceLock<PackedMatrix<f32>>,
 }
 
 impl Param {
@@ -96,10 +96,10 @@ impl Param {
         self.array.dims()
     }
 
-    fn packed(&self) -> &Packed<f32> {
+    fn packed(&self) -> &PackedMatrix<f32> {
         self.packed.get_or_init(|| {
             let &[out, input] = self.dims() else { unreachable!("checked by the operation") };
-            linear::packed(self.array.data(), input, out)
+            linear::pack_weight(self.array.data(), input, out)
         })
     }
 }
@@ -108,11 +108,11 @@ fn data(param: &Arc<Param>) -> &[f32] {
     param.array.data()
 }
 
-/// Weights, given to models by name, once each.
+/// Weights, which models take by name, once each.
 pub struct Params(Weights);
 
 impl Params {
-    /// Creates a source that gives out `weights`.
+    /// Creates a source of `weights`.
     pub fn new(weights: Weights) -> Self {
         Self(weights)
     }
@@ -139,7 +139,7 @@ impl Tensor for Value {
 
     fn linear(&self, weight: &Arc<Param>, bias: Option<&Arc<Param>>) -> Result<Self> {
         let dims = shape::linear(&self.dims, weight.dims(), bias.map(|b| b.dims()))?;
-        Ok(self.made(dims, linear::linear_packed(&self.data, weight.packed(), bias.map(data))))
+        Ok(self.with_data(dims, linear::linear_packed(&self.data, weight.packed(), bias.map(data))))
     }
 
     fn conv2d(
@@ -153,7 +153,7 @@ impl Tensor for Value {
         let &[out, channels, kernel, _] = weight.dims() else { unreachable!("checked above") };
         let conv = Conv { channels, out, window: self.window(&dims, kernel, stride, padding) };
         let y = conv::forward::<f32>(conv, &self.data, data(weight), bias.map(data), false);
-        Ok(self.made(dims, y))
+        Ok(self.with_data(dims, y))
     }
 
     fn batch_norm(&self, norm: &BatchNorm<Arc<Param>>) -> Result<Self> {
@@ -164,20 +164,23 @@ impl Tensor for Value {
         let scale: Vec<f32> = weight.iter().zip(var).map(|(w, &var)| w * inverse(var)).collect();
         let shift: Vec<f32> = bias.iter().zip(mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
         let plane = self.axis_strides(0)[2];
-        Ok(self.made(dims, batch_norm::scale_shift(&self.data, plane, &scale, &shift)))
+        Ok(self.with_data(dims, batch_norm::scale_shift(&self.data, plane, &scale, &shift)))
     }
 
     fn layer_norm(&self, affine: Option<(&Arc<Param>, &Arc<Param>)>, eps: f64) -> Result<Self> {
         let params: Vec<&[usize]> = affine.iter().flat_map(|(w, b)| [w.dims(), b.dims()]).collect();
         let dims = shape::norm("layer_norm", &self.dims, &params)?;
         let (weight, bias) = (affine.map(|a| data(a.0)), affine.map(|a| data(a.1)));
-        Ok(self.made(dims, norm::forward(Kind::Layer, &self.data, self.last(), weight, bias, eps)))
+        Ok(self.with_data(dims, norm::forward(NormKind::Layer, &self.data, self.last(), weight, bias, eps)))
     }
 
     fn rms_norm(&self, weight: Option<&Arc<Param>>, eps: f64) -> Result<Self> {
         let params: Vec<&[usize]> = weight.iter().map(|w| w.dims()).collect();
         let dims = shape::norm("rms_norm", &self.dims, &params)?;
-        Ok(self.made(dims, norm::forward(Kind::Rms, &self.data, self.last(), weight.map(data), None, eps)))
+        Ok(self.with_data(
+            dims,
+            norm::forward(NormKind::Rms, &self.data, self.last(), weight.map(data), None, eps),
+        ))
     }
 
     fn scale_shift(&self, scale: &Self, shift: &Self) -> Result<Self> {
@@ -195,7 +198,7 @@ impl Tensor for Value {
         let dims = shape::attention(&self.dims, &key.dims, &value.dims)?;
         let &[tokens, heads, d] = dims.as_slice() else { unreachable!("checked above") };
         let sizes = attention::Sizes { tokens, heads, d };
-        Ok(self.made(dims, attention::forward::<f32>(&self.data, &key.data, &value.data, sizes).0))
+        Ok(self.with_data(dims, attention::forward::<f32>(&self.data, &key.data, &value.data, sizes).0))
     }
 
     fn embedding(&self, table: &Arc<Param>) -> Result<Self> {
@@ -206,11 +209,11 @@ impl Tensor for Value {
             let row = Some(label as usize).filter(|&row| row as f32 == label);
             let row =
                 row.and_then(|row| data(table).get(row * width..(row + 1) * width)).ok_or_else(|| {
-                    Error::shape("embedding", format!("whole numbers below {}", table.dims()[0]), label)
+                    Error::shape("embedding", format!("integers below {}", table.dims()[0]), label)
                 })?;
             y.extend_from_slice(row);
         }
-        Ok(self.made(dims, y))
+        Ok(self.with_data(dims, y))
     }
 
     fn sinusoids(&self, width: usize, period: f64, scale: f64) -> Result<Self> {
@@ -218,33 +221,33 @@ impl Tensor for Value {
         let half = width / 2;
         let frequency = |i: usize| (scale * period.powf(-(i as f64) / half as f64)) as f32;
         let frequencies: Vec<f32> = (0..half).map(frequency).collect();
-        let both = |&t: &f32| {
+        let row = |&t: &f32| {
             let angles = frequencies.iter().map(move |f| t * f);
             angles.clone().map(f32::cos).chain(angles.map(f32::sin)).collect::<Vec<_>>()
         };
-        Ok(self.made(dims, self.data.iter().flat_map(both).collect()))
+        Ok(self.with_data(dims, self.data.iter().flat_map(row).collect()))
     }
 
     fn add_param(&self, param: &Arc<Param>) -> Result<Self> {
         shape::same("add_param", &self.dims, param.dims())?;
         let items = self.data.chunks(data(param).len().max(1));
         let y = items.flat_map(|item| item.iter().zip(data(param)).map(|(x, p)| x + p)).collect();
-        Ok(self.made(self.dims.clone(), y))
+        Ok(self.with_data(self.dims.clone(), y))
     }
 
     fn add(&self, other: &Self) -> Result<Self> {
         shape::same("add", &self.dims, &other.dims)?;
-        Ok(self.made(self.dims.clone(), pointwise::add(&self.data, &other.data)))
+        Ok(self.with_data(self.dims.clone(), pointwise::add(&self.data, &other.data)))
     }
 
     fn mul(&self, other: &Self) -> Result<Self> {
         shape::same("mul", &self.dims, &other.dims)?;
-        Ok(self.made(self.dims.clone(), pointwise::mul(&self.data, &other.data)))
+        Ok(self.with_data(self.dims.clone(), pointwise::mul(&self.data, &other.data)))
     }
 
     fn affine(&self, factor: f64, offset: f64) -> Result<Self> {
         let (factor, offset) = (factor as f32, offset as f32);
-        Ok(self.made(self.dims.clone(), self.data.iter().map(|x| x * factor + offset).collect()))
+        Ok(self.with_data(self.dims.clone(), self.data.iter().map(|x| x * factor + offset).collect()))
     }
 
     fn gelu(&self) -> Result<Self> {
@@ -261,12 +264,12 @@ impl Tensor for Value {
 
     fn swiglu(&self) -> Result<Self> {
         let dims = shape::swiglu(&self.dims)?;
-        Ok(self.made(dims, pointwise::swiglu(&self.data, self.last() / 2)))
+        Ok(self.with_data(dims, pointwise::swiglu(&self.data, self.last() / 2)))
     }
 
     fn softmax(&self) -> Result<Self> {
         let dims = shape::softmax(&self.dims)?;
-        Ok(self.made(dims, pointwise::softmax(&self.data, self.last())))
+        Ok(self.with_data(dims, pointwise::softmax(&self.data, self.last())))
     }
 
     fn reshape(&self, dims: &[usize]) -> Result<Self> {
@@ -286,22 +289,22 @@ impl Tensor for Value {
         for item in self.data.chunks(dims.iter().product::<usize>().max(1)) {
             gather(item, &axes, &mut y);
         }
-        Ok(self.made(dims, y))
+        Ok(self.with_data(dims, y))
     }
 
     fn concat(parts: &[Self], axis: usize) -> Result<Self> {
         let all: Vec<&[usize]> = parts.iter().map(|part| part.dims.as_slice()).collect();
         let dims = shape::concat(&all, axis)?;
         let first = &parts[0];
-        let [times, ..] = first.axis_strides(axis);
+        let [repetitions, ..] = first.axis_strides(axis);
         let mut y = Vec::with_capacity(parts.iter().map(|part| part.data.len()).sum());
-        for i in 0..times {
+        for i in 0..repetitions {
             for part in parts {
-                let n = part.data.len() / times;
+                let n = part.data.len() / repetitions;
                 y.extend_from_slice(&part.data[i * n..(i + 1) * n]);
             }
         }
-        Ok(first.made(dims, y))
+        Ok(first.with_data(dims, y))
     }
 
     fn chunk(&self, n: usize, axis: usize) -> Result<Vec<Self>> {
@@ -311,39 +314,40 @@ impl Tensor for Value {
 
     fn slice(&self, axis: usize, start: usize, len: usize) -> Result<Self> {
         let dims = shape::slice(&self.dims, axis, start, len)?;
-        let [times, places, values] = self.axis_strides(axis);
-        let mut y = Vec::with_capacity(times * len * values);
-        for i in 0..times {
-            let at = (i * places + start) * values;
+        let [repetitions, positions, values] = self.axis_strides(axis);
+        let mut y = Vec::with_capacity(repetitions * len * values);
+        for i in 0..repetitions {
+            let at = (i * positions + start) * values;
             y.extend_from_slice(&self.data[at..at + len * values]);
         }
-        Ok(self.made(dims, y))
+        Ok(self.with_data(dims, y))
     }
 
     fn mean(&self, axis: usize) -> Result<Self> {
         let dims = shape::mean(&self.dims, axis)?;
-        let [times, places, values] = self.axis_strides(axis);
-        let mut y = vec![0.0; times * values];
-        for (y, x) in y.chunks_exact_mut(values.max(1)).zip(self.data.chunks_exact((places * values).max(1)))
+        let [repetitions, positions, values] = self.axis_strides(axis);
+        let mut y = vec![0.0; repetitions * values];
+        for (y, x) in
+            y.chunks_exact_mut(values.max(1)).zip(self.data.chunks_exact((positions * values).max(1)))
         {
             for x in x.chunks_exact(values) {
                 y.iter_mut().zip(x).for_each(|(y, x)| *y += x);
             }
-            y.iter_mut().for_each(|y| *y /= places as f32);
+            y.iter_mut().for_each(|y| *y /= positions as f32);
         }
-        Ok(self.made(dims, y))
+        Ok(self.with_data(dims, y))
     }
 
     fn max_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
         let dims = shape::pool2d(&self.dims, kernel, stride, padding)?;
         let window = self.window(&dims, kernel, stride, padding);
-        Ok(self.made(dims, pool::max(window, &self.data).0))
+        Ok(self.with_data(dims, pool::max(window, &self.data).0))
     }
 
     fn avg_pool2d(&self, kernel: usize, stride: usize) -> Result<Self> {
         let dims = shape::pool2d(&self.dims, kernel, stride, 0)?;
         let window = self.window(&dims, kernel, stride, 0);
-        Ok(self.made(dims, pool::mean(window, &self.data)))
+        Ok(self.with_data(dims, pool::mean(window, &self.data)))
     }
 }
 

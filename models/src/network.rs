@@ -19,7 +19,7 @@ impl NetworkConfig {
     /// Returns every parameter of the network, in the order of its definition.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) if the configuration describes no network.
+    /// [`Error::Config`](crate::Error::Config) if the configuration is invalid.
     pub fn specs(&self) -> Result<Vec<ParamSpec>> {
         match self {
             NetworkConfig::TinyDit(config) => Ok(config.cost()?.params),
@@ -31,7 +31,7 @@ impl NetworkConfig {
     /// and has an image size of its own.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) if the configuration describes no network, [`Error::Shape`](crate::Error::Shape) for
+    /// [`Error::Config`](crate::Error::Config) if the configuration is invalid, [`Error::Shape`](crate::Error::Shape) for
     /// a size out of bounds.
     pub fn cost(&self, side: usize) -> Result<CostSummary> {
         match self {
@@ -59,10 +59,10 @@ impl NetworkConfig {
         }
     }
 
-    /// Checks that the configuration describes a network.
+    /// Checks the configuration.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) if it does not.
+    /// [`Error::Config`](crate::Error::Config) if it is invalid.
     pub fn validate(&self) -> Result<()> {
         match self {
             NetworkConfig::TinyDit(config) => config.validate(),

@@ -4,11 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// Options that make training use less memory or time. The default uses none of them.
+/// Options that reduce the memory or time of training. By default none is enabled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TapeOptions {
-    /// True if backward recomputes the blocks of a network from their inputs, which alone are kept (gradient checkpointing; Chen et
+    /// True if backward recomputes the blocks of a network from their inputs, and keeps no other activations (gradient checkpointing; Chen et
     /// al., arXiv 1604.06174). The gradients are the same bit for bit; the cost is about one more forward pass.
     pub checkpoint: bool,
     /// Type of the factors of matrix products.
@@ -16,11 +16,10 @@ pub struct TapeOptions {
 }
 
 impl TapeOptions {
-    /// Returns options whose tape on any device keeps as much memory as these options do on a CPU. The CPU's kernels round to bf16
-    /// while they multiply, and values stay f32.
+    /// Returns options whose tape on any device keeps as much memory as these options do on a CPU. The CPU's kernels round
+    /// factors while they multiply, and values stay f32.
     pub fn on_cpu(self) -> Self {
-        let precision = if self.precision == Precision::Bf16 { Precision::F32 } else { self.precision };
-        Self { precision, ..self }
+        Self { precision: Precision::F32, ..self }
     }
 }
 
@@ -29,8 +28,8 @@ impl TapeOptions {
 ///
 /// As in PyTorch's autocast, results have the factors' type, and so do results of elementwise and channelwise operations on them.
 /// Layer and RMS normalization, softmax, the residual stream of a transformer, means and losses are in f32. Sums are computed in
-/// f32. Parameters, their gradients and the gradients of activations are f32, and are rounded for products alone. On a CPU bf16 is
-/// for products alone, too: results are f32, since rounding them gains nothing.
+/// f32. Parameters, their gradients and the gradients of activations are f32, and are rounded for products alone. On a CPU
+/// only the factors are rounded: results are f32, since rounding them gains nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -59,11 +58,11 @@ impl std::fmt::Display for Precision {
 impl std::str::FromStr for Precision {
     type Err = Error;
 
-    fn from_str(given: &str) -> Result<Self> {
-        let known = Self::ALL.iter().find(|(_, name)| *name == given);
+    fn from_str(text: &str) -> Result<Self> {
+        let known = Self::ALL.iter().find(|(_, name)| *name == text);
         known.map(|(precision, _)| *precision).ok_or_else(|| Error::Config {
             field: "precision",
-            message: format!("expected one of {}, found {given}", Self::ALL.map(|p| p.1).join(", ")),
+            message: format!("expected one of {}, found {text}", Self::ALL.map(|p| p.1).join(", ")),
         })
     }
 }
@@ -73,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_precision_has_one_name_everywhere() {
+    fn display_parse_and_serde_use_the_same_names() {
         for (precision, name) in Precision::ALL {
             assert_eq!((precision.to_string(), name.parse::<Precision>().unwrap()), (name.into(), precision));
             assert_eq!(serde_json::to_value(precision).unwrap(), name);

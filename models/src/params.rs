@@ -29,7 +29,7 @@ pub struct ParamSpec {
     pub dims: Vec<usize>,
     /// Distribution of the initial values.
     pub init: Init,
-    /// False for running statistics, which no gradient reaches.
+    /// False for running statistics, which have no gradient.
     pub trainable: bool,
     /// True if weight decay acts on it. Weight decay acts on the matrices of linear layers and the kernels of convolutions. It does
     /// not act on biases, normalizations, embeddings, and the layers that compute gates, scales and shifts.
@@ -59,7 +59,7 @@ pub trait Source<T: Tensor> {
     /// Returns the parameter that `spec` describes.
     ///
     /// # Errors
-    /// When there is no parameter of that name, or it has another shape.
+    /// If there is no parameter of that name, or it has another shape.
     fn param(&mut self, spec: ParamSpec) -> Result<T::Param>;
 
     /// Returns a constant that the definition computes and no file holds, such as fixed positions.
@@ -117,7 +117,7 @@ impl<'a, T: Tensor> Scope<'a, T> {
         self.source.param(spec)
     }
 
-    /// Returns a running statistic, which files hold and no gradient reaches.
+    /// Returns a running statistic, which is stored in files and has no gradient.
     pub fn statistic(&mut self, name: &str, dims: impl Into<Vec<usize>>, init: Init) -> Result<T::Param> {
         let spec = ParamSpec {
             name: self.name(name),
@@ -136,8 +136,8 @@ impl<'a, T: Tensor> Scope<'a, T> {
     }
 }
 
-/// Returns initial weights for `specs`. Every parameter has its own random stream, so equal seeds give equal weights, whatever
-/// other random numbers the program uses.
+/// Returns initial weights for `specs`. Each parameter has its own random stream, so equal seeds give equal weights, regardless of the
+/// other random numbers that the program uses.
 pub fn init(specs: &[ParamSpec], seed: u64) -> Weights {
     let array = |(i, spec): (usize, &ParamSpec)| {
         let mut stream = Stream::new(seed, Purpose::Init, i as u64);
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_parameter_begins_the_same_whatever_stands_before_it_in_size() {
+    fn initial_values_do_not_depend_on_other_parameters() {
         let spec = |n| ParamSpec {
             name: format!("p{n}"),
             dims: vec![n, 4],

@@ -1,5 +1,5 @@
-//! Released models in this crate; `pretrained/` holds their cards. They are statics, because a constant of this size would be in
-//! the program once for every use.
+//! The released models; their model cards are in `pretrained/`. They are statics, because a constant of this size would be copied into
+//! the program for each use.
 
 /// The generator, as an ONNX file.
 pub static TINYDIT: &[u8] = include_bytes!("../pretrained/tinydit.onnx");

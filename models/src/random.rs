@@ -32,7 +32,7 @@ pub enum Purpose {
     Augment = 4,
     /// Synthetic images.
     Synthetic = 5,
-    /// Samples of an evaluation: resamples, subsets, random halves.
+    /// Samples of an evaluation: bootstrap resamples, subsets, random splits.
     Evaluation = 6,
 }
 
@@ -59,16 +59,16 @@ impl Stream {
         f64::from((self.rng.next_u32() >> 8) + 1) / f64::from(1u32 << 24)
     }
 
-    /// Returns a whole number in `0..n`, unbiased.
+    /// Returns a uniform integer in `0..n`, without bias.
     ///
     /// # Panics
     /// If `n` is 0.
-    pub fn below(&mut self, n: u32) -> u32 {
-        assert!(n > 0, "there is no whole number below 0");
-        let zone = u32::MAX - (u32::MAX - n + 1) % n;
+    pub fn uniform_int(&mut self, n: u32) -> u32 {
+        assert!(n > 0, "n must be positive");
+        let max = u32::MAX - (u32::MAX - n + 1) % n;
         loop {
             let word = self.rng.next_u32();
-            if word <= zone {
+            if word <= max {
                 return word % n;
             }
         }
@@ -94,7 +94,7 @@ impl Stream {
     pub fn permutation(&mut self, n: usize) -> Vec<u32> {
         let mut order: Vec<u32> = (0..n as u32).collect();
         for i in (1..n).rev() {
-            order.swap(i, self.below(i as u32 + 1) as usize);
+            order.swap(i, self.uniform_int(i as u32 + 1) as usize);
         }
         order
     }
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_are_those_of_the_specification() {
+    fn streams_match_the_specification() {
         use Purpose::*;
         let vectors: Vec<Vector> = serde_json::from_str(include_str!("../noise-vectors.json")).unwrap();
         assert!(vectors.len() >= 8);
@@ -131,29 +131,29 @@ mod tests {
             let (seed, index) = (v.seed.parse().unwrap(), v.index.parse().unwrap());
             let purposes = [Noise, Init, Order, Training, Augment, Synthetic];
             let purpose = *purposes.iter().find(|p| **p as u64 == v.purpose).unwrap();
-            let named = format!("seed {seed}, {purpose:?}, stream {index}, after {} words", v.skip);
+            let name = format!("seed {seed}, {purpose:?}, stream {index}, after {} words", v.skip);
             let mut stream = Stream::new(seed, purpose, index);
             for _ in 0..v.skip {
                 stream.rng.next_u32();
             }
 
             let mut words = stream.clone();
-            assert_eq!([0; 8].map(|_| words.rng.next_u32()), v.words[..], "{named}");
+            assert_eq!([0; 8].map(|_| words.rng.next_u32()), v.words[..], "{name}");
             let mut uniforms = stream.clone();
-            assert_eq!([0; 8].map(|_| uniforms.uniform() as f32), v.uniforms[..], "{named}");
+            assert_eq!([0; 8].map(|_| uniforms.uniform() as f32), v.uniforms[..], "{name}");
             // Math libraries differ in the last bit of a logarithm or sine, which may show after rounding.
             let normals = stream.normals(8);
             let near = |(a, b): (&f32, &f32)| a.to_bits().abs_diff(b.to_bits()) <= 1;
             assert_eq!(v.normals.len(), 8);
-            assert!(normals.iter().zip(&v.normals).all(near), "{named}: {normals:?}");
+            assert!(normals.iter().zip(&v.normals).all(near), "{name}: {normals:?}");
             if purpose == Noise && v.skip == 0 {
-                assert_eq!(noise(seed, index, 8), normals, "{named}");
+                assert_eq!(noise(seed, index, 8), normals, "{name}");
             }
         }
     }
 
     #[test]
-    fn normal_numbers_have_the_moments_of_a_normal() {
+    fn normal_numbers_have_mean_0_and_variance_1() {
         let x = noise(3, 1, 40_000);
         let mean = x.iter().sum::<f32>() / x.len() as f32;
         let var = x.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / x.len() as f32;
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_longer_draw_begins_with_the_shorter_and_streams_differ() {
+    fn noise_is_a_prefix_of_longer_noise_and_streams_differ() {
         assert_eq!(noise(1, 2, 7), noise(1, 2, 100)[..7]);
         assert_ne!(noise(1, 2, 7), noise(1, 3, 7));
         assert_ne!(noise(1, 2, 7), noise(2, 2, 7));
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_permutation_holds_every_index_once() {
+    fn a_permutation_contains_every_index_once() {
         let mut order = Stream::new(0, Purpose::Order, 0).permutation(1000);
         assert_ne!(order, (0..1000).collect::<Vec<_>>());
         order.sort_unstable();

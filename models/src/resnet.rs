@@ -18,11 +18,11 @@ pub const CHANNELS: usize = 3;
 const EPS: f64 = 1e-5;
 /// Smallest side of an image, in pixels: the network halves it five times.
 pub const MIN_IMAGE_SIZE: usize = 32;
-/// Largest side of an image, in pixels: more than that of any image that is classified whole.
+/// Largest side of an image, in pixels.
 pub const MAX_IMAGE_SIZE: usize = 1024;
 
-/// The last part of the name under which PyTorch stores the number of batches that a batch normalization has seen. Nothing is
-/// computed from it.
+/// The last part of the name under which PyTorch stores the number of batches that a batch normalization has seen. It is
+/// ignored.
 pub const NUM_BATCHES_TRACKED: &str = "num_batches_tracked";
 
 /// The name of the classification layer in files. Dropout acts in training only, and changes nothing here.
@@ -59,7 +59,7 @@ impl ResNetConfig {
     /// Returns torchvision's network of that name.
     ///
     /// # Errors
-    /// [`Error::Config`] for an unknown name or a number of classes out of bounds.
+    /// [`Error::Config`] if the name is unknown or the number of classes is out of bounds.
     pub fn named(name: &str, classes: usize) -> Result<Self> {
         let &(_, depth) = NAMES.iter().find(|n| n.0 == name).ok_or_else(|| Error::Config {
             field: "backbone",
@@ -70,7 +70,7 @@ impl ResNetConfig {
         Ok(config)
     }
 
-    /// Checks that the configuration describes a network.
+    /// Checks all fields.
     ///
     /// # Errors
     /// [`Error::Config`] with the first field that is out of bounds.
@@ -79,9 +79,9 @@ impl ResNetConfig {
         if NAMES.iter().all(|n| n.1 != self.depth) {
             return fail("depth", format!("expected 18, 34 or 50, found {}", self.depth));
         }
-        for (field, value, most) in [("width", self.width, 256), ("classes", self.classes, 4096)] {
-            if !(1..=most).contains(&value) {
-                return fail(field, format!("expected 1 to {most}, found {value}"));
+        for (field, value, max) in [("width", self.width, 256), ("classes", self.classes, 4096)] {
+            if !(1..=max).contains(&value) {
+                return fail(field, format!("expected 1 to {max}, found {value}"));
             }
         }
         Ok(())
@@ -115,7 +115,7 @@ impl ResNetConfig {
     /// Returns the parameters and operations of one forward pass over an image of `image_size` pixels, from the cost backend.
     ///
     /// # Errors
-    /// As [`validate`](Self::validate), and [`Error::Shape`] for a size out of bounds.
+    /// As [`validate`](Self::validate), and [`Error::Shape`] if the size is out of bounds.
     pub fn cost(&self, image_size: usize) -> Result<CostSummary> {
         let mut counter = Counter::default();
         let model = ResNet::new(self, &mut Scope::root(&mut counter))?;
@@ -224,7 +224,7 @@ impl<T: Tensor> Block<T> {
         };
         let mut convs = Vec::new();
         for (i, &(shape, stride)) in shapes.iter().enumerate() {
-            // A block begins as the identity (Goyal et al., arXiv 1706.02677).
+            // A block is initialized to the identity (Goyal et al., arXiv 1706.02677).
             let gamma = if i + 1 == shapes.len() { Init::Zeros } else { Init::Ones };
             let name = format!("conv{}", i + 1);
             convs.push(Conv::new(&mut scope, &name, shape, stride, config.batch_norm, gamma)?);
@@ -267,7 +267,7 @@ impl<T: Tensor> ResNet<T> {
     /// Builds the network from the parameters of `scope`.
     ///
     /// # Errors
-    /// [`Error::Config`] for a configuration that describes no network, and the errors of the parameters' source.
+    /// [`Error::Config`] if the configuration is invalid, and the errors of the parameters' source.
     pub fn new(config: &ResNetConfig, scope: &mut Scope<T>) -> Result<Self> {
         config.validate()?;
         let (width, features) = (config.width, config.features());
@@ -300,7 +300,7 @@ impl<T: Tensor> ResNet<T> {
     /// from 32 to 1024; the result is `[features]`.
     ///
     /// # Errors
-    /// [`Error::Shape`] for inputs of other sizes.
+    /// [`Error::Shape`] if the inputs have other sizes.
     pub fn features(&self, x: &T) -> Result<T> {
         if !matches!(x.dims(), &[CHANNELS, h, w] if h.min(w) >= MIN_IMAGE_SIZE && h.max(w) <= MAX_IMAGE_SIZE)
         {
@@ -312,14 +312,14 @@ impl<T: Tensor> ResNet<T> {
             let block = block.clone();
             x = T::checkpoint([&x], move |[x]| block.forward(x))?;
         }
-        let places = x.dims()[1..].iter().product();
-        x.scoped("avgpool").reshape(&[self.features, places])?.mean(1)
+        let positions = x.dims()[1..].iter().product();
+        x.scoped("avgpool").reshape(&[self.features, positions])?.mean(1)
     }
 
     /// Computes the logits of the classes from [`features`](Self::features): `[features]` → `[classes]`.
     ///
     /// # Errors
-    /// [`Error::Shape`] for inputs of other sizes.
+    /// [`Error::Shape`] if the inputs have other sizes.
     pub fn logits(&self, features: &T) -> Result<T> {
         features.scoped("fc").linear(&self.head_weight, Some(&self.head_bias))
     }
@@ -327,17 +327,17 @@ impl<T: Tensor> ResNet<T> {
     /// Computes one forward pass: normalized `x` `[3, height, width]`, both from 32 to 1024 → logits `[classes]`.
     ///
     /// # Errors
-    /// [`Error::Shape`] for inputs of other sizes.
+    /// [`Error::Shape`] if the inputs have other sizes.
     pub fn forward(&self, x: &T) -> Result<T> {
         self.logits(&self.features(x)?)
     }
 }
 
 /// Folds every batch normalization into the convolution before it, by the running statistics. The weights become `γ/√(σ²+ε)·w`, and
-/// the bias is `β − γμ/√(σ²+ε)`. Computed in f64 and rounded once. Other weights stay as they are, and so do folded ones.
+/// the bias is `β − γμ/√(σ²+ε)`. Computed in f64 and rounded once. Other weights are unchanged, and so are folded ones.
 ///
 /// # Errors
-/// [`Error::Config`] for a configuration that describes no network; [`Error::MissingParameter`] and [`Error::ParameterShape`] when
+/// [`Error::Config`] if the configuration is invalid; [`Error::MissingParameter`] and [`Error::ParameterShape`] if
 /// the weights of a convolution or normalization are missing or have another shape.
 pub fn fold_batch_norm(config: &ResNetConfig, weights: &Weights) -> Result<(ResNetConfig, Weights)> {
     let mut folded = weights.clone();
@@ -383,43 +383,43 @@ mod tests {
     use crate::init;
 
     #[test]
-    fn named_networks_have_torchvisions_parameters_and_operations() {
+    fn named_networks_match_torchvision() {
         // From torchvision.models.resnetNN(): parameters, and multiply-adds of the convolutions and the linear layer at 224 px.
         for (name, parameters, multiply_adds) in [
             ("resnet18", 11_689_512u64, 1_814_073_344u64),
             ("resnet34", 21_797_672, 3_663_761_408),
             ("resnet50", 25_557_032, 4_089_184_256),
         ] {
-            let ledger = ResNetConfig::named(name, 1000).unwrap().cost(224).unwrap();
-            let trained = ledger.params.iter().filter(|p| p.trainable);
+            let summary = ResNetConfig::named(name, 1000).unwrap().cost(224).unwrap();
+            let trained = summary.params.iter().filter(|p| p.trainable);
             assert_eq!(
                 trained.map(|p| p.dims.iter().product::<usize>() as u64).sum::<u64>(),
                 parameters,
                 "{name}"
             );
-            let products = ledger.ops.iter().filter(|e| matches!(e.op, "conv2d" | "linear"));
+            let products = summary.ops.iter().filter(|e| matches!(e.op, "conv2d" | "linear"));
             let bias = 1000;
             assert_eq!((products.map(|e| e.flops).sum::<u64>() - bias) / 2, multiply_adds, "{name}");
         }
     }
 
     #[test]
-    fn a_configuration_that_describes_no_network_is_refused_by_field() {
-        let good = ResNetConfig::named("resnet18", 13).unwrap();
+    fn invalid_configurations_are_rejected_with_the_field() {
+        let valid = ResNetConfig::named("resnet18", 13).unwrap();
         let field = |c: ResNetConfig| match c.validate() {
             Err(Error::Config { field, .. }) => field,
             other => panic!("{other:?}"),
         };
-        assert_eq!(field(ResNetConfig { depth: 20, ..good.clone() }), "depth");
-        assert_eq!(field(ResNetConfig { width: 1 << 60, ..good.clone() }), "width");
-        assert_eq!(field(ResNetConfig { classes: 0, ..good.clone() }), "classes");
+        assert_eq!(field(ResNetConfig { depth: 20, ..valid.clone() }), "depth");
+        assert_eq!(field(ResNetConfig { width: 1 << 60, ..valid.clone() }), "width");
+        assert_eq!(field(ResNetConfig { classes: 0, ..valid.clone() }), "classes");
         let unknown = ResNetConfig::named("resnet19", 13).unwrap_err().to_string();
         assert_eq!(unknown, "backbone: expected one of resnet18, resnet34, resnet50, found resnet19");
-        assert!(good.cost(31).is_err() && good.cost(1025).is_err());
+        assert!(valid.cost(31).is_err() && valid.cost(1025).is_err());
     }
 
     #[test]
-    fn weight_decay_acts_on_convolutions_and_the_classifying_layer_alone() {
+    fn weight_decay_acts_only_on_convolutions_and_the_classification_layer() {
         for (name, head) in [("resnet18", Head::Plain), ("resnet50", Head::Dropout)] {
             let specs = ResNetConfig { head, ..ResNetConfig::named(name, 13).unwrap() }.specs().unwrap();
             for spec in &specs {
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn folding_leaves_biases_for_normalisations_and_names_what_is_missing() {
+    fn folding_replaces_batch_norms_by_biases() {
         for depth in [18, 50] {
             let config = ResNetConfig { depth, width: 4, classes: 3, head: Head::Dropout, batch_norm: true };
             let mut weights = init(&config.specs().unwrap(), 0);

@@ -24,7 +24,7 @@ pub fn linear(x: &[usize], weight: &[usize], bias: Option<&[usize]>) -> Result<V
         same("linear", &[out], bias)?;
     }
     let mut dims = x.to_vec();
-    *dims.last_mut().expect("it has a last axis") = out;
+    *dims.last_mut().expect("checked by `last`") = out;
     Ok(dims)
 }
 
@@ -64,14 +64,14 @@ pub fn conv2d(
 
 /// Returns the shape of [`Tensor::max_pool2d`](crate::Tensor::max_pool2d) and [`Tensor::avg_pool2d`](crate::Tensor::avg_pool2d).
 pub fn pool2d(x: &[usize], kernel: usize, stride: usize, padding: usize) -> Result<Vec<usize>> {
-    let expected =
+    let error =
         || Error::shape("pool2d", format!("[channels, height, width] that a window of {kernel} fits"), x);
-    let &[channels, height, width] = x else { return Err(expected()) };
-    let places = |n| windows(n, kernel, stride, padding).ok_or_else(expected);
+    let &[channels, height, width] = x else { return Err(error()) };
+    let count = |n| windows(n, kernel, stride, padding).ok_or_else(error);
     if 2 * padding > kernel {
         return Err(Error::shape("pool2d", "padding of at most half the window", padding));
     }
-    Ok(vec![channels, places(height)?, places(width)?])
+    Ok(vec![channels, count(height)?, count(width)?])
 }
 
 /// Checks the channel parameters of [`Tensor::batch_norm`](crate::Tensor::batch_norm), and returns the shape.
@@ -131,7 +131,7 @@ pub fn swiglu(x: &[usize]) -> Result<Vec<usize>> {
         return Err(Error::shape("swiglu", "an even last axis", x));
     }
     let mut dims = x.to_vec();
-    *dims.last_mut().expect("it has a last axis") = width / 2;
+    *dims.last_mut().expect("checked by `last`") = width / 2;
     Ok(dims)
 }
 
@@ -180,7 +180,7 @@ pub fn concat(parts: &[&[usize]], axis: usize) -> Result<Vec<usize>> {
 pub fn slice(x: &[usize], axis: usize, start: usize, len: usize) -> Result<Vec<usize>> {
     let fits = |&n: &usize| len > 0 && start.checked_add(len).is_some_and(|end| end <= n);
     if !x.get(axis).is_some_and(fits) {
-        return Err(Error::shape("slice", format!("places {start} to {start}+{len} on axis {axis}"), x));
+        return Err(Error::shape("slice", format!("positions {start} to {start}+{len} on axis {axis}"), x));
     }
     let mut dims = x.to_vec();
     dims[axis] = len;

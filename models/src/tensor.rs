@@ -1,11 +1,11 @@
 //! The operations in which networks are written.
 //!
 //! A network is written once, over [`Tensor`], and evaluated by several backends: native, candle, tape, ONNX and cost. Each
-//! operation stands at the level where a fused kernel or a standard ONNX operator exists. A backend that cannot express an
-//! operation with its settings returns [`Error::Unsupported`](crate::Error::Unsupported).
+//! operation corresponds to a fused kernel or to a standard ONNX operator. A backend that does not support an operation with its
+//! settings returns [`Error::Unsupported`](crate::Error::Unsupported).
 //!
 //! **The first axis is always the batch.** It is symbolic in some backends, so no operation names it or folds it into another axis.
-//! Shapes, permutations and axes given to an operation are those *after* the batch: axis 0 is the first axis after the batch.
+//! Shapes, permutations and axes in arguments exclude the batch: axis 0 is the first axis after the batch.
 
 use crate::Result;
 
@@ -26,10 +26,10 @@ pub struct BatchNorm<P> {
     pub eps: f64,
 }
 
-/// A value that flows through a network: `[batch, ..]` numbers, or something that stands for them.
+/// A value in a network: `[batch, ..]` numbers, or a symbol or a shape in their place.
 ///
 /// # Errors
-/// All methods return [`Error::Shape`](crate::Error::Shape) when shapes do not fit together.
+/// All methods return [`Error::Shape`](crate::Error::Shape) if the shapes do not fit together.
 pub trait Tensor: Clone + 'static {
     /// A parameter in this backend.
     type Param: Clone;
@@ -42,8 +42,8 @@ pub trait Tensor: Clone + 'static {
         self.clone()
     }
 
-    /// Applies `block` to `inputs`. Training may keep the inputs alone and recompute the block during backward (gradient
-    /// checkpointing; Chen et al., arXiv 1604.06174). So `block` must return the same result each time, and may capture nothing but
+    /// Applies `block` to `inputs`. Training may keep only the inputs and recompute the block during backward (gradient
+    /// checkpointing; Chen et al., arXiv 1604.06174). So `block` must return the same result each time, and may capture only
     /// parameters.
     fn checkpoint<const N: usize>(
         inputs: [&Self; N],
@@ -87,7 +87,7 @@ pub trait Tensor: Clone + 'static {
     /// Computes scaled dot-product attention, `softmax(q·kᵀ/√d)·v`. All three inputs and the result are `[tokens, heads, d]`.
     fn attention(&self, key: &Self, value: &Self) -> Result<Self>;
 
-    /// Selects rows of `table` `[rows, width]` by whole numbers: `[]` → `[width]`.
+    /// Selects rows of `table` `[rows, width]` by integer indices: `[]` → `[width]`.
     fn embedding(&self, table: &Self::Param) -> Result<Self>;
 
     /// Computes the sinusoidal embedding of a number `t`: `[]` → `[width]`. These are `cos(scale·t·fᵢ)` for `width/2` frequencies

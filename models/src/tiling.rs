@@ -3,7 +3,7 @@
 
 /// Target number of outputs of a tile: enough for an efficient product, few enough that their columns stay in cache.
 pub(crate) const TILE: usize = 512;
-/// Number of parts of the batch that have a partial gradient of the weights each.
+/// Number of parts of the batch, each with its own partial gradient of the weights.
 const PARTIALS: usize = 16;
 /// Outputs along an edge of a tile of Winograd's minimal filtering.
 pub(crate) const WINOGRAD_TILE: usize = 4;
@@ -17,20 +17,20 @@ pub(crate) fn winograd_tiles(rows: usize, cols: usize) -> usize {
     rows.div_ceil(WINOGRAD_TILE) * cols.div_ceil(WINOGRAD_TILE)
 }
 
-/// True if a convolution of `items` can use Winograd's minimal filtering, and gains by it. `weight` is `[out, in, kernel]`.
+/// True if a convolution of `items` can use Winograd's minimal filtering, and is faster with it. `weight` is `[out, in, kernel]`.
 pub(crate) fn uses_winograd(weight: [usize; 3], stride: usize, tiles_per_item: usize, items: usize) -> bool {
     let [out, channels, kernel] = weight;
-    let enough = items.saturating_mul(tiles_per_item) >= MIN_TILES && channels.min(out) >= MIN_CHANNELS;
-    (kernel, stride) == (3, 1) && enough
+    let is_large = items.saturating_mul(tiles_per_item) >= MIN_TILES && channels.min(out) >= MIN_CHANNELS;
+    (kernel, stride) == (3, 1) && is_large
 }
 
-/// Returns the number of items, of `places` outputs a channel, that justify a task.
-pub(crate) fn items_per_task(places: usize) -> usize {
-    (TILE / places.max(1)).max(1)
+/// Returns the number of items, with `positions` outputs per channel, that justify a task.
+pub(crate) fn items_per_task(positions: usize) -> usize {
+    (TILE / positions.max(1)).max(1)
 }
 
 /// Returns the number of items in each part of the batch that has its own partial gradient of the weights. Winograd's minimal
 /// filtering has no such parts.
-pub(crate) fn items_per_partial(items: usize, places: usize) -> usize {
-    items.div_ceil(PARTIALS).max(1).next_multiple_of(items_per_task(places))
+pub(crate) fn items_per_partial(items: usize, positions: usize) -> usize {
+    items.div_ceil(PARTIALS).max(1).next_multiple_of(items_per_task(positions))
 }

@@ -4,7 +4,7 @@
 //! queries and keys (arXiv 2302.05442), SwiGLU (arXiv 2002.05202), and fixed 2-D sine-cosine positions. A null class of its own
 //! serves classifier-free guidance (arXiv 2207.12598). It predicts the clean image (JiT, arXiv 2511.13720).
 //!
-//! The legacy layout is that of the Python project tiny-cats-model. It keeps the project's mistakes, because its files depend on
+//! The legacy layout is that of the Python project tiny-cats-model. It reproduces the project's mistakes, because its files depend on
 //! them: no positions, no null class, t unscaled, and an output whose patches are not moved back to their positions. It predicts a
 //! velocity.
 
@@ -22,7 +22,7 @@ pub const CHANNELS: usize = 3;
 /// Width of the sinusoidal time embedding.
 const SINUSOIDS: usize = 256;
 const EPS: f64 = 1e-6;
-/// tiny-cats-model kept the default of PyTorch's LayerNorm.
+/// The default of PyTorch's LayerNorm, which tiny-cats-model uses.
 const LEGACY_EPS: f64 = 1e-5;
 
 /// The layout of a network.
@@ -77,7 +77,7 @@ impl TinyDitConfig {
     /// every size.
     ///
     /// # Errors
-    /// [`Error::Config`] for an unknown name, or an image size that is not a multiple of 8.
+    /// [`Error::Config`] if the name is unknown, or the image size is not a multiple of 8.
     pub fn named(name: &str, image_size: usize, classes: usize) -> Result<Self> {
         let names: Vec<&str> = SIZES.iter().map(|s| s.0).collect();
         let &(_, width, depth, heads) = SIZES.iter().find(|s| s.0 == name).ok_or_else(|| Error::Config {
@@ -120,7 +120,7 @@ impl TinyDitConfig {
         }
     }
 
-    /// Checks that the configuration describes a network, and not an absurdly large one.
+    /// Checks all fields, including upper limits.
     ///
     /// # Errors
     /// [`Error::Config`] with the first field that is out of bounds.
@@ -135,9 +135,9 @@ impl TinyDitConfig {
             ("mlp_width", self.mlp_width, 32768),
             ("classes", self.classes, 65536),
         ];
-        for (field, value, most) in bounds {
-            if value == 0 || value > most {
-                return fail(field, format!("expected 1 to {most}, found {value}"));
+        for (field, value, max) in bounds {
+            if value == 0 || value > max {
+                return fail(field, format!("expected 1 to {max}, found {value}"));
             }
         }
         if !self.image_size.is_multiple_of(self.patch_size) {
@@ -225,8 +225,8 @@ impl std::fmt::Display for TinyDitConfig {
 fn positions(side: usize, width: usize) -> Result<Array> {
     let quarter = width / 4;
     let mut data = Vec::with_capacity(side * side * width);
-    for place in 0..side * side {
-        for coordinate in [place / side, place % side] {
+    for patch in 0..side * side {
+        for coordinate in [patch / side, patch % side] {
             let angle = |i: usize| coordinate as f64 / 10_000f64.powf(i as f64 / quarter as f64);
             data.extend((0..quarter).map(|i| angle(i).sin() as f32));
             data.extend((0..quarter).map(|i| angle(i).cos() as f32));
@@ -248,7 +248,7 @@ impl<T: Tensor> Linear<T> {
         Ok(Self { weight, bias, path: scope.path().to_owned() })
     }
 
-    /// Builds the layer that computes `out` gates, scales and shifts from the condition. Its weights begin as zeros, as in
+    /// Builds the layer that computes `out` gates, scales and shifts from the condition. Its weights are initialized to zero, as in
     /// adaLN-zero, and have no weight decay.
     fn modulation(mut scope: Scope<T>, out: usize, width: usize) -> Result<Self> {
         let weight = scope.param("weight", [out, width], Init::Zeros)?;
@@ -395,7 +395,7 @@ impl<T: Tensor> TinyDit<T> {
     /// Builds the network from the parameters of `scope`.
     ///
     /// # Errors
-    /// [`Error::Config`] for a configuration that describes no network, and the errors of the parameters' source.
+    /// [`Error::Config`] if the configuration is invalid, and the errors of the parameters' source.
     pub fn new(config: &TinyDitConfig, scope: &mut Scope<T>) -> Result<Self> {
         config.validate()?;
         let (width, patch) = (config.width, config.patch_size);
@@ -467,10 +467,10 @@ impl<T: Tensor> TinyDit<T> {
     }
 
     /// Computes one forward pass. `x` is `[3, size, size]`, with clean images in [−1, 1]. `t` is `[]`, from 0 (noise) to 1 (image).
-    /// `label` is `[]`, a whole number. The result is `[3, size, size]`, the quantity that [`TinyDitConfig::prediction`] names.
+    /// `label` is `[]`, an integer. The result is `[3, size, size]`, the quantity that [`TinyDitConfig::prediction`] names.
     ///
     /// # Errors
-    /// [`Error::Shape`] for inputs of other sizes.
+    /// [`Error::Shape`] if the inputs have other sizes.
     pub fn forward(&self, x: &T, t: &T, label: &T) -> Result<T> {
         if x.dims() != self.config.image_dims() {
             return Err(Error::shape("TinyDiT", format!("x {:?}", self.config.image_dims()), x.dims()));
@@ -496,14 +496,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_legacy_layout_has_the_tensors_of_the_python_project() {
-        let ledger = TinyDitConfig::legacy().cost().unwrap();
-        assert_eq!(ledger.params.len(), 169);
-        assert_eq!(ledger.parameters(), 33_063_168);
+    fn the_legacy_layout_matches_the_python_project() {
+        let summary = TinyDitConfig::legacy().cost().unwrap();
+        assert_eq!(summary.params.len(), 169);
+        assert_eq!(summary.parameters(), 33_063_168);
     }
 
     #[test]
-    fn named_sizes_fit_together_at_every_picture_size() {
+    fn named_sizes_are_valid_at_every_image_size() {
         for (name, ..) in SIZES {
             for size in [32, 64, 128] {
                 let config = TinyDitConfig::named(name, size, 13).unwrap();
@@ -514,17 +514,17 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_that_describes_no_network_is_refused_by_field() {
-        let good = TinyDitConfig::named("tiny", 32, 13).unwrap();
+    fn invalid_configurations_are_rejected_with_the_field() {
+        let valid = TinyDitConfig::named("tiny", 32, 13).unwrap();
         let field = |c: &TinyDitConfig| match c.validate() {
             Err(Error::Config { field, .. }) => field,
             other => panic!("{other:?}"),
         };
-        assert_eq!(field(&TinyDitConfig { patch_size: 5, ..good.clone() }), "patch_size");
-        assert_eq!(field(&TinyDitConfig { heads: 7, ..good.clone() }), "heads");
-        assert_eq!(field(&TinyDitConfig { depth: 0, ..good.clone() }), "depth");
-        assert_eq!(field(&TinyDitConfig { width: usize::MAX, ..good.clone() }), "width");
-        assert_eq!(field(&TinyDitConfig { image_size: 1024, patch_size: 1, ..good.clone() }), "patch_size");
+        assert_eq!(field(&TinyDitConfig { patch_size: 5, ..valid.clone() }), "patch_size");
+        assert_eq!(field(&TinyDitConfig { heads: 7, ..valid.clone() }), "heads");
+        assert_eq!(field(&TinyDitConfig { depth: 0, ..valid.clone() }), "depth");
+        assert_eq!(field(&TinyDitConfig { width: usize::MAX, ..valid.clone() }), "width");
+        assert_eq!(field(&TinyDitConfig { image_size: 1024, patch_size: 1, ..valid.clone() }), "patch_size");
     }
 
     #[test]
@@ -546,21 +546,21 @@ mod tests {
             names
         };
         let modern = TinyDitConfig::named("nano", 32, 13).unwrap();
-        for (config, decaying) in [(modern, MODERN), (TinyDitConfig::legacy(), LEGACY)] {
+        for (config, with_decay) in [(modern, MODERN), (TinyDitConfig::legacy(), LEGACY)] {
             let params = config.cost().unwrap().params;
             for spec in &params {
                 let name = match spec.name.strip_prefix("blocks.") {
                     Some(inside) => inside.split_once('.').unwrap().1,
                     None => &spec.name,
                 };
-                assert_eq!(spec.has_weight_decay, decaying.contains(&name), "{}", spec.name);
+                assert_eq!(spec.has_weight_decay, with_decay.contains(&name), "{}", spec.name);
             }
             assert_eq!(params.iter().filter(|p| p.has_weight_decay).count(), 4 + 4 * config.depth);
         }
     }
 
     #[test]
-    fn positions_tell_every_patch_from_every_other() {
+    fn positions_differ_between_patches() {
         let p = positions(8, 192).unwrap();
         let rows: Vec<&[f32]> = p.data().chunks(192).collect();
         for (i, a) in rows.iter().enumerate() {

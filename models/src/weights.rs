@@ -1,4 +1,4 @@
-//! Weights as plain memory: the contents of files, and the starting point of every backend.
+//! Weights in plain memory, as read from files and passed to every backend.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ impl Array {
         let dims = dims.into();
         match dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)) {
             Some(n) if n == data.len() => Ok(Self { dims, data }),
-            _ => Err(Error::shape("array", format!("the values of shape {dims:?}"), data.len())),
+            _ => Err(Error::shape("array", format!("as many values as shape {dims:?} has"), data.len())),
         }
     }
 
@@ -34,7 +34,7 @@ impl Array {
         &self.data
     }
 
-    /// Returns the values in row-major order, for changes in place.
+    /// Returns the values in row-major order, mutably.
     pub fn data_mut(&mut self) -> &mut [f32] {
         &mut self.data
     }

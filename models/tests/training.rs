@@ -1,4 +1,4 @@
-//! Whole networks on the tape: its options change what a step takes, not what it learns.
+//! Complete networks on the tape: its options change the memory and time of a step, but not the gradients beyond rounding.
 #![cfg(feature = "candle")]
 
 mod common;
@@ -11,7 +11,7 @@ use tiny_cats_models::{
     tape::{Param, Tape, Var},
 };
 
-/// A small one of every kind.
+/// Returns a small network of every kind.
 fn cases() -> Vec<Case> {
     let dit = |layout| TinyDitConfig {
         image_size: 16,
@@ -41,20 +41,20 @@ fn bits(tensor: &Tensor) -> Vec<u32> {
 }
 
 #[test]
-fn a_block_that_is_computed_again_gives_the_same_bit_for_bit() {
+fn gradient_checkpointing_gives_the_same_bits() {
     for mut case in cases() {
         let (loss, statistics, gradients) = case.step(TapeOptions::default(), 1.0);
-        let (again, seen, found) =
+        let (checkpointed_loss, checkpointed_statistics, found) =
             case.step(TapeOptions { checkpoint: true, precision: Precision::F32 }, 1.0);
         let name = format!("{:?}", case.network);
-        assert_eq!(loss.to_bits(), again.to_bits(), "{name}");
-        assert_eq!(statistics.len(), seen.len(), "{name}");
-        for (a, b) in statistics.iter().zip(&seen) {
+        assert_eq!(loss.to_bits(), checkpointed_loss.to_bits(), "{name}");
+        assert_eq!(statistics.len(), checkpointed_statistics.len(), "{name}");
+        for (a, b) in statistics.iter().zip(&checkpointed_statistics) {
             assert_eq!((&a.path, bits(&a.mean), bits(&a.var)), (&b.path, bits(&b.mean), bits(&b.var)));
         }
         assert!(gradients.keys().eq(found.keys()), "{name}");
         for (parameter, gradient) in gradients {
-            assert!(values(&gradient).iter().any(|v| *v != 0.0), "{name}: {parameter} is not learnt");
+            assert!(values(&gradient).iter().any(|v| *v != 0.0), "{name}: {parameter} has no gradient");
             assert_eq!(bits(&gradient), bits(&found[&parameter]), "{name}: {parameter}");
         }
     }
@@ -64,15 +64,15 @@ fn in_precision(precision: Precision) -> TapeOptions {
     TapeOptions { precision, ..TapeOptions::default() }
 }
 
-/// `a·b`, in f64.
-fn inner(a: &[f32], b: &[f32]) -> f64 {
+/// Returns the dot product, in f64.
+fn dot_product(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
 }
 
 #[test]
 fn half_precision_gradients_match_f32() {
-    // A scaled loss is what makes the small gradients of f16 more than zero.
-    for (precision, scale, least) in [(Precision::Bf16, 1.0, 0.99), (Precision::F16, 1024.0, 0.999)] {
+    // In f16 small gradients would be zero without loss scaling.
+    for (precision, scale, min_cosine) in [(Precision::Bf16, 1.0, 0.99), (Precision::F16, 1024.0, 0.999)] {
         for checkpoint in [false, true] {
             for mut case in cases() {
                 let (loss, _, expected) = case.step(TapeOptions::default(), 1.0);
@@ -82,19 +82,19 @@ fn half_precision_gradients_match_f32() {
                 assert!((rounded / loss - 1.0).abs() < 0.02, "{name}: loss {rounded}, in f32 {loss}");
                 assert!(statistics.iter().all(|s| s.mean.dtype() == DType::F32), "{name}");
                 assert!(expected.keys().eq(found.keys()), "{name}");
-                let (mut along, mut squares) = (0.0, [0.0; 2]);
+                let (mut dot, mut squares) = (0.0, [0.0; 2]);
                 for (parameter, expected) in &expected {
                     assert_eq!(found[parameter].dtype(), DType::F32, "{name}: {parameter}");
                     let (a, b) = (values(&found[parameter]), values(expected));
                     assert!(a.iter().all(|v| v.is_finite()), "{name}: {parameter}");
-                    assert!(a.iter().any(|v| *v != 0.0), "{name}: {parameter} is not learnt");
-                    along += inner(&a, &b);
-                    squares[0] += inner(&a, &a);
-                    squares[1] += inner(&b, &b);
+                    assert!(a.iter().any(|v| *v != 0.0), "{name}: {parameter} has no gradient");
+                    dot += dot_product(&a, &b);
+                    squares[0] += dot_product(&a, &a);
+                    squares[1] += dot_product(&b, &b);
                 }
-                let cosine = along / (squares[0] * squares[1]).sqrt();
+                let cosine = dot / (squares[0] * squares[1]).sqrt();
                 println!("{name}: cosine {cosine:.6}");
-                assert!(cosine > least, "{name}: cosine {cosine}");
+                assert!(cosine > min_cosine, "{name}: cosine {cosine}");
                 let length = (squares[0] / squares[1]).sqrt() / scale;
                 assert!((length - 1.0).abs() < 0.05, "{name}: {length} times as long");
             }
@@ -103,25 +103,25 @@ fn half_precision_gradients_match_f32() {
 }
 
 #[test]
-fn what_overflows_in_f16_shows_and_passes() {
+fn an_overflow_in_f16_gives_non_finite_gradients() {
     for mut case in cases() {
         let options = in_precision(Precision::F16);
         let (before, _, expected) = case.step(options, 1.0);
-        let (loss, _, overflown) = case.step(options, 1e9);
-        assert!(loss.is_finite(), "the loss is scaled behind itself");
-        let found = overflown.values().any(|g| values(g).iter().any(|v| !v.is_finite()));
-        assert!(found, "{:?}: nothing shows", case.network);
-        // Of that nothing is left.
-        let (after, _, again) = case.step(options, 1.0);
+        let (loss, _, gradients) = case.step(options, 1e9);
+        assert!(loss.is_finite(), "only the gradient is scaled");
+        let has_overflow = gradients.values().any(|g| values(g).iter().any(|v| !v.is_finite()));
+        assert!(has_overflow, "{:?}: all gradients are finite", case.network);
+        // The next step is not affected.
+        let (after, _, found) = case.step(options, 1.0);
         assert_eq!(before.to_bits(), after.to_bits());
-        assert!(expected.iter().all(|(name, gradient)| bits(gradient) == bits(&again[name])));
-        // bf16 has the exponents of f32.
+        assert!(expected.iter().all(|(name, gradient)| bits(gradient) == bits(&found[name])));
+        // bf16 has the exponent range of f32, and does not overflow.
         let (_, _, found) = case.step(in_precision(Precision::Bf16), 1e9);
         assert!(found.values().all(|g| values(g).iter().all(|v| v.is_finite())), "{:?}", case.network);
     }
 }
 
-/// In bf16 a product is that of its factors rounded, which is not that of the factors; so is the gradient of a weight.
+/// A product in bf16 equals that of the rounded factors in f32, and differs from that of the factors themselves.
 #[test]
 fn bf16_rounds_the_factors_of_products() {
     let rounded = |t: &Tensor| t.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
@@ -146,14 +146,18 @@ fn bf16_rounds_the_factors_of_products() {
             let gradient = y.backward(1.0).unwrap().remove("a").expect("the gradient of x");
             (value, values(&gradient))
         };
-        let far = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         let (half, gradient) = run(Precision::Bf16, &|t| t.clone());
-        let (expected, slopes) = run(Precision::F32, &rounded);
+        let (expected, expected_gradient) = run(Precision::F32, &rounded);
         let (exact, _) = run(Precision::F32, &|t| t.clone());
-        // Attention rounds what comes between its two products, too.
+        // Attention also rounds the intermediate result between its two products.
         let allowed = if name == "attention" { 2e-2 } else { 1e-5 };
-        assert!(far(&half, &expected) <= allowed, "{name}: {}", far(&half, &expected));
-        assert!(far(&gradient, &slopes) <= 2e-2, "{name}: {}", far(&gradient, &slopes));
-        assert!(far(&half, &exact) > 1e-4, "{name}: nothing was rounded");
+        assert!(distance(&half, &expected) <= allowed, "{name}: {}", distance(&half, &expected));
+        assert!(
+            distance(&gradient, &expected_gradient) <= 2e-2,
+            "{name}: {}",
+            distance(&gradient, &expected_gradient)
+        );
+        assert!(distance(&half, &exact) > 1e-4, "{name}: nothing was rounded");
     }
 }

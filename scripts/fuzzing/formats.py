@@ -1,4 +1,4 @@
-"""Just enough of each format to change it in the right places, and to write files that other programs write."""
+"""Minimal parsers and writers of each format, to change files and to write files like those of other programs."""
 
 import collections
 import io
@@ -30,7 +30,7 @@ def read_varint(data, at):
             return number, at
 
 
-# Which fields of an ONNX message are messages.
+# The fields of ONNX messages that are messages.
 MESSAGES = {
     "model": {7: "graph", 8: "opset", 14: "entry"},
     "graph": {1: "node", 5: "tensor", 11: "value", 12: "value", 13: "value"},
@@ -45,7 +45,7 @@ MESSAGES = {
 
 
 def parse(data, kind="model"):
-    """The fields of a message: lists of number, wire type and value, which is a list again for a message."""
+    """Parses a message into fields `[number, wire type, value]`; the value of a nested message is a list of fields."""
     fields, at = [], 0
     while at < len(data):
         tag, at = read_varint(data, at)
@@ -80,16 +80,16 @@ def serialize(fields):
 
 
 def messages(fields, path=()):
-    """A message and all those in it."""
+    """Yields a message and all messages in it."""
     yield fields
     for _, _, value in fields:
         if isinstance(value, list):
             yield from messages(value)
 
 
-def numbers_of(data):
-    """Where an ONNX file has the numbers of its initializers: pairs of begin and end."""
-    places = []
+def weight_ranges(data):
+    """Returns the byte ranges of the initializers' values in an ONNX file, as pairs of start and end."""
+    ranges = []
 
     def walk(at, end, steps):
         while at < end:
@@ -101,27 +101,27 @@ def numbers_of(data):
                 length, at = read_varint(data, at)
                 if steps and number == steps[0]:
                     if len(steps) == 1:
-                        places.append((at, at + length))
+                        ranges.append((at, at + length))
                     else:
                         walk(at, at + length, steps[1:])
                 at += length
             else:
                 at += {1: 8, 5: 4}[wire]
 
-    # The graph, its initializers, their raw data.
+    # Field numbers: the graph, its initializers, their raw data.
     walk(0, len(data), (7, 5, 9))
-    return places
+    return ranges
 
 
 def foreign_generator(data):
-    """A generator's ONNX file as the Python project wrote it: without metadata, with its own names of the inputs."""
+    """A generator's ONNX file as the Python project wrote it: without metadata, with other input names."""
     names = {b"x": b"noise", b"t": b"timestep", b"label": b"breed"}
     model = [field for field in parse(data) if field[0] != 14]
     for number, _, graph in model:
         if number != 7:
             continue
         for number, _, part in graph:
-            # Of nodes their inputs, of inputs their names.
+            # The inputs of nodes, and the names of inputs.
             for field in part if number in (1, 11) else []:
                 if field[0] == 1 and field[2] in names:
                     field[2] = names[field[2]]
@@ -129,60 +129,60 @@ def foreign_generator(data):
 
 
 def foreign_classifier(data):
-    """A classifier's ONNX file without what the program knows it by."""
+    """A classifier's ONNX file without metadata."""
     return serialize([field for field in parse(data) if field[0] != 14])
 
 
 def external(data, name):
-    """The same ONNX file with the numbers of its initializers in another file, as PyTorch writes it; and that file."""
-    model, numbers = parse(data), bytearray()
+    """Moves the initializers' values to another file, as PyTorch does; returns both files."""
+    model, weights = parse(data), bytearray()
     for number, _, graph in model:
         for number, _, tensor in graph if number == 7 else []:
             raw = next((field for field in tensor if field[0] == 9), None) if number == 5 else None
             if raw:
-                place = {"location": name, "offset": str(len(numbers)), "length": str(len(raw[2]))}
-                numbers += raw[2]
+                location = {"location": name, "offset": str(len(weights)), "length": str(len(raw[2]))}
+                weights += raw[2]
                 tensor.remove(raw)
-                tensor.extend([13, 2, [[1, 2, key.encode()], [2, 2, value.encode()]]] for key, value in place.items())
+                tensor.extend([13, 2, [[1, 2, key.encode()], [2, 2, value.encode()]]] for key, value in location.items())
                 tensor.append([14, 0, 1])
-    return serialize(model), bytes(numbers)
+    return serialize(model), bytes(weights)
 
 
 # --- safetensors
 
 
 def tensors(data):
-    """The header of a safetensors file, and the bytes of its numbers."""
+    """Returns the header of a safetensors file and the bytes of its tensors."""
     (length,) = struct.unpack_from("<Q", data)
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
-def safetensors(header, numbers):
+def safetensors(header, tensor_data):
     text = json.dumps(header, separators=(",", ":")).encode("utf-8", "surrogatepass")
-    return struct.pack("<Q", len(text)) + text + numbers
+    return struct.pack("<Q", len(text)) + text + tensor_data
 
 
 # --- zip archives (PyTorch)
 
 
 def entries(data):
-    """What a zip archive's directory says: name, and where the entry in the directory, the local header and the contents begin, and the
-    contents end."""
+    """Returns the entries of a zip archive: the name, and the offsets of the directory entry, the local header, and the start and end of the
+    contents."""
     end = data.rfind(b"PK\5\6")
     count, _, at = struct.unpack_from("<HII", data, end + 10)
-    found = []
+    entries = []
     for _ in range(count):
         size, _, name, extra, comment = struct.unpack_from("<IIHHH", data, at + 20)
         (local,) = struct.unpack_from("<I", data, at + 42)
         local_name, local_extra = struct.unpack_from("<HH", data, local + 26)
         begin = local + 30 + local_name + local_extra
-        found.append((bytes(data[at + 46 : at + 46 + name]).decode(), at, local, begin, begin + size))
+        entries.append((bytes(data[at + 46 : at + 46 + name]).decode(), at, local, begin, begin + size))
         at += 46 + name + extra + comment
-    return found
+    return entries
 
 
-def checked(data):
-    """Whether the archive's directory is there and has a CRC of every entry."""
+def has_checksums(data):
+    """True if the directory of the archive is valid and has a CRC of every entry."""
     try:
         return all(data[at + 16 : at + 20] != b"\0\0\0\0" for _, at, *_ in entries(data))
     except (struct.error, UnicodeDecodeError, IndexError):
@@ -190,39 +190,39 @@ def checked(data):
 
 
 def archive(files):
-    """A zip archive of names and contents, nothing compressed."""
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+    """Returns an uncompressed zip archive of files by name."""
+    output = io.BytesIO()
+    with zipfile.ZipFile(output, "w", zipfile.ZIP_STORED) as archive:
         for name, contents in files.items():
             archive.writestr(zipfile.ZipInfo(name), contents)
-    return out.getvalue()
+    return output.getvalue()
 
 
-def unpacked(data):
+def unpack(data):
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-class Foreign:
-    """Stands for an object of a Python module that is not there: pickled by its name, as `module.name(*arguments)`."""
+class ForeignObject:
+    """An object of a missing Python module, which is pickled as a call of `module.name(*arguments)`."""
 
-    def __init__(self, what, arguments=(), state=None):
-        self.what, self.arguments, self.state = what, arguments, state
+    def __init__(self, name, arguments=(), state=None):
+        self.name, self.arguments, self.state = name, arguments, state
 
     def __reduce__(self):
-        return (function(self.what), self.arguments) + (() if self.state is None else (self.state,))
+        return (fake_function(self.name), self.arguments) + (() if self.state is None else (self.state,))
 
 
-def function(path):
-    """A function that pickle writes as `path`; a module of that name is made up if need be."""
+def fake_function(path):
+    """A function that pickle writes as `path`; creates a module of that name if necessary."""
     module, name = path.rsplit(".", 1)
     parts = module.split(".")
     for i in range(len(parts)):
         sys.modules.setdefault(".".join(parts[: i + 1]), types.ModuleType(parts[i]))
     if not hasattr(sys.modules[module], name):
-        made = type(name, (), {})
-        made.__module__, made.__qualname__ = module, name
-        setattr(sys.modules[module], name, made)
+        function = type(name, (), {})
+        function.__module__, function.__qualname__ = module, name
+        setattr(sys.modules[module], name, function)
     return getattr(sys.modules[module], name)
 
 
@@ -234,36 +234,36 @@ class Storage:
 class Pickler(pickle.Pickler):
     def persistent_id(self, obj):
         if isinstance(obj, Storage):
-            return ("storage", function("torch.FloatStorage"), obj.key, "cpu", obj.count)
+            return ("storage", fake_function("torch.FloatStorage"), obj.key, "cpu", obj.count)
         return None
 
 
 def torch(value, weights):
-    """A file of `torch.save`. `value` is a function of the state dictionary; `weights` are names with shape and bytes of f32."""
+    """A file like those of `torch.save`. `value` makes the saved object from a state dict; `weights` maps names to shapes and f32 bytes."""
     state, files = collections.OrderedDict(), {}
-    for i, (name, (shape, numbers)) in enumerate(weights.items()):
+    for i, (name, (shape, values)) in enumerate(weights.items()):
         strides, step = [], 1
         for size in reversed(shape):
             strides.insert(0, step)
             step *= size
-        storage = Storage(str(i), len(numbers) // 4)
+        storage = Storage(str(i), len(values) // 4)
         hooks = collections.OrderedDict()
         arguments = (storage, 0, tuple(shape), tuple(strides), False, hooks)
-        state[name] = Foreign("torch._utils._rebuild_tensor_v2", arguments)
-        files[f"archive/data/{i}"] = numbers
+        state[name] = ForeignObject("torch._utils._rebuild_tensor_v2", arguments)
+        files[f"archive/data/{i}"] = values
     out = io.BytesIO()
     Pickler(out, 2).dump(value(state))
     return archive({"archive/data.pkl": out.getvalue(), "archive/byteorder": b"little", **files, "archive/version": b"3\n"})
 
 
 def layouts():
-    """How others nest a state dictionary in what they save."""
-    args = {"lr": 1e-4, "data_path": Foreign("pathlib.PosixPath", ("data", "cats"))}
-    namespace = Foreign("argparse.Namespace", (), args)
-    date = Foreign("datetime.datetime", (b"\x07\xe9\x01\x02\x03\x04\x05\0\0\0",))
+    """The ways in which other programs nest a state dict in a file."""
+    args = {"lr": 1e-4, "data_path": ForeignObject("pathlib.PosixPath", ("data", "cats"))}
+    namespace = ForeignObject("argparse.Namespace", (), args)
+    date = ForeignObject("datetime.datetime", (b"\x07\xe9\x01\x02\x03\x04\x05\0\0\0",))
     config = {"image_size": 32.0, "num_classes": 13, "num_heads": 1}
-    dtype = Foreign("numpy.dtype", ("f8", False, True), (3, "<", None, None, None, -1, -1, 0))
-    scalar = Foreign("numpy.core.multiarray.scalar", (dtype, b"\0\0\0\0\0\0\xf0?"))
+    dtype = ForeignObject("numpy.dtype", ("f8", False, True), (3, "<", None, None, None, -1, -1, 0))
+    scalar = ForeignObject("numpy.core.multiarray.scalar", (dtype, b"\0\0\0\0\0\0\xf0?"))
     prefixed = lambda state, prefix: collections.OrderedDict((prefix + name, value) for name, value in state.items())
     return {
         "bare": lambda state: state,

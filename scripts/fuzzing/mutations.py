@@ -1,10 +1,10 @@
-"""Changes to files. Each is a function of a random generator and the bytes, and gives other bytes."""
+"""Mutations of files: functions of a random number generator and the bytes that return changed bytes."""
 
 import json
 import re
 import struct
 
-from . import formats, pictures
+from . import formats, images
 
 NUMBERS = [0, 1, 2, 3, 4, 7, 8, 15, 16, 31, 32, 63, 64, 127, 128, 255, 256, 511, 512, 1023, 1024, 4096, 32767, 32768, 65535, 65536]
 NUMBERS += [2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53 + 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
@@ -29,19 +29,19 @@ LONG = 1 << 20
 DEEP = 10_000
 
 
-def some_place(rng, data):
-    """A place: the beginning and the end of a file, where most of its structure is, are as likely as all between."""
+def random_position(rng, data):
+    """A random position. The start and the end, which contain most of the structure, are as likely as the whole middle."""
     if not data:
         return 0
     edge = min(len(data), 4096)
     return rng.choice([rng.randrange(edge), len(data) - 1 - rng.randrange(edge), rng.randrange(len(data))])
 
 
-def some_block(rng, data, most=1 << 16):
-    """Where a block of 64 bytes to `most` begins and ends, of few bytes if `most` is less."""
-    bits = most.bit_length() - 1
+def random_block(rng, data, max_size=1 << 16):
+    """The start and end of a random block of 64 to `max_size` bytes, or of fewer bytes if `max_size` is less."""
+    bits = max_size.bit_length() - 1
     size = min(len(data), 1 << rng.randint(min(6, bits), bits))
-    at = min(some_place(rng, data), len(data) - size)
+    at = min(random_position(rng, data), len(data) - size)
     return at, at + size
 
 
@@ -51,57 +51,57 @@ def some_block(rng, data, most=1 << 16):
 def flip(rng, data):
     for _ in range(rng.choice([1, 1, 1, 2, 4, 16])):
         if data:
-            data[some_place(rng, data)] ^= 1 << rng.randrange(8)
+            data[random_position(rng, data)] ^= 1 << rng.randrange(8)
     return data
 
 
 def overwrite(rng, data):
     number, code = rng.choice(NUMBERS), rng.choice("BHIQ")
     order, length = rng.choice("<>"), struct.calcsize("<" + code)
-    place = some_place(rng, data)
-    data[place : place + length] = struct.pack(order + code, number % (1 << 8 * length))[: len(data) - place]
+    position = random_position(rng, data)
+    data[position : position + length] = struct.pack(order + code, number % (1 << 8 * length))[: len(data) - position]
     return data
 
 
 def truncate(rng, data):
-    return data[: rng.choice([some_place(rng, data), some_place(rng, data), 0, len(data) - 1])]
+    return data[: rng.choice([random_position(rng, data), random_position(rng, data), 0, len(data) - 1])]
 
 
-def behead(rng, data):
-    return data[some_place(rng, data) :]
+def cut_start(rng, data):
+    return data[random_position(rng, data) :]
 
 
 def zeros(rng, data):
-    begin, end = some_block(rng, data)
+    begin, end = random_block(rng, data)
     data[begin:end] = bytes([rng.choice([0, 0, 0, 255])]) * (end - begin)
     return data
 
 
 def insert(rng, data):
-    place = some_place(rng, data)
-    return data[:place] + rng.choice([rng.randbytes(rng.choice([1, 4, 64])), bytes(rng.choice([1, 8, 4096]))]) + data[place:]
+    position = random_position(rng, data)
+    return data[:position] + rng.choice([rng.randbytes(rng.choice([1, 4, 64])), bytes(rng.choice([1, 8, 4096]))]) + data[position:]
 
 
 def delete(rng, data):
-    begin, end = some_block(rng, data, rng.choice([1, 8, 4096]))
+    begin, end = random_block(rng, data, rng.choice([1, 8, 4096]))
     return data[:begin] + data[end:]
 
 
 def duplicate(rng, data):
-    begin, end = some_block(rng, data)
+    begin, end = random_block(rng, data)
     return data[:end] + data[begin:]
 
 
 def swap(rng, data):
-    begin, end = some_block(rng, data)
-    other = min(some_place(rng, data), len(data) - (end - begin))
+    begin, end = random_block(rng, data)
+    other = min(random_position(rng, data), len(data) - (end - begin))
     block = data[begin:end]
     data[begin:end] = data[other : other + len(block)]
     data[other : other + len(block)] = block
     return data
 
 
-BYTES = [flip, flip, overwrite, overwrite, truncate, behead, zeros, zeros, insert, delete, duplicate, swap]
+BYTES = [flip, flip, overwrite, overwrite, truncate, cut_start, zeros, zeros, insert, delete, duplicate, swap]
 
 
 # --- Text
@@ -152,8 +152,8 @@ WORDS = [
 ]
 
 
-def hostile(rng, quoted=True):
-    """A value that nobody expects."""
+def hostile_value(rng, quoted=True):
+    """An unexpected value as text."""
     kind = rng.randrange(6)
     if kind < 3:
         return rng.choice(WORDS)
@@ -175,27 +175,27 @@ def hostile(rng, quoted=True):
     )
 
 
-def token(rng, data):
+def replace_token(rng, data):
     text = decode(data)
     tokens = list(TOKEN.finditer(text[: 1 << 20]))
     if not tokens:
-        return encode(hostile(rng))
+        return encode(hostile_value(rng))
     found = rng.choice(tokens)
-    return encode(text[: found.start()] + hostile(rng) + text[found.end() :])
+    return encode(text[: found.start()] + hostile_value(rng) + text[found.end() :])
 
 
-def within_string(rng, data):
+def insert_into_string(rng, data):
     text = decode(data)
     strings = [found for found in TOKEN.finditer(text[: 1 << 20]) if found[0].startswith('"') or found[0].isalpha()]
     if not strings:
-        return token(rng, data)
+        return replace_token(rng, data)
     found = rng.choice(strings)
-    place = rng.randrange(found.start() + 1, found.end() + 1)
+    position = rng.randrange(found.start() + 1, found.end() + 1)
     added = rng.choice([*TEXTS, *(json.dumps(t)[1:-1] for t in TEXTS), "A" * LONG, "\\u001b[31m" * 40, "\udcff\udcfe"])
-    return encode(text[:place] + added + text[place:])
+    return encode(text[:position] + added + text[position:])
 
 
-def lines(rng, data):
+def change_lines(rng, data):
     parts = decode(data).split("\n")
     i, j = rng.randrange(len(parts)), rng.randrange(len(parts))
     action = rng.randrange(4)
@@ -206,11 +206,11 @@ def lines(rng, data):
     elif action == 2:
         parts[i], parts[j] = parts[j], parts[i]
     else:
-        parts.insert(i, hostile(rng, quoted=False))
+        parts.insert(i, hostile_value(rng, quoted=False))
     return encode("\n".join(parts))
 
 
-def encoding(rng, data):
+def change_encoding(rng, data):
     text = decode(data)
     return rng.choice(
         [
@@ -226,8 +226,8 @@ def encoding(rng, data):
     )()
 
 
-def value(rng):
-    """A JSON value that nobody expects."""
+def random_json(rng):
+    """An unexpected JSON value."""
     return rng.choice(
         [
             None,
@@ -257,31 +257,31 @@ def value(rng):
     )
 
 
-def json_part(rng, document):
-    """Changes one part of a JSON document, which is parsed."""
-    holders = []
+def change_document(rng, document):
+    """Changes one part of a parsed JSON document."""
+    containers = []
 
     def walk(node):
         if isinstance(node, (dict, list)) and node:
-            holders.append(node)
+            containers.append(node)
             for child in node.values() if isinstance(node, dict) else node[:1000]:
                 walk(child)
 
     walk(document)
-    if not holders:
-        return value(rng)
-    holder = rng.choice(holders)
-    key = rng.choice(list(holder)) if isinstance(holder, dict) else rng.randrange(len(holder))
+    if not containers:
+        return random_json(rng)
+    container = rng.choice(containers)
+    key = rng.choice(list(container)) if isinstance(container, dict) else rng.randrange(len(container))
     action = rng.randrange(6)
     if action == 0:
-        del holder[key]
-    elif action == 1 and isinstance(holder, dict):
-        holder[rng.choice(TEXTS) + str(key)] = holder.pop(key)
-    elif action == 2 and isinstance(holder, dict):
-        holder[rng.choice(["__proto__", "extra", *TEXTS, "A" * 5000])] = value(rng)
-    elif action == 3 and isinstance(holder[key], (int, float)) and not isinstance(holder[key], bool):
-        number = holder[key]
-        holder[key] = rng.choice(
+        del container[key]
+    elif action == 1 and isinstance(container, dict):
+        container[rng.choice(TEXTS) + str(key)] = container.pop(key)
+    elif action == 2 and isinstance(container, dict):
+        container[rng.choice(["__proto__", "extra", *TEXTS, "A" * 5000])] = random_json(rng)
+    elif action == 3 and isinstance(container[key], (int, float)) and not isinstance(container[key], bool):
+        number = container[key]
+        container[key] = rng.choice(
             [
                 number + 1,
                 number - 1,
@@ -294,38 +294,38 @@ def json_part(rng, document):
                 rng.choice(NUMBERS[-6:]),
             ]
         )
-    elif action == 4 and isinstance(holder, list):
-        holder.append(rng.choice([holder[key], value(rng)]))
+    elif action == 4 and isinstance(container, list):
+        container.append(rng.choice([container[key], random_json(rng)]))
     else:
-        holder[key] = value(rng)
+        container[key] = random_json(rng)
     return document
 
 
-def json_value(rng, data):
+def change_json(rng, data):
     try:
         document = json.loads(data)
     except ValueError:
-        return token(rng, data)
-    return encode(json.dumps(json_part(rng, document), ensure_ascii=rng.random() < 0.5))
+        return replace_token(rng, data)
+    return encode(json.dumps(change_document(rng, document), ensure_ascii=rng.random() < 0.5))
 
 
-TEXT = [token, token, within_string, lines, encoding, flip, truncate, insert, delete, duplicate]
-JSON = [json_value, json_value, json_value, *TEXT]
+TEXT = [replace_token, replace_token, insert_into_string, change_lines, change_encoding, flip, truncate, insert, delete, duplicate]
+JSON = [change_json, change_json, change_json, *TEXT]
 
 
-def name(rng, data):
-    """The name of a file, with something in it that terminals obey or that is long."""
+def change_name(rng, data):
+    """Inserts terminal control characters or a long text into a file name."""
     added = rng.choice([*TEXTS, "A" * 180, " ", "'\"`$(x)", "\udcff\udcfe", "-", "--help"])
-    place = rng.randrange(len(data))
-    other = decode(data[:place]) + added + decode(data[place:])
+    position = rng.randrange(len(data))
+    other = decode(data[:position]) + added + decode(data[position:])
     return encode(other.replace("/", "|").replace("\0", ""))[:250]
 
 
-# --- Formats with a structure of their own
+# --- Structured formats
 
 
 def png_chunk(rng, data):
-    """Changes a chunk of a PNG file and writes its length and CRC as they should be."""
+    """Changes a chunk of a PNG file, with a valid length and CRC."""
     chunks, at = [], 8
     while at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
@@ -335,7 +335,7 @@ def png_chunk(rng, data):
     kind, contents = chunks[i]
     action = rng.randrange(8)
     if action < 4 and contents:
-        # Few bytes, so that each is likely to matter.
+        # Chunks are short, so every change is likely to have an effect.
         contents = rng.choice([flip, overwrite, truncate, insert])(rng, contents)
         chunks[i] = (kind, contents)
     elif action == 4:
@@ -349,11 +349,11 @@ def png_chunk(rng, data):
             [b"PLTE", b"tRNS", b"acTL", b"fcTL", b"fdAT", b"iCCP", b"zTXt", b"iTXt", b"sBIT", b"pHYs", b"cICP", b"eXIf", b"IHDR", b"IEND"]
         )
         chunks.insert(max(1, i), (kind, rng.randbytes(rng.choice([0, 1, 2, 4, 6, 8, 26, 300]))))
-    return bytearray(pictures.SIGNATURE + b"".join(pictures.chunk(kind, bytes(contents)) for kind, contents in chunks))
+    return bytearray(images.SIGNATURE + b"".join(images.chunk(kind, bytes(contents)) for kind, contents in chunks))
 
 
 def segments(data):
-    """The segments of a JPEG file: marker, contents, and what follows up to the next marker."""
+    """Splits a JPEG file into segments: marker, contents, and the data up to the next marker."""
     parts, at = [], 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -371,7 +371,7 @@ def segments(data):
 
 
 def jpeg_segment(rng, data):
-    """Changes a segment of a JPEG file and writes its length as it should be; or what stands behind it."""
+    """Changes a segment of a JPEG file, with a valid length, or the data after it."""
     parts, end = segments(data)
     if not parts:
         return flip(rng, data)
@@ -397,7 +397,7 @@ def jpeg_segment(rng, data):
 
 
 def riff_chunk(rng, data):
-    """Changes a chunk of a WebP file and writes all lengths as they should be."""
+    """Changes a chunk of a WebP file, with valid lengths."""
     chunks, at = [], 12
     while at + 8 <= len(data):
         (length,) = struct.unpack_from("<I", data, at + 4)
@@ -420,17 +420,16 @@ def riff_chunk(rng, data):
 
 
 def safetensors_header(rng, data):
-    """Changes the JSON of a safetensors file and writes its length as it should be."""
+    """Changes the JSON of a safetensors file, with a valid length."""
     (length,) = struct.unpack_from("<Q", data)
     text, numbers = data[8 : 8 + length], data[8 + length :]
-    text = rng.choice([json_value, json_value, json_value, token, within_string, lines])(rng, text)
+    text = rng.choice([change_json, change_json, change_json, replace_token, insert_into_string, change_lines])(rng, text)
     return bytearray(struct.pack("<Q", len(text))) + text + numbers
 
 
 def onnx_field(rng, data):
-    """Changes a field of an ONNX file and writes all lengths around it as they should be."""
+    """Changes a field of an ONNX file, with valid lengths."""
     model = formats.parse(bytes(data))
-    # Numbers are left to changes of bytes: there are so many.
     places = [(message, i) for message in formats.messages(model) for i in range(len(message))]
     message, i = rng.choice(places)
     number, wire, old = message[i]
@@ -449,7 +448,7 @@ def onnx_field(rng, data):
     elif isinstance(old, list):
         message.append([rng.randrange(1, 20), 0, rng.choice(NUMBERS) % (1 << 64)])
     elif action < 7 and len(old) < 1 << 16:
-        edit = rng.choice([json_value if old[:1] == b"{" else token, within_string, flip, truncate])
+        edit = rng.choice([change_json if old[:1] == b"{" else replace_token, insert_into_string, flip, truncate])
         message[i][2] = bytes(edit(rng, bytearray(old)))
     else:
         message[i][2] = rng.choice([b"", old[:-1], old + b"\0", TEXTS[0].encode(), b"A" * 5000, b"\xff\xfe"])
@@ -459,44 +458,44 @@ def onnx_field(rng, data):
 def zip_header(rng, data):
     """Changes a field of a zip archive's headers."""
     name, entry, local, _, _ = rng.choice(formats.entries(data))
-    # Flags, method, CRC, sizes, lengths of name and extra field; in the directory also disk and offset.
+    # Offset and size of fields: flags, method, CRC, sizes, lengths of name and extra field; in the directory also disk and offset.
     local_fields = [(6, 2), (8, 2), (14, 4), (18, 4), (22, 4), (26, 2), (28, 2)]
     entry_fields = [(8, 2), (10, 2), (16, 4), (20, 4), (24, 4), (28, 2), (30, 2), (32, 2), (34, 2), (42, 4)]
     end_fields = [(4, 2), (6, 2), (8, 2), (10, 2), (12, 4), (16, 4), (20, 2)]
     begin, fields = rng.choice([(local, local_fields), (entry, entry_fields), (data.rfind(b"PK\5\6"), end_fields)])
     offset, length = rng.choice(fields)
-    place = begin + offset
-    old = int.from_bytes(data[place : place + length], "little")
+    position = begin + offset
+    old = int.from_bytes(data[position : position + length], "little")
     new = rng.choice([old + 1, old - 1, old ^ 1, old ^ 8, 0, *NUMBERS]) % (1 << 8 * length)
-    data[place : place + length] = new.to_bytes(length, "little")
+    data[position : position + length] = new.to_bytes(length, "little")
     return data
 
 
 def zip_name(rng, data):
-    """Changes a name in a zip archive, everywhere."""
+    """Changes all copies of a name in a zip archive."""
     name = rng.choice(formats.entries(data))[0].encode()
     other = bytearray(name)
     other[rng.randrange(len(other))] = rng.choice([0, 0x1B, 0x2F, 0x2E, 0x7F, 0xFF])
     return bytearray(bytes(data).replace(name, bytes(other)))
 
 
-# Those of the pickle protocols up to 5.
+# The opcodes of pickle protocols 0 to 5.
 OPCODES = b"(.0123FIJKLMNPQRSTUVXabcdeghijlopqrstu}]BC" + bytes(range(0x80, 0x99))
 
 
 def pickle_value(rng, data):
-    """Changes the pickle of a PyTorch file, whose archive stays sound."""
-    files = formats.unpacked(bytes(data))
+    """Changes the pickle of a PyTorch file, in a valid archive."""
+    files = formats.unpack(bytes(data))
     name = next(name for name in files if name.endswith("data.pkl"))
     contents = bytearray(files[name])
     action = rng.randrange(8)
-    place = rng.randrange(len(contents))
+    position = rng.randrange(len(contents))
     if action < 2:
-        contents[place] = rng.choice(OPCODES)
+        contents[position] = rng.choice(OPCODES)
     elif action == 2:
-        contents[place:place] = bytes([rng.choice(OPCODES)]) * rng.choice([1, 2, 5, 100_000])
+        contents[position:position] = bytes([rng.choice(OPCODES)]) * rng.choice([1, 2, 5, 100_000])
     elif action == 3:
-        # A global of another name.
+        # Other globals and truncated opcodes.
         contents[-1:] = rng.choice(
             [
                 b"cos\nsystem\n(X\4\0\0\0trueetR.",
@@ -513,7 +512,7 @@ def pickle_value(rng, data):
     return bytearray(formats.archive(files))
 
 
-# By kind of file: what changes it. Changes after which all checksums are right again count as another file, not as a damaged one.
+# The mutations of each kind of file.
 KINDS = {
     "png": [png_chunk, png_chunk, *BYTES],
     "jpeg": [jpeg_segment, jpeg_segment, *BYTES],
@@ -525,24 +524,25 @@ KINDS = {
     "text": TEXT,
     "json": JSON,
     "bytes": BYTES,
-    "name": [name],
+    "name": [change_name],
 }
-SOUND = {pickle_value}
+# Mutations that leave all checksums valid.
+CHECKSUM_PRESERVING = {pickle_value}
 
 
 def mutate(rng, kind, original):
-    """Other bytes, what was done, and whether the file's own checksums are right again."""
+    """Returns changed bytes, the names of the mutations, and True if the file's checksums are valid."""
     while True:
-        data, done = bytearray(original), []
+        data, applied = bytearray(original), []
         for _ in range(rng.choice([1, 1, 1, 1, 2, 3])):
-            change = rng.choice(KINDS[kind])
+            mutation = rng.choice(KINDS[kind])
             try:
-                data = bytearray(change(rng, bytearray(data)))
+                data = bytearray(mutation(rng, bytearray(data)))
             except Exception:
-                # It needs a structure which an earlier change destroyed.
-                if not done:
+                # An earlier mutation may destroy the structure that this one needs.
+                if not applied:
                     raise
                 continue
-            done.append(change)
+            applied.append(mutation)
         if bytes(data) != bytes(original):
-            return bytes(data), [change.__name__ for change in done], bool(SOUND & set(done))
+            return bytes(data), [mutation.__name__ for mutation in applied], bool(CHECKSUM_PRESERVING & set(applied))

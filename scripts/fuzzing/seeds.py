@@ -1,15 +1,15 @@
-"""The undamaged files that cases begin with: made by the program and, where it writes no such thing, here."""
+"""Makes the undamaged files: with the program if it writes the format, otherwise directly."""
 
 import array
 import hashlib
 import json
 import shutil
 
-from . import formats, pictures, process
+from . import formats, images, process
 
 SAMPLES = ["-n", "1", "--steps", "1", "--sampler", "euler"]
-# Nothing here may take long: one step of the smallest networks, and no picture is drawn.
-BOTH = [
+# Fast settings: one step of the smallest networks, without samples.
+TRAIN = [
     "--config",
     "smoke",
     "--device",
@@ -25,11 +25,11 @@ BOTH = [
     "--runs-dir",
     "runs",
 ]
-DIT = [*BOTH, "--size", "nano", "--lr", "1e-2", "--ema-beta", "0", "--save-interval", "1", "--sample-interval", "0", "-o", "out"]
-CLASSIFIER = [*BOTH, "--width", "8", "-o", "out/classifier.pt"]
+DIT = [*TRAIN, "--size", "nano", "--lr", "1e-2", "--ema-beta", "0", "--save-interval", "1", "--sample-interval", "0", "-o", "out"]
+CLASSIFIER = [*TRAIN, "--width", "8", "-o", "out/classifier.pt"]
 
 PRICES = """date = 2026-11-01
-source = "a list of ours"
+source = "a test price list"
 cpu_core_hour = 0.05
 memory_gib_hour = 0.01
 
@@ -39,7 +39,7 @@ A100 = 3
 T4 = 0.6
 """
 
-CONFIG = """# As a person writes it.
+CONFIG = """# A configuration by hand.
 [dit]
 size = "nano"
 image-size = 32
@@ -108,7 +108,7 @@ class Maker:
         result = process.run([self.programs[program], *command], self.folder, 1200)
         if result.code != 0:
             raise SystemExit(
-                f"fuzz: making the inputs: {' '.join(command)}: exit code {result.code}\n{result.said.decode(errors='replace')[-2000:]}"
+                f"fuzz: making the undamaged files: {' '.join(command)}: exit code {result.code}\n{result.output.decode(errors='replace')[-2000:]}"
             )
 
     def write(self, name, contents):
@@ -121,12 +121,12 @@ class Maker:
 
 
 def make(programs, folder):
-    """Fills an empty folder."""
+    """Writes all undamaged files into an empty folder."""
     m = Maker(programs, folder)
-    for name, contents in pictures.pictures().items():
-        m.write(f"pictures/{name}", contents)
-    m.write("good.png", pictures.plain(32, 32))
-    m.write("broken.png", pictures.plain(32, 32)[:60])
+    for name, contents in images.images().items():
+        m.write(f"images/{name}", contents)
+    m.write("valid.png", images.simple_png(32, 32))
+    m.write("truncated.png", images.simple_png(32, 32)[:60])
     m.write("name", "Bengal_9.png")
     data(m)
     models(m)
@@ -135,14 +135,14 @@ def make(programs, folder):
     m.write("prices.toml", PRICES)
     m.write("config.toml", CONFIG)
     m.write("sweep.toml", SWEEP)
-    # No job can be begun, which its file says.
+    # Starting the jobs fails, but this writes sweep.json.
     process.run([programs["tiny-cats"], "sweep", "sweep.toml", "--program", "/nowhere", "--runs-dir", "."], folder, 60)
     m.write("heads.csv", CSV)
     m.write("xmls/Bengal_00000.xml", XML)
-    # Of archives that are unpacked already, so that nothing is fetched.
+    # Markers of unpacked archives, so that nothing is downloaded.
     for name, md5 in PETS.items():
-        about = {"archive": f"{name}.tar.gz", "md5": md5, "files": 0, "bytes": 0}
-        m.write(f"pets/{name}/.unpacked.json", json.dumps(about))
+        marker = {"archive": f"{name}.tar.gz", "md5": md5, "files": 0, "bytes": 0}
+        m.write(f"pets/{name}/.unpacked.json", json.dumps(marker))
     m.write("token.txt", "abcDEF123._-\n")
     m.write(
         "generate.json",
@@ -167,7 +167,7 @@ def models(m):
     m.run("train", "classifier", "two", *CLASSIFIER, "--epochs", "2", "--run-id", "classifier", "--cache", "pixels")
     m.write("generator.pt", m.read("out/tinydit_final.pt"))
     m.write("nano.safetensors", m.read("out/tinydit_final.safetensors"))
-    m.write("generator.safetensors", smaller(m.read("out/tinydit_final.safetensors")))
+    m.write("generator.safetensors", shrink(m.read("out/tinydit_final.safetensors")))
     m.write("classifier.pt", m.read("out/classifier.pt"))
     m.write("classifier.safetensors", m.read("out/classifier.safetensors"))
     for name in ("generator", "classifier"):
@@ -175,57 +175,57 @@ def models(m):
         (m.folder / f"{name}.report.json").unlink()
 
 
-def smaller(released):
-    """A released generator of a quarter of the width and one block."""
-    header, numbers = formats.tensors(released)
-    about = json.loads(header["__metadata__"]["tiny-cats"])
-    sizes = about["config"]
+def shrink(released):
+    """Shrinks a released generator to a quarter of its width and one block."""
+    header, tensor_data = formats.tensors(released)
+    metadata = json.loads(header["__metadata__"]["tiny-cats"])
+    sizes = metadata["config"]
     width = sizes["width"]
     assert width // sizes["heads"] == width // 4, "the smallest generator has four heads"
     sizes |= {"width": width // 4, "heads": 1, "depth": 1, "mlp_width": sizes["mlp_width"] // 4}
-    made, parts, place = {"__metadata__": {"sha256": "0" * 64, "tiny-cats": json.dumps(about, separators=(",", ":"))}}, [], 0
+    new_header, parts, offset = {"__metadata__": {"sha256": "0" * 64, "tiny-cats": json.dumps(metadata, separators=(",", ":"))}}, [], 0
     for name, tensor in header.items():
         if name == "__metadata__" or (name.startswith("blocks.") and not name.startswith("blocks.0.")):
             continue
         begin, end = tensor["data_offsets"]
-        values, shape = array.array("f", numbers[begin:end]), tensor["shape"]
-        # The sizes that follow from the width; the frequencies of times do not.
-        fixed = name == "t_embedder.mlp.0.weight"
-        new = [s // 4 if s % width == 0 and not (fixed and i == 1) else s for i, s in enumerate(shape)]
+        values, shape = array.array("f", tensor_data[begin:end]), tensor["shape"]
+        # Shrink sizes that depend on the width; the number of time frequencies does not.
+        is_fixed = name == "t_embedder.mlp.0.weight"
+        new_shape = [s // 4 if s % width == 0 and not (is_fixed and i == 1) else s for i, s in enumerate(shape)]
         columns = shape[1] if len(shape) == 2 else 1
-        rows = [values[r * columns : r * columns + (new[1] if len(new) == 2 else 1)] for r in range(new[0])]
+        rows = [values[r * columns : r * columns + (new_shape[1] if len(new_shape) == 2 else 1)] for r in range(new_shape[0])]
         part = b"".join(row.tobytes() for row in rows)
-        made[name] = {"data_offsets": [place, place + len(part)], "dtype": "F32", "shape": new}
+        new_header[name] = {"data_offsets": [offset, offset + len(part)], "dtype": "F32", "shape": new_shape}
         parts.append(part)
-        place += len(part)
-    data = formats.safetensors(made, b"".join(parts))
+        offset += len(part)
+    data = formats.safetensors(new_header, b"".join(parts))
     return data.replace(b"0" * 64, hashlib.sha256(data).hexdigest().encode(), 1)
 
 
 def foreign(m):
-    """The same networks in files that other programs write."""
+    """Writes the same networks like other programs."""
     for name in ("generator", "classifier"):
-        header, numbers = formats.tensors(m.read(f"{name}.safetensors"))
+        header, tensor_data = formats.tensors(m.read(f"{name}.safetensors"))
         header.pop("__metadata__")
-        m.write(f"foreign/{name}.safetensors", formats.safetensors(header, numbers))
-        said = {"format": "pt", "image_size": "32", "num_classes": "2", "config": json.dumps({"image_size": 32, "num_heads": 1.0})}
-        m.write(f"foreign/{name}-hub.safetensors", formats.safetensors({"__metadata__": said, **header}, numbers))
+        m.write(f"foreign/{name}.safetensors", formats.safetensors(header, tensor_data))
+        metadata = {"format": "pt", "image_size": "32", "num_classes": "2", "config": json.dumps({"image_size": 32, "num_heads": 1.0})}
+        m.write(f"foreign/{name}-hub.safetensors", formats.safetensors({"__metadata__": metadata, **header}, tensor_data))
         weights = {}
-        for tensor, about in header.items():
-            begin, end = about["data_offsets"]
-            if about["dtype"] == "F32":
-                weights[tensor] = (about["shape"], numbers[begin:end])
+        for tensor, entry in header.items():
+            begin, end = entry["data_offsets"]
+            if entry["dtype"] == "F32":
+                weights[tensor] = (entry["shape"], tensor_data[begin:end])
         for layout, value in formats.layouts().items():
             m.write(f"foreign/{name}-{layout}.pt", formats.torch(value, weights))
     m.write("foreign/generator.onnx", formats.foreign_generator(m.read("generator.onnx")))
     m.write("foreign/classifier.onnx", formats.foreign_classifier(m.read("classifier.onnx")))
-    graph, numbers = formats.external(m.read("foreign/classifier.onnx"), "model.onnx.data")
+    graph, weights = formats.external(m.read("foreign/classifier.onnx"), "model.onnx.data")
     m.write("foreign/external.onnx", graph)
-    m.write("foreign/external.onnx.data", numbers)
+    m.write("foreign/external.onnx.data", weights)
 
 
 def runs(m):
-    """Training states, and the folder of a run that was stopped."""
+    """Writes training states and the folder of a stopped run."""
     m.write("dit-state.safetensors", m.read("runs/dit/dit_step_00000001.safetensors"))
     states = sorted((m.folder / "runs/classifier").glob("*_step_*.safetensors"))
     m.write("classifier-state.safetensors", states[0].read_bytes())

@@ -1,4 +1,4 @@
-"""A server that gets damaged requests, and starting one with damaged files."""
+"""Runs the server, with damaged requests or damaged model files."""
 
 import http.client
 import json
@@ -17,11 +17,11 @@ LISTENING = re.compile(rb"listening at http://127\.0\.0\.1:(\d+)/")
 
 
 class Server:
-    """A process that serves, with its output in files."""
+    """A server process with its output in files."""
 
     def __init__(self, command, folder):
         self.out, self.err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
-        self.began = time.monotonic()
+        self.start = time.monotonic()
         self.process = process.start(command, folder, self.out, self.err)
         self.ended = threading.Event()
         threading.Thread(target=self.wait, daemon=True).start()
@@ -30,46 +30,46 @@ class Server:
         self.code, self.memory = process.reap(self.process)
         self.ended.set()
 
-    def said(self, file):
-        # The server writes at the position that reading would move.
+    def read(self, file):
+        # pread, because a read would move the position at which the server writes.
         return os.pread(file.fileno(), 16 << 20, 0)
 
-    def ready(self, limit):
-        """Waits until it can serve or has ended. Whether it can; `None` when it is too late."""
-        while time.monotonic() - self.began < limit:
+    def wait_until_ready(self, limit):
+        """Waits until the server is ready (True) or has exited (False); returns None after `limit` seconds."""
+        while time.monotonic() - self.start < limit:
             if self.ended.wait(0.01):
                 return False
-            if b"ready after" in self.said(self.err):
-                self.port = int(LISTENING.search(self.said(self.out))[1])
+            if b"ready after" in self.read(self.err):
+                self.port = int(LISTENING.search(self.read(self.out))[1])
                 return True
         return None
 
     def request(self, method, path, body=None, kind=None, limit=150):
-        """Status and body of the answer."""
+        """Sends a request; returns the status and body of the response."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=limit)
         try:
             connection.request(method, path, body, {"Content-Type": kind} if kind else {})
-            answer = connection.getresponse()
-            return answer.status, answer.read()
+            response = connection.getresponse()
+            return response.status, response.read()
         finally:
             connection.close()
 
-    def stop(self, limit, sent=signal.SIGTERM):
-        """What became of it."""
-        late = False
+    def stop(self, limit, number=signal.SIGTERM):
+        """Stops the server and returns its result."""
+        timed_out = False
         if not self.ended.is_set():
-            self.process.send_signal(sent)
+            self.process.send_signal(number)
             if not self.ended.wait(limit):
-                late = True
+                timed_out = True
                 process.end(self.process)
                 self.ended.wait()
-        return process.Result(self.code, self.said(self.out), self.said(self.err), time.monotonic() - self.began, self.memory, late)
+        return process.Result(self.code, self.read(self.out), self.read(self.err), time.monotonic() - self.start, self.memory, timed_out)
 
 
 def start_and_stop(command, folder, limit):
-    """Starts a server, and stops it when it can serve; what it then says of its models is part of the output."""
+    """Starts a server and stops it when it is ready; its list of models is part of the output."""
     server = Server(command, folder)
-    ready = server.ready(limit)
+    ready = server.wait_until_ready(limit)
     models = b""
     if ready:
         try:
@@ -82,8 +82,8 @@ def start_and_stop(command, folder, limit):
     return result
 
 
-def problems(status, body, limit):
-    """What is wrong with an answer to a damaged request."""
+def find_problems(status, body, limit):
+    """Returns the problems of a response to a damaged request."""
     if status >= 500:
         return [f"server: status {status}: {body[:200]!r}"]
     if status < 400:
@@ -92,13 +92,13 @@ def problems(status, body, limit):
         detail = json.loads(body)["detail"]
     except (ValueError, KeyError, TypeError):
         return [f"server: status {status} without problem details: {body[:200]!r}"]
-    found = []
-    strange = process.unprintable(detail)
-    if strange is not None or "\n" in detail:
-        found.append(f"server: the detail has the control character U+{ord(strange or chr(10)):04X}")
+    problems = []
+    character = process.find_unprintable(detail)
+    if character is not None or "\n" in detail:
+        problems.append(f"server: the detail contains the control character U+{ord(character or chr(10)):04X}")
     if len(detail.encode()) > limit:
-        found.append(f"server: a detail of {len(detail.encode())} bytes")
-    return found
+        problems.append(f"server: a detail of {len(detail.encode())} bytes")
+    return problems
 
 
 def multipart(name, data):

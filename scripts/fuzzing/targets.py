@@ -1,4 +1,4 @@
-"""Every format, and every command that reads it."""
+"""All formats, each with every command that reads it."""
 
 import dataclasses
 
@@ -9,41 +9,41 @@ PROGRAM, VERIFY = "tiny-cats", "verify-checkpoint"
 
 @dataclasses.dataclass
 class Target:
-    """A format through a command. The damaged file is `file` in the case's folder, beside copies of what `beside` maps to."""
+    """A format and a command that reads it. In the folder of a case, `file` is damaged; `extra_files` maps names to undamaged files."""
 
     format: str
     command: str
-    # What changes it: a key of mutations.KINDS.
+    # The kind of mutation, a key of mutations.KINDS.
     kind: str
-    # Undamaged files, of which a case takes one.
+    # Undamaged files; each case uses one.
     seeds: list
     file: str
     arguments: list
-    beside: dict = dataclasses.field(default_factory=dict)
-    # What an error may name instead of the file.
+    extra_files: dict = dataclasses.field(default_factory=dict)
+    # Names that an error may contain instead of that of the file.
     names: tuple = ()
-    # Files that tell whether anything was computed differently.
+    # Output files to compare with those of the undamaged file.
     outputs: tuple = ()
-    # Which checksum guards the file: of all bytes, of an ONNX file's initializers, of a zip archive's entries; or whether damage is mended.
+    # The protection of the file: a checksum of `bytes`, `initializers` (ONNX) or `entries` (zip); or `repaired` if the program repairs damage.
     guard: str = None
-    # A round of all targets has this one each so many rounds.
-    every: int = 1
-    # What the output must hold, whatever the damaged file is.
-    must: bytes = b""
-    # What the output holds if the command got to its end; otherwise its exit status says it.
-    done: bytes = None
-    # It says more than an error before it ends.
-    chatty: bool = False
-    # Of a kind "name" what the file holds.
+    # The target runs in every nth round.
+    period: int = 1
+    # Text that the output must contain with any damaged file.
+    required_output: bytes = b""
+    # A pattern of the output of a completed command. Without it, the exit code decides.
+    completion_pattern: bytes = None
+    # True if the command prints more than an error.
+    is_verbose: bool = False
+    # The contents of the file if the kind is "name".
     contents: str = None
-    # `command` runs to the end, `serve` until the server is ready, `http` sends the file to one that runs.
-    how: str = "command"
+    # `command` runs to completion, `serve` until the server is ready, `http` sends the file to a running server.
+    mode: str = "command"
 
     def __post_init__(self):
-        # That the model does not fit the data may be said of the data.
+        # If model and data do not match, the error may name the data.
         if "data" in self.arguments:
             self.names = (*self.names, "data")
-        # A configuration sets flags, whose values are checked where they were set.
+        # Errors about values in a configuration may name the flag.
         if self.format == "config.toml":
             self.names = (*self.names, "error: --")
 
@@ -52,9 +52,9 @@ class Target:
         return f"{self.format}:{self.command}"
 
 
-PICTURES = {
-    "png": ["bits", "grey-alpha", "interlaced", "palette", "rgb", "rgba", "wide"],
-    "jpeg": ["baseline", "cmyk", "grey", "oriented", "progressive", "restart"],
+IMAGES = {
+    "png": ["bits", "gray-alpha", "interlaced", "palette", "rgb", "rgba", "wide"],
+    "jpeg": ["baseline", "cmyk", "gray", "oriented", "progressive", "restart"],
     "webp": ["alpha", "animated", "lossless", "lossy"],
 }
 SUFFIX = {"png": "png", "jpeg": "jpg", "webp": "webp"}
@@ -64,7 +64,7 @@ JUDGE = {"judge.safetensors": "classifier.safetensors"}
 LAYOUTS = ["bare", "state-dict", "training", "namespace", "objects", "nested"]
 GENERATE = [PROGRAM, "generate", *SAMPLES, "-o", "out.png", "--model"]
 EVAL_DIT = [PROGRAM, "eval", "dit", "data", "--split", "all", "--limit-files", "4", "--bootstrap", "2"]
-DRAWN = ["--samples", "2", "--steps", "1", "--sampler", "euler"]
+SAMPLING = ["--samples", "2", "--steps", "1", "--sampler", "euler"]
 GATE = [PROGRAM, "eval", "gate", "data", "--count", "1", "--steps", "1", "--sampler", "euler"]
 TRAIN_CLASSIFIER = [PROGRAM, "train", "classifier", "data", *CLASSIFIER, "--run-id", "run"]
 TRAIN_DIT = [PROGRAM, "train", "dit", "data", *DIT, "--steps", "1", "--run-id", "run"]
@@ -73,16 +73,16 @@ TRAINED = ("out/*.safetensors",)
 
 
 def targets():
-    made = []
+    targets = []
 
     def add(format, command, kind, seeds, file, arguments, **more):
-        made.append(Target(format, command, kind, seeds, file, arguments, **more))
+        targets.append(Target(format, command, kind, seeds, file, arguments, **more))
 
-    for format, names in PICTURES.items():
+    for format, names in IMAGES.items():
         suffix = SUFFIX[format]
-        seeds, file, inside = [f"pictures/{name}.{suffix}" for name in names], f"picture.{suffix}", f"data/Bengal/picture.{suffix}"
-        classify = [PROGRAM, "classify", file, "good.png", "--model", "judge.safetensors"]
-        add(format, "classify", format, seeds, file, classify, beside=JUDGE | {"good.png": "good.png"}, must=b"good.png", chatty=True)
+        seeds, file, inside = [f"images/{name}.{suffix}" for name in names], f"image.{suffix}", f"data/Bengal/image.{suffix}"
+        classify = [PROGRAM, "classify", file, "valid.png", "--model", "judge.safetensors"]
+        add(format, "classify", format, seeds, file, classify, extra_files=JUDGE | {"valid.png": "valid.png"}, required_output=b"valid.png", is_verbose=True)
         add(
             format,
             "classify --json",
@@ -90,11 +90,11 @@ def targets():
             seeds,
             file,
             [*classify, "--json"],
-            beside=JUDGE | {"good.png": "good.png"},
-            must=b"good.png",
-            chatty=True,
+            extra_files=JUDGE | {"valid.png": "valid.png"},
+            required_output=b"valid.png",
+            is_verbose=True,
         )
-        more = {"beside": TWO, "must": b"Bengal"}
+        more = {"extra_files": TWO, "required_output": b"Bengal"}
         add(format, "data index", format, seeds, inside, [PROGRAM, "data", "index", "data"], **more)
         add(format, "data stats", format, seeds, inside, [PROGRAM, "data", "stats", "data"], **more)
         add(
@@ -106,13 +106,13 @@ def targets():
             [PROGRAM, "data", "prepare", "data", "made", "--crop", "centre", "--size", "16"],
             **more,
         )
-        add(format, "train", format, seeds, inside, [*TRAIN_CLASSIFIER, "--epochs", "1", "--no-cache"], every=4, **more)
+        add(format, "train", format, seeds, inside, [*TRAIN_CLASSIFIER, "--epochs", "1", "--no-cache"], period=4, **more)
         evaluate = [PROGRAM, "eval", "classifier", "data", "--split", "all", "--model", "judge.safetensors"]
-        add(format, "eval classifier", format, seeds, inside, evaluate, beside=TWO | JUDGE, must=b"Bengal")
-        drawn = [
+        add(format, "eval classifier", format, seeds, inside, evaluate, extra_files=TWO | JUDGE, required_output=b"Bengal")
+        evaluate_images = [
             *EVAL_DIT,
             "--images",
-            "drawn",
+            "generated",
             "--image-size",
             "32",
             "--features",
@@ -125,37 +125,37 @@ def targets():
             "eval dit --images",
             format,
             seeds,
-            f"drawn/{file}",
-            drawn,
-            beside=TWO | JUDGE | {"drawn/Bengal": "two/Bengal"},
-            must=b"Bengal",
-            every=2,
+            f"generated/{file}",
+            evaluate_images,
+            extra_files=TWO | JUDGE | {"generated/Bengal": "two/Bengal"},
+            required_output=b"Bengal",
+            period=2,
         )
-        add(format, "HTTP classify", format, seeds, file, [], how="http")
-    add("request", "HTTP generate", "json", ["generate.json"], "generate.json", [], how="http")
+        add(format, "HTTP classify", format, seeds, file, [], mode="http")
+    add("request", "HTTP generate", "json", ["generate.json"], "generate.json", [], mode="http")
 
     for format, kind, guard in [("safetensors", "safetensors", "bytes"), ("pt", "zip", "entries"), ("onnx", "onnx", "initializers")]:
         file, more = f"generator.{format}", {"guard": guard}
-        # The trainer's own archive has the smallest network that it trains, the others a smaller one.
-        slow = 8 if format == "pt" else 1
+        # The .pt file has the smallest network that can be trained, the others an even smaller one.
+        pt_period = 8 if format == "pt" else 1
         seeds = [file]
-        add(format, "generate", kind, seeds, file, [*GENERATE, file], outputs=("out.png",), every=min(slow, 2), **more)
-        beside = INDEXED | JUDGE
-        judged = ["--features", "judge.safetensors", "--classifier", "judge.safetensors"]
+        add(format, "generate", kind, seeds, file, [*GENERATE, file], outputs=("out.png",), period=min(pt_period, 2), **more)
+        extra_files = INDEXED | JUDGE
+        judges = ["--features", "judge.safetensors", "--classifier", "judge.safetensors"]
         add(
             format,
             "eval dit",
             kind,
             seeds,
             file,
-            [*EVAL_DIT, *DRAWN, *judged, "--model", file],
-            beside=beside,
-            every=max(2, slow),
-            chatty=True,
+            [*EVAL_DIT, *SAMPLING, *judges, "--model", file],
+            extra_files=extra_files,
+            period=max(2, pt_period),
+            is_verbose=True,
             **more,
         )
         gate = [*GATE, "--classifier", "judge.safetensors", "--model", file]
-        add(format, "eval gate", kind, seeds, file, gate, beside=beside, every=8, chatty=True, done=b"runtimes:", **more)
+        add(format, "eval gate", kind, seeds, file, gate, extra_files=extra_files, period=8, is_verbose=True, completion_pattern=b"runtimes:", **more)
         if format != "pt":
             tract = [*GENERATE, file, "--runtime", "tract"]
             add(format, "generate --runtime tract", kind, seeds, file, tract, outputs=("out.png",), **more)
@@ -166,14 +166,14 @@ def targets():
                 seeds,
                 file,
                 [*SERVE, "--no-classifier", "--model", file],
-                how="serve",
-                every=2,
-                chatty=True,
+                mode="serve",
+                period=2,
+                is_verbose=True,
                 **more,
             )
         if format != "onnx":
-            add(format, "verify-checkpoint", kind, seeds, file, [VERIFY, file], every=min(slow, 2), **more)
-            add(format, "export", kind, seeds, file, [PROGRAM, "export", file, "-o", "out.onnx"], outputs=("out.onnx",), every=slow, **more)
+            add(format, "verify-checkpoint", kind, seeds, file, [VERIFY, file], period=min(pt_period, 2), **more)
+            add(format, "export", kind, seeds, file, [PROGRAM, "export", file, "-o", "out.onnx"], outputs=("out.onnx",), period=pt_period, **more)
             nano = ["nano.safetensors"] if format == "safetensors" else seeds
             add(
                 format,
@@ -182,16 +182,16 @@ def targets():
                 nano,
                 file,
                 [*TRAIN_DIT, "--init", file],
-                beside=INDEXED,
+                extra_files=INDEXED,
                 outputs=TRAINED,
-                every=8,
-                chatty=True,
+                period=8,
+                is_verbose=True,
                 **more,
             )
         else:
-            verify = [VERIFY, "sound.safetensors", "--onnx", file]
+            verify = [VERIFY, "valid.safetensors", "--onnx", file]
             add(
-                format, "verify-checkpoint --onnx", kind, seeds, file, verify, beside={"sound.safetensors": "generator.safetensors"}, **more
+                format, "verify-checkpoint --onnx", kind, seeds, file, verify, extra_files={"valid.safetensors": "generator.safetensors"}, **more
             )
 
         file = f"classifier.{format}"
@@ -202,14 +202,14 @@ def targets():
             kind,
             seeds,
             file,
-            [PROGRAM, "classify", "good.png", "--model", file],
-            beside={"good.png": "good.png"},
+            [PROGRAM, "classify", "valid.png", "--model", file],
+            extra_files={"valid.png": "valid.png"},
             **more,
         )
         evaluate = [PROGRAM, "eval", "classifier", "data", "--split", "all", "--model", file]
-        add(format, "eval classifier", kind, seeds, file, evaluate, beside=INDEXED, chatty=True, **more)
+        add(format, "eval classifier", kind, seeds, file, evaluate, extra_files=INDEXED, is_verbose=True, **more)
         features = [*EVAL_DIT, "--images", "data", "--image-size", "32", "--classifier", "judge.safetensors", "--features", file]
-        add(format, "eval dit --features", kind, seeds, file, features, beside=INDEXED | JUDGE, every=2, chatty=True, **more)
+        add(format, "eval dit --features", kind, seeds, file, features, extra_files=INDEXED | JUDGE, period=2, is_verbose=True, **more)
         if format != "pt":
             add(
                 format,
@@ -218,20 +218,20 @@ def targets():
                 seeds,
                 file,
                 [*SERVE, "--no-generator", "--classifier", file],
-                how="serve",
-                every=2,
-                chatty=True,
+                mode="serve",
+                period=2,
+                is_verbose=True,
                 **more,
             )
         if format != "onnx":
             add(format, "verify-checkpoint", kind, seeds, file, [VERIFY, file], **more)
-            add(format, "export", kind, seeds, file, [PROGRAM, "export", file, "-o", "out.onnx"], outputs=("out.onnx",), every=2, **more)
+            add(format, "export", kind, seeds, file, [PROGRAM, "export", file, "-o", "out.onnx"], outputs=("out.onnx",), period=2, **more)
             train = [*TRAIN_CLASSIFIER, "--epochs", "1", "--init", file]
-            add(format, "train classifier --init", kind, seeds, file, train, beside=INDEXED, outputs=TRAINED, every=4, chatty=True, **more)
+            add(format, "train classifier --init", kind, seeds, file, train, extra_files=INDEXED, outputs=TRAINED, period=4, is_verbose=True, **more)
         else:
-            tract = [PROGRAM, "classify", "good.png", "--runtime", "tract", "--model", file]
-            add(format, "classify --runtime tract", kind, seeds, file, tract, beside={"good.png": "good.png"}, **more)
-            verify = [VERIFY, "sound.safetensors", "--onnx", file]
+            tract = [PROGRAM, "classify", "valid.png", "--runtime", "tract", "--model", file]
+            add(format, "classify --runtime tract", kind, seeds, file, tract, extra_files={"valid.png": "valid.png"}, **more)
+            verify = [VERIFY, "valid.safetensors", "--onnx", file]
             add(
                 format,
                 "verify-checkpoint --onnx",
@@ -239,7 +239,7 @@ def targets():
                 seeds,
                 file,
                 verify,
-                beside={"sound.safetensors": "classifier.safetensors"},
+                extra_files={"valid.safetensors": "classifier.safetensors"},
                 **more,
             )
 
@@ -255,7 +255,7 @@ def targets():
             "state.safetensors",
             export,
             outputs=("out.onnx",),
-            every=4,
+            period=4,
             **more,
         )
     add(
@@ -264,8 +264,8 @@ def targets():
         "safetensors",
         state,
         "state.safetensors",
-        [PROGRAM, "classify", "good.png", "--model", "state.safetensors"],
-        beside={"good.png": "good.png"},
+        [PROGRAM, "classify", "valid.png", "--model", "state.safetensors"],
+        extra_files={"valid.png": "valid.png"},
         **more,
     )
     resume = [PROGRAM, "train", "classifier", "data", *CLASSIFIER, "--epochs", "2", "--resume", "state.safetensors"]
@@ -276,10 +276,10 @@ def targets():
         state,
         "state.safetensors",
         resume,
-        beside=INDEXED,
+        extra_files=INDEXED,
         outputs=TRAINED,
-        every=4,
-        chatty=True,
+        period=4,
+        is_verbose=True,
         **more,
     )
     resume = [PROGRAM, "train", "dit", "data", *DIT, "--steps", "2", "--resume", "state.safetensors"]
@@ -290,10 +290,10 @@ def targets():
         ["dit-state.safetensors"],
         "state.safetensors",
         resume,
-        beside=INDEXED,
+        extra_files=INDEXED,
         outputs=TRAINED,
-        every=8,
-        chatty=True,
+        period=8,
+        is_verbose=True,
         **more,
     )
     add(
@@ -303,17 +303,17 @@ def targets():
         ["dit-state.safetensors"],
         "state.safetensors",
         [VERIFY, "state.safetensors"],
-        every=8,
+        period=8,
         **more,
     )
 
-    foreign(add)
-    texts(add)
-    return made
+    add_foreign(add)
+    add_texts(add)
+    return targets
 
 
-def foreign(add):
-    """Models that other programs wrote."""
+def add_foreign(add):
+    """Adds targets for models that other programs wrote."""
     for format, kind, files in [
         ("foreign pt", "pickle", [f"{layout}.pt" for layout in LAYOUTS]),
         ("foreign safetensors", "safetensors", [".safetensors", "hub.safetensors"]),
@@ -330,14 +330,14 @@ def foreign(add):
             kind,
             seeds["classifier"],
             file,
-            [PROGRAM, "classify", "good.png", "--model", file],
-            beside={"good.png": "good.png"},
+            [PROGRAM, "classify", "valid.png", "--model", file],
+            extra_files={"valid.png": "valid.png"},
         )
         evaluate = [PROGRAM, "eval", "classifier", "data", "--split", "all", "--model", file]
-        add(format, "eval classifier", kind, seeds["classifier"], file, evaluate, beside=INDEXED, every=2, chatty=True)
+        add(format, "eval classifier", kind, seeds["classifier"], file, evaluate, extra_files=INDEXED, period=2, is_verbose=True)
         train = [*TRAIN_CLASSIFIER, "--epochs", "1", "--init", file]
-        add(format, "train classifier --init", kind, seeds["classifier"], file, train, beside=INDEXED, every=4, chatty=True)
-    # As data: anything but a pickle that is sound otherwise.
+        add(format, "train classifier --init", kind, seeds["classifier"], file, train, extra_files=INDEXED, period=4, is_verbose=True)
+    # Changes of the archive itself, not only of a valid pickle in it.
     add(
         "foreign pt", "verify-checkpoint", "zip", [f"foreign/generator-{layout}.pt" for layout in LAYOUTS], "model.pt", [VERIFY, "model.pt"]
     )
@@ -350,8 +350,8 @@ def foreign(add):
         "onnx",
         classifier,
         file,
-        [PROGRAM, "classify", "good.png", "--model", file],
-        beside={"good.png": "good.png"},
+        [PROGRAM, "classify", "valid.png", "--model", file],
+        extra_files={"valid.png": "valid.png"},
     )
     features = [
         *EVAL_DIT,
@@ -366,17 +366,17 @@ def foreign(add):
         "--features",
         file,
     ]
-    add("foreign onnx", "eval dit --features", "onnx", classifier, file, features, beside=INDEXED | JUDGE, every=2, chatty=True)
-    verify = [VERIFY, "sound.safetensors", "--onnx", file]
-    sound = {"sound.safetensors": "classifier.safetensors"}
-    add("foreign onnx", "verify-checkpoint --onnx", "onnx", classifier, file, verify, beside=sound)
-    graph, numbers = "foreign/external.onnx", "foreign/external.onnx.data"
+    add("foreign onnx", "eval dit --features", "onnx", classifier, file, features, extra_files=INDEXED | JUDGE, period=2, is_verbose=True)
+    verify = [VERIFY, "valid.safetensors", "--onnx", file]
+    valid = {"valid.safetensors": "classifier.safetensors"}
+    add("foreign onnx", "verify-checkpoint --onnx", "onnx", classifier, file, verify, extra_files=valid)
+    graph, weights = "foreign/external.onnx", "foreign/external.onnx.data"
     for format, kind, seed, file, other in [
-        ("onnx, external", "onnx", graph, "model.onnx", {"model.onnx.data": numbers}),
-        ("onnx.data", "bytes", numbers, "model.onnx.data", {"model.onnx": graph}),
+        ("onnx, external", "onnx", graph, "model.onnx", {"model.onnx.data": weights}),
+        ("onnx.data", "bytes", weights, "model.onnx.data", {"model.onnx": graph}),
     ]:
         for command, arguments in [("eval dit --features", features), ("verify-checkpoint --onnx", verify)]:
-            beside = other | (sound if command.startswith("verify") else INDEXED | JUDGE)
+            extra_files = other | (valid if command.startswith("verify") else INDEXED | JUDGE)
             add(
                 format,
                 command,
@@ -384,18 +384,18 @@ def foreign(add):
                 [seed],
                 file,
                 arguments,
-                beside=beside,
+                extra_files=extra_files,
                 names=("model.onnx",),
-                every=2,
-                chatty=not command.startswith("verify"),
+                period=2,
+                is_verbose=not command.startswith("verify"),
             )
 
 
-def texts(add):
-    """Files that people, or the program, write as text."""
+def add_texts(add):
+    """Adds targets for text files."""
     index, file, named = ["index.json"], "data/index.json", {"names": ("index.json", "data")}
-    add("index.json", "data stats", "json", index, file, [PROGRAM, "data", "stats", "data"], beside=TWO, **named)
-    add("index.json", "data index", "json", index, file, [PROGRAM, "data", "index", "data"], beside=TWO, **named)
+    add("index.json", "data stats", "json", index, file, [PROGRAM, "data", "stats", "data"], extra_files=TWO, **named)
+    add("index.json", "data index", "json", index, file, [PROGRAM, "data", "index", "data"], extra_files=TWO, **named)
     add(
         "index.json",
         "data index --held-out",
@@ -403,35 +403,35 @@ def texts(add):
         index,
         "held.json",
         [PROGRAM, "data", "index", "data", "--held-out", "held.json"],
-        beside=TWO,
+        extra_files=TWO,
         names=("held.json", "data"),
     )
-    add("index.json", "plan", "json", index, file, [PROGRAM, "plan", "train", "dit", "data", "--config", "smoke"], beside=TWO, **named)
-    add("index.json", "train", "json", index, file, [*TRAIN_CLASSIFIER, "--epochs", "1"], beside=TWO, every=4, chatty=True, **named)
+    add("index.json", "plan", "json", index, file, [PROGRAM, "plan", "train", "dit", "data", "--config", "smoke"], extra_files=TWO, **named)
+    add("index.json", "train", "json", index, file, [*TRAIN_CLASSIFIER, "--epochs", "1"], extra_files=TWO, period=4, is_verbose=True, **named)
     evaluate = [PROGRAM, "eval", "classifier", "data", "--model", "judge.safetensors"]
-    add("index.json", "eval classifier", "json", index, file, evaluate, beside=TWO | JUDGE, chatty=True, **named)
+    add("index.json", "eval classifier", "json", index, file, evaluate, extra_files=TWO | JUDGE, is_verbose=True, **named)
 
     for format, seed, file, boxes in [
         ("boxes.csv", "heads.csv", "heads.csv", "heads.csv"),
         ("boxes.xml", "xmls/Bengal_00000.xml", "xmls/Bengal_00000.xml", "xmls"),
     ]:
         prepare = [PROGRAM, "data", "prepare", "data", "made", "--crop", "head", "--size", "16", "--boxes", boxes]
-        add(format, "data prepare", "text", [seed], file, prepare, beside=TWO, names=(boxes, "data"))
+        add(format, "data prepare", "text", [seed], file, prepare, extra_files=TWO, names=(boxes, "data"))
     add(
         "SYNTHETIC.json",
         "data synth",
         "json",
         ["manifest.json"],
-        "drawn/SYNTHETIC.json",
-        [PROGRAM, "data", "synth", "drawn", "--per-class", "1", "--size", "16"],
-        names=("drawn",),
+        "generated/SYNTHETIC.json",
+        [PROGRAM, "data", "synth", "generated", "--per-class", "1", "--size", "16"],
+        names=("generated",),
     )
 
-    there, file = "pets/images/.unpacked.json", "pets/images/.unpacked.json"
+    marker, file = "pets/images/.unpacked.json", "pets/images/.unpacked.json"
     download = [PROGRAM, "data", "download", "pets", "--from", "http://127.0.0.1:1"]
-    add(".unpacked.json", "data download", "json", [there], file, download, beside={"pets": "pets"}, names=("pets",), chatty=True)
+    add(".unpacked.json", "data download", "json", [marker], file, download, extra_files={"pets": "pets"}, names=("pets",), is_verbose=True)
 
-    config, file, few = ["config.toml"], "config.toml", ["--gradient-accumulation-steps", "1", "--gpus", "1", "--max-time", "60s"]
+    config, file, limits = ["config.toml"], "config.toml", ["--gradient-accumulation-steps", "1", "--gpus", "1", "--max-time", "60s"]
     for task in ("dit", "classifier"):
         add(
             "config.toml",
@@ -440,7 +440,7 @@ def texts(add):
             config,
             file,
             [PROGRAM, "plan", "train", task, "data", "--config", file],
-            beside=INDEXED,
+            extra_files=INDEXED,
         )
     cloud = [PROGRAM, "cloud", "train", "dit", "data/cats", "--dry-run", "--config", file]
     add("config.toml", "cloud train --dry-run", "text", config, file, cloud)
@@ -451,10 +451,10 @@ def texts(add):
         "text",
         config,
         file,
-        [*without(TRAIN_DIT), *few, "--config", file],
-        beside=INDEXED,
-        every=8,
-        chatty=True,
+        [*without(TRAIN_DIT), *limits, "--config", file],
+        extra_files=INDEXED,
+        period=8,
+        is_verbose=True,
     )
     add(
         "config.toml",
@@ -462,16 +462,16 @@ def texts(add):
         "text",
         config,
         file,
-        [*without(TRAIN_CLASSIFIER), *few, "--epochs", "1", "--config", file],
-        beside=INDEXED,
-        every=2,
-        chatty=True,
+        [*without(TRAIN_CLASSIFIER), *limits, "--epochs", "1", "--config", file],
+        extra_files=INDEXED,
+        period=2,
+        is_verbose=True,
     )
 
     sweep, file = ["sweep.toml"], "sweep.toml"
     add("sweep.toml", "sweep --dry-run", "text", sweep, file, [PROGRAM, "sweep", file, "--dry-run"])
     add("sweep.toml", "cloud sweep --dry-run", "text", sweep, file, [PROGRAM, "cloud", "sweep", file, "--dry-run"], names=("in a volume",))
-    ledger = {"sweep.toml": "sweep.toml"}
+    sweep_file = {"sweep.toml": "sweep.toml"}
     collect = [PROGRAM, "sweep", "sweep.toml", "--collect"]
     add(
         "sweep.json",
@@ -480,14 +480,14 @@ def texts(add):
         ["sweeps/sweep/sweep.json"],
         "runs/sweeps/sweep/sweep.json",
         collect,
-        beside=ledger | {"runs/sweeps/sweep/.here": "latest"},
+        extra_files=sweep_file | {"runs/sweeps/sweep/.placeholder": "latest"},
         names=("sweep.json", "sweeps/sweep"),
-        chatty=True,
+        is_verbose=True,
     )
 
     for name, kind in [("run.json", "json"), ("metrics.jsonl", "text"), ("config.toml", "text"), ("cloud.json", "json")]:
         format, file = f"runs/ID/{name}", f"runs/stopped/{name}"
-        beside = {
+        extra_files = {
             f"runs/stopped/{other}": f"stopped/{other}"
             for other in ("run.json", "metrics.jsonl", "config.toml", "cloud.json")
             if other != name
@@ -500,7 +500,7 @@ def texts(add):
                 [f"stopped/{name}"],
                 file,
                 [PROGRAM, *command],
-                beside=beside,
+                extra_files=extra_files,
                 names=(name, "stopped"),
             )
         if name in ("run.json", "config.toml"):
@@ -528,13 +528,13 @@ def texts(add):
                 [f"stopped/{name}"],
                 file,
                 resume,
-                beside=beside | more | INDEXED,
+                extra_files=extra_files | more | INDEXED,
                 names=(name, "stopped"),
-                every=4,
-                chatty=True,
+                period=4,
+                is_verbose=True,
             )
-    beside = {f"runs/stopped/{name}": f"stopped/{name}" for name in ("run.json", "metrics.jsonl", "config.toml")}
-    add("runs/latest", "runs show", "text", ["latest"], "runs/latest", [PROGRAM, "runs", "show"], beside=beside, names=("runs",))
+    extra_files = {f"runs/stopped/{name}": f"stopped/{name}" for name in ("run.json", "metrics.jsonl", "config.toml")}
+    add("runs/latest", "runs show", "text", ["latest"], "runs/latest", [PROGRAM, "runs", "show"], extra_files=extra_files, names=("runs",))
 
     add("prices.toml", "plan prices", "text", ["prices.toml"], "prices.toml", [PROGRAM, "plan", "prices", "--prices", "prices.toml"])
     add(
@@ -544,19 +544,19 @@ def texts(add):
         ["prices.toml"],
         "prices.toml",
         [PROGRAM, "plan", "train", "dit", "data", "--config", "smoke", "--prices", "prices.toml"],
-        beside=INDEXED,
+        extra_files=INDEXED,
     )
     serve = [*SERVE, "--no-generator", "--classifier", "judge.safetensors", "--token-file", "token.txt"]
-    add("token", "serve --token-file", "text", ["token.txt"], "token.txt", serve, beside=JUDGE, how="serve", every=4, chatty=True)
+    add("token", "serve --token-file", "text", ["token.txt"], "token.txt", serve, extra_files=JUDGE, mode="serve", period=4, is_verbose=True)
 
-    # Of pictures that cannot be decoded, and of runs.
-    inside, broken = "data/Bengal/{name}", {"contents": "broken.png", "names": ("data",), "beside": TWO}
+    # Names of broken images and of runs.
+    inside, broken_image = "data/Bengal/{name}", {"contents": "truncated.png", "names": ("data",), "extra_files": TWO}
     for arguments in (
         ["data", "index", "data"],
         ["data", "stats", "data"],
         ["data", "prepare", "data", "made", "--crop", "centre", "--size", "16"],
     ):
-        add("file name", " ".join(arguments[:2]), "name", ["name"], inside, [PROGRAM, *arguments], **broken)
+        add("file name", " ".join(arguments[:2]), "name", ["name"], inside, [PROGRAM, *arguments], **broken_image)
     for arguments in (
         ["classify", "data", "--model", "judge.safetensors"],
         ["eval", "classifier", "data", "--split", "all", "--model", "judge.safetensors"],
@@ -568,8 +568,8 @@ def texts(add):
             ["name"],
             inside,
             [PROGRAM, *arguments],
-            **broken | {"beside": TWO | JUDGE},
-            chatty=True,
+            **broken_image | {"extra_files": TWO | JUDGE},
+            is_verbose=True,
         )
     for command in (["runs"], ["runs", "show"]):
         add(
@@ -591,9 +591,9 @@ def texts(add):
         ["pixels/*.pixels"],
         "{seed}",
         train,
-        beside=INDEXED | {"pixels": "pixels"},
+        extra_files=INDEXED | {"pixels": "pixels"},
         outputs=TRAINED,
-        every=2,
-        chatty=True,
-        guard="mended",
+        period=2,
+        is_verbose=True,
+        guard="repaired",
     )

@@ -1,4 +1,4 @@
-"""A clock that jumps, for one program: a small library that is loaded before all others shifts what the system says."""
+"""Shifts the clock of one program with a small preloaded library."""
 
 import pathlib
 import shutil
@@ -52,15 +52,15 @@ time_t time(time_t *at) {
 
 class Clock:
     def __init__(self, work, folder):
-        self.library, self.file, self.shift, self.was = pathlib.Path(work) / "clock.so", pathlib.Path(folder) / "clock", 0, set()
+        self.library, self.file, self.shift, self.shifts = pathlib.Path(work) / "clock.so", pathlib.Path(folder) / "clock", 0, set()
         if not self.library.exists():
             compiler = shutil.which("cc")
             if not compiler:
-                raise Skipped("there is no C compiler, which shifts the clock")
+                raise Skipped("there is no C compiler to build the clock library")
             command = [compiler, "-shared", "-fPIC", "-O1", "-x", "c", "-", "-o", str(self.library)]
-            built = subprocess.run(command, input=SOURCE.encode(), capture_output=True, check=False)
-            if built.returncode:
-                raise Skipped("cc: " + built.stderr.decode("utf-8", "replace").strip().split("\n")[0])
+            result = subprocess.run(command, input=SOURCE.encode(), capture_output=True, check=False)
+            if result.returncode:
+                raise Skipped("cc: " + result.stderr.decode("utf-8", "replace").strip().split("\n")[0])
         self.set(0)
 
     def environment(self):
@@ -71,10 +71,10 @@ class Clock:
         new.write_text(str(seconds))
         new.rename(self.file)
         self.shift = seconds
-        self.was.add(seconds)
+        self.shifts.add(seconds)
 
     def check(self, case):
-        """Whether the program went by the shifted clock at all; where it does not, the kind was not tried."""
+        """Skips the kind if the program does not use the shifted clock."""
         times = [case.folder.record(run).get("written") for run in case.folder.runs()]
-        if times and not any(abs(at - time.time() - shift) < 600 for at in times if at for shift in self.was if shift):
-            raise Skipped("the program does not go by the shifted clock")
+        if times and not any(abs(at - time.time() - shift) < 600 for at in times if at for shift in self.shifts if shift):
+            raise Skipped("the program does not use the shifted clock")

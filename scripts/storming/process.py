@@ -1,4 +1,4 @@
-"""Starting the program, watching it, and sending signals to it and to the process that trains."""
+"""Starts and watches the program, and sends signals to it and to its training process."""
 
 import ctypes
 import fcntl
@@ -11,22 +11,22 @@ import tempfile
 import termios
 import time
 
-# How often an event is looked for, in seconds.
-PAUSE = 0.0003
-# No run of the storm takes nearly so long, in seconds.
+# The interval between checks for an event, in seconds.
+POLL_INTERVAL = 0.0003
+# The time limit of a run, in seconds; runs are much shorter.
 LIMIT = 120
-# A signal is answered, or a process without its parent ends, within so many seconds.
-ANSWER = 20
+# The time limit for the response to a signal, or for the exit of an orphaned process, in seconds.
+RESPONSE_LIMIT = 20
 PR_SET_CHILD_SUBREAPER = 36
 
 
 def adopt_orphans():
-    """Makes this process the parent of training processes whose own parent was killed, so that their exit codes are known."""
+    """Makes this process the parent of orphaned training processes, to get their exit codes."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def reset(ignored, before):
-    """Gives a new process the default action for every signal but those that are to be ignored."""
+def reset_signals(ignored, before):
+    """Sets the default action of all signals in a new process, and ignores those in `ignored`."""
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -36,7 +36,7 @@ def reset(ignored, before):
 
 
 def send(process, number):
-    """Sends a signal; that there is no such process any more is no error."""
+    """Sends a signal; ignores a process that has exited."""
     if process:
         try:
             os.kill(process, number)
@@ -45,15 +45,15 @@ def send(process, number):
 
 
 def state(process):
-    """The state of a process, a letter; none where there is no such process."""
+    """Returns the letter of a process's state, or None if it does not exist."""
     try:
         return pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return None
 
 
-def catches(process, number):
-    """Whether a process has a handler for a signal."""
+def has_handler(process, number):
+    """True if a process has a handler for a signal."""
     try:
         status = pathlib.Path(f"/proc/{process}/status").read_text()
     except OSError:
@@ -62,20 +62,20 @@ def catches(process, number):
     return bool(int(line.split()[1], 16) >> (number - 1) & 1)
 
 
-def inside(folder):
-    """The live processes that were started in a folder."""
-    found = []
+def find_in(folder):
+    """Returns the running processes whose working directory is `folder`."""
+    processes = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             if os.readlink(f"/proc/{name}/cwd") == str(folder) and state(name) not in ("Z", "X", None):
-                found.append(int(name))
+                processes.append(int(name))
         except OSError:
             pass
-    return found
+    return processes
 
 
 def reap(process, limit):
-    """Waits for an adopted process: its exit status, negative for a signal; none where it does not end in time or is not ours."""
+    """Waits for an adopted process; returns its exit code, negative for a signal, or None after `limit` seconds or if it is not a child."""
     end = time.monotonic() + limit
     while True:
         try:
@@ -89,8 +89,8 @@ def reap(process, limit):
         time.sleep(0.005)
 
 
-class Started:
-    """A program that was started. Its output goes to files, to pipes whose other ends may be closed, or to a terminal."""
+class RunningProgram:
+    """A running program. Its output goes to files, to pipes that can be closed, or to a terminal."""
 
     def __init__(self, command, folder, environment, output="files", ignored=(), before=None):
         self.output, self.signalled, self.terminal, self.pipes = output, None, None, []
@@ -103,26 +103,26 @@ class Started:
         elif output == "terminal":
             self.terminal, inner = os.openpty()
             streams, close = (inner, inner, inner), [inner]
-            mine = before
+            inherited = before
 
             def before():
                 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-                if mine:
-                    mine()
+                if inherited:
+                    inherited()
 
         for end in [*self.pipes, *([self.terminal] if self.terminal else [])]:
             os.set_blocking(end, False)
         self.process = subprocess.Popen(
             [str(part) for part in command], cwd=folder, env=environment, stdin=streams[0], stdout=streams[1], stderr=streams[2],
-            start_new_session=True, preexec_fn=lambda: reset(ignored, before),
+            start_new_session=True, preexec_fn=lambda: reset_signals(ignored, before),
         )  # fmt: skip
-        self.began = time.monotonic()
+        self.start_time = time.monotonic()
         for end in close:
             os.close(end)
         self.pid = self.process.pid
 
     def worker(self):
-        """The process that trains, if there is one now."""
+        """Returns the training process, or None."""
         try:
             children = pathlib.Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         except OSError:
@@ -132,7 +132,7 @@ class Started:
     def signal(self, number, target):
         """Sends a signal to the `program`, to the `worker`, to `all` processes, or to the program's `group`."""
         worker = self.worker() if target in ("worker", "all") else None
-        self.signalled = (number, catches(self.pid, number)) if target != "worker" else None
+        self.signalled = (number, has_handler(self.pid, number)) if target != "worker" else None
         if target == "group":
             try:
                 os.killpg(self.pid, number)
@@ -144,7 +144,7 @@ class Started:
         return worker
 
     def drain(self):
-        """Takes what the program wrote to pipes or a terminal, so that it never waits for a reader."""
+        """Reads the output from pipes or a terminal, so that the program never blocks."""
         for end, file in zip([self.terminal, *self.pipes], [self.err, self.out, self.err]):
             try:
                 file.write(os.read(end, 1 << 16) if end else b"")
@@ -152,38 +152,38 @@ class Started:
                 pass
 
     def close(self):
-        """Closes the other ends of the pipes, or the terminal."""
+        """Closes the read ends of the pipes, or the terminal."""
         for end in [*self.pipes, *([self.terminal] if self.terminal else [])]:
             os.close(end)
         self.pipes, self.terminal = [], None
 
-    def ended(self):
+    def has_exited(self):
         self.drain()
         return self.process.poll() is not None
 
-    def until(self, happened, delay):
-        """Waits until `happened` says so, and then for `delay` seconds; whether the program still ran then."""
+    def wait_until(self, happened, delay):
+        """Waits until `happened` returns True, and `delay` seconds more; True if the program is still running."""
         while not happened():
-            if self.ended() or time.monotonic() - self.began > LIMIT:
+            if self.has_exited() or time.monotonic() - self.start_time > LIMIT:
                 return False
-            time.sleep(PAUSE)
+            time.sleep(POLL_INTERVAL)
         end = time.monotonic() + delay
-        while time.monotonic() < end and not self.ended():
-            time.sleep(min(PAUSE, max(0, end - time.monotonic())))
-        return not self.ended()
+        while time.monotonic() < end and not self.has_exited():
+            time.sleep(min(POLL_INTERVAL, max(0, end - time.monotonic())))
+        return not self.has_exited()
 
-    def end(self, limit=LIMIT):
-        """Waits for the program: its exit status, negative for a signal; none where it does not end in time."""
+    def wait(self, limit=LIMIT):
+        """Waits for the program; returns its exit code, negative for a signal, or None after `limit` seconds."""
         end = time.monotonic() + limit
-        while not self.ended():
+        while not self.has_exited():
             if time.monotonic() > end:
                 return None
             time.sleep(0.002)
         self.close()
         return self.process.returncode
 
-    def said(self):
-        """What it wrote to the standard output, and to the standard error stream or the terminal."""
+    def read_output(self):
+        """Returns the output on stdout, and on stderr or the terminal."""
         texts = []
         for file in (self.out, self.err):
             file.seek(0)

@@ -1,4 +1,4 @@
-//! `verify-checkpoint PATH`: checks that a checkpoint is intact, matches its network, and computes.
+//! `verify-checkpoint PATH`: checks that a checkpoint is intact, matches its network, and can be computed.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -10,14 +10,14 @@ use tiny_cats::{
         panic,
     },
 };
-use tiny_cats_export::escaped;
+use tiny_cats_export::escape;
 
 /// Verifies a checkpoint: format, network, names and shapes, finite numbers, a forward pass, and the ONNX file next to it.
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Exit codes: 0 if all is well, 1 if not, 2 for a wrong usage, 3 if all is well as far as the file says, but \
-    some of what its model needs had to be assumed."
+    after_help = "Exit codes: 0 if the checkpoint is valid, 1 if not, 2 for invalid usage, 3 if it is valid, but values that it \
+    lacks were assumed."
 )]
 struct Args {
     /// Checkpoint: a released model, a training state, or a PyTorch file
@@ -26,23 +26,23 @@ struct Args {
     /// The same as PATH, as a flag
     #[arg(long, value_name = "PATH", conflicts_with = "path")]
     checkpoint: Option<PathBuf>,
-    /// ONNX file to compare with [default: the one of the same name beside it, if any]
+    /// ONNX file to compare with [default: the file of the same name next to the checkpoint, if any]
     #[arg(long, value_name = "PATH")]
     onnx: Option<PathBuf>,
-    /// Compare with no ONNX file
+    /// Do not compare with an ONNX file
     #[arg(long, conflicts_with = "onnx")]
     skip_onnx: bool,
-    /// Weights to verify [default: ema of our own training, raw of others']
+    /// Weights to verify [default: ema for files of this program, raw for others]
     #[arg(long)]
     weights: Option<WeightsKind>,
-    /// Print the report as JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
     /// Device to compute on
     #[arg(long, default_value = "cpu")]
     device: DeviceKind,
     #[command(flatten)]
-    given: OverrideArgs,
+    overrides: OverrideArgs,
 }
 
 fn main() -> ExitCode {
@@ -59,21 +59,18 @@ fn main() -> ExitCode {
     let onnx = match (args.onnx, args.skip_onnx) {
         (Some(path), _) => Onnx::File(path),
         (None, true) => Onnx::Skip,
-        (None, false) => Onnx::Beside,
+        (None, false) => Onnx::Sibling,
     };
-    // clap requires one of the two.
+    // clap requires one of the two arguments.
     let path = args.path.or(args.checkpoint).unwrap_or_default();
-    let report = verify(&path, &VerifyOptions { selection, onnx, device, overrides: args.given.into() });
+    let report = verify(&path, &VerifyOptions { selection, onnx, device, overrides: args.overrides.into() });
     if args.json {
         match serde_json::to_string_pretty(&report) {
             Ok(json) => println!("{json}"),
             Err(e) => eprintln!("verify-checkpoint: {e}"),
         }
     } else if let (None, Some(problem)) = (&report.format, report.problems.first()) {
-        eprintln!(
-            "verify-checkpoint: {}: {problem}",
-            escaped(&report.path.display().to_string(), usize::MAX)
-        );
+        eprintln!("verify-checkpoint: {}: {problem}", escape(&report.path.display().to_string(), usize::MAX));
     } else {
         println!("{report}");
     }

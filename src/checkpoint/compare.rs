@@ -20,55 +20,57 @@ pub struct WeightsComparison {
     pub differences: Vec<String>,
 }
 
-/// Compares `expected` with the tensors that `held` has under the same names. A missing tensor is a difference.
-pub(super) fn by_name(expected: &Weights, held: &Weights) -> WeightsComparison {
-    let mut compared = WeightsComparison { total: expected.len(), ..WeightsComparison::default() };
+/// Compares `expected` with the tensors of the same names in `stored`. A missing tensor is a difference.
+pub(super) fn compare_by_name(expected: &Weights, stored: &Weights) -> WeightsComparison {
+    let mut comparison = WeightsComparison { total: expected.len(), ..WeightsComparison::default() };
     for (name, array) in expected {
-        match held.get(name) {
-            None => compared.differences.push(format!("{name}: missing")),
+        match stored.get(name) {
+            None => comparison.differences.push(format!("{name}: missing")),
             Some(found) if found.dims() != array.dims() => {
-                compared.differences.push(format!(
+                comparison.differences.push(format!(
                     "{name}: shape {:?}, expected {:?}",
                     found.dims(),
                     array.dims()
                 ));
             }
             Some(found) => {
-                compared.found += 1;
-                compared.differences.extend(difference(name, &differing(array, found, false)));
+                comparison.found += 1;
+                comparison.differences.extend(difference(name, &tensor_difference(array, found, false)));
             }
         }
     }
-    compared
+    comparison
 }
 
 /// Compares `expected` with another program's file, whose tensors may have other names or be transposed.
 ///
-/// A matrix or kernel that is not found by name is searched by its values. If more than half of its values are found, the tensor differs.
-/// If none is found, it counts as folded into another tensor, and is not compared.
-pub(super) fn by_value(expected: &Weights, held: &Weights) -> WeightsComparison {
-    let mut compared = WeightsComparison { total: expected.len(), ..WeightsComparison::default() };
+/// A matrix or kernel that is not found by name is matched by its values. If more than half of its values are found, the tensor differs. If
+/// none is found, it counts as folded into another tensor, and is not compared.
+pub(super) fn compare_by_value(expected: &Weights, stored: &Weights) -> WeightsComparison {
+    let mut comparison = WeightsComparison { total: expected.len(), ..WeightsComparison::default() };
     for (name, array) in expected {
-        if let Some(found) = held.get(name)
-            && let Some(transposed) = fits(array, found)
+        if let Some(found) = stored.get(name)
+            && let Some(transposed) = is_transposed(array, found)
         {
-            compared.found += 1;
-            compared.differences.extend(difference(name, &differing(array, found, transposed)));
+            comparison.found += 1;
+            comparison.differences.extend(difference(name, &tensor_difference(array, found, transposed)));
             continue;
         }
-        let candidates = held.iter().filter(|(other, _)| !expected.contains_key(*other));
-        let nearest = candidates
-            .filter_map(|(other, found)| Some((other, differing(array, found, fits(array, found)?))))
+        let candidates = stored.iter().filter(|(other, _)| !expected.contains_key(*other));
+        let closest = candidates
+            .filter_map(|(other, found)| {
+                Some((other, tensor_difference(array, found, is_transposed(array, found)?)))
+            })
             .min_by_key(|(_, differing)| differing.count);
-        let Some((other, nearest)) = nearest else { continue };
-        let same = nearest.count == 0;
-        let almost = array.dims().len() > 1 && 2 * nearest.count < nearest.total;
-        if same || almost {
-            compared.found += 1;
-            compared.differences.extend(difference(&format!("{name} ({other} in the file)"), &nearest));
+        let Some((other, closest)) = closest else { continue };
+        let is_equal = closest.count == 0;
+        let is_similar = array.dims().len() > 1 && 2 * closest.count < closest.total;
+        if is_equal || is_similar {
+            comparison.found += 1;
+            comparison.differences.extend(difference(&format!("{name} ({other} in the file)"), &closest));
         }
     }
-    compared
+    comparison
 }
 
 /// The difference between two tensors.
@@ -83,8 +85,8 @@ fn difference(name: &str, differing: &TensorDifference) -> Option<String> {
     (*count > 0).then(|| format!("{name}: {count} of {total} values differ, by up to {largest:.2e}"))
 }
 
-/// Returns whether `found` must be transposed to have the shape of `expected`; `None` if neither shape fits.
-fn fits(expected: &Array, found: &Array) -> Option<bool> {
+/// True if `found` must be transposed to have the shape of `expected`; `None` if neither shape matches.
+fn is_transposed(expected: &Array, found: &Array) -> Option<bool> {
     match (expected.dims(), found.dims()) {
         (a, b) if a == b => Some(false),
         (&[rows, columns], &[other_rows, other_columns])
@@ -96,7 +98,7 @@ fn fits(expected: &Array, found: &Array) -> Option<bool> {
     }
 }
 
-fn differing(expected: &Array, found: &Array, transposed: bool) -> TensorDifference {
+fn tensor_difference(expected: &Array, found: &Array, transposed: bool) -> TensorDifference {
     let scale = SCALE * tiny_cats_export::scale(expected.data());
     let columns = expected.dims().last().copied().unwrap_or(1).max(1);
     let rows = expected.data().len() / columns;
@@ -104,7 +106,7 @@ fn differing(expected: &Array, found: &Array, transposed: bool) -> TensorDiffere
     for (i, a) in expected.data().iter().enumerate() {
         let b = found.data()[if transposed { i % columns * rows + i / columns } else { i }];
         let error = (a - b).abs();
-        // The error is NaN where either value is.
+        // The error is NaN if either value is.
         if error.is_nan() || error > scale + RELATIVE * a.abs() {
             differing.count += 1;
             differing.largest = differing.largest.max(if error.is_nan() { f32::INFINITY } else { error });
@@ -128,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn one_value_that_differs_is_found_whatever_the_tensor_is_called() {
+    fn a_differing_value_is_found_under_any_tensor_name() {
         let [a, b, bias] = [array(&[6, 4], 1), array(&[6, 4], 2), array(&[6], 3)];
         let expected = weights(&[("a.weight", &a), ("b.weight", &b), ("a.bias", &bias)]);
         let transposed = |array: &Array| {
@@ -141,25 +143,28 @@ mod tests {
             array
         };
         let named = |a: &Array| weights(&[("a.weight", a), ("b.weight", &b), ("a.bias", &bias)]);
-        assert!(by_name(&expected, &named(&a)).differences.is_empty());
-        let found = by_name(&expected, &named(&changed(&a)));
+        assert!(compare_by_name(&expected, &named(&a)).differences.is_empty());
+        let found = compare_by_name(&expected, &named(&changed(&a)));
         assert_eq!(found.differences, ["a.weight: 1 of 24 values differ, by up to 1.40e-1"]);
-        assert_eq!(by_name(&expected, &weights(&[("a.weight", &a), ("a.bias", &a)])).differences.len(), 2);
+        assert_eq!(
+            compare_by_name(&expected, &weights(&[("a.weight", &a), ("a.bias", &a)])).differences.len(),
+            2
+        );
 
         let renamed =
             |a: &Array| weights(&[("MatMul_1", a), ("MatMul_2", &transposed(&b)), ("a.bias", &bias)]);
-        let found = by_value(&expected, &renamed(&transposed(&a)));
+        let found = compare_by_value(&expected, &renamed(&transposed(&a)));
         assert_eq!((found.found, found.total, found.differences.len()), (3, 3, 0));
-        let found = by_value(&expected, &renamed(&transposed(&changed(&a))));
+        let found = compare_by_value(&expected, &renamed(&transposed(&changed(&a))));
         assert_eq!(
             found.differences,
             ["a.weight (MatMul_1 in the file): 1 of 24 values differ, by up to 1.40e-1"]
         );
         // A tensor that the exporter folded into another one.
-        let found = by_value(&expected, &weights(&[("x", &array(&[6, 4], 9)), ("b.weight", &b)]));
+        let found = compare_by_value(&expected, &weights(&[("x", &array(&[6, 4], 9)), ("b.weight", &b)]));
         assert_eq!((found.found, found.differences.len()), (1, 0));
         let mut broken = a.clone();
         broken.data_mut()[0] = f32::NAN;
-        assert_eq!(by_name(&expected, &named(&broken)).differences.len(), 1);
+        assert_eq!(compare_by_name(&expected, &named(&broken)).differences.len(), 1);
     }
 }

@@ -22,7 +22,7 @@ const PATCHES: &str = "patch_embed.proj.weight";
 /// The class embedding of a TinyDiT, one row per class.
 pub(super) const CLASSES: &str = "breed_embedder.embedding.weight";
 
-/// Values by the user for a model whose file may lack them; they override the file.
+/// The user's values for a model; they override those in the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModelOverrides {
     /// Side of the square images, in pixels.
@@ -60,20 +60,20 @@ pub struct ModelDescription {
 impl Checkpoint {
     /// Describes the model, so that a program can use it.
     ///
-    /// Each value is from `given`, else from the file, else from the names and shapes of the weights. Else it is the default of the Python
-    /// project tiny-cats-model, listed as assumed.
+    /// Each value is from `overrides`, else from the file, else from the names and shapes of the weights. Otherwise it is the default of
+    /// the Python project tiny-cats-model, and listed as assumed.
     ///
     /// # Errors
-    /// If the weights are of no known network, or the file or `given` contradicts them.
-    pub fn describe(&self, given: &ModelOverrides) -> Result<ModelDescription, ErrorKind> {
+    /// If the weights are of an unknown network, or contradict the file or `overrides`.
+    pub fn describe(&self, overrides: &ModelOverrides) -> Result<ModelDescription, ErrorKind> {
         let mut assumed = Vec::new();
-        let said = ForeignConfig::new(self.config.as_ref());
+        let foreign = ForeignConfig::new(self.config.as_ref());
         let mut meta = match &self.own_meta {
-            Some(meta) => with_overrides(meta.clone(), given)?,
-            None => match infer(&self.weights, &said, given, &mut assumed)? {
+            Some(meta) => with_overrides(meta.clone(), overrides)?,
+            None => match infer(&self.weights, &foreign, overrides, &mut assumed)? {
                 NetworkConfig::TinyDit(config) => ModelMeta::tiny_dit(&config, numbered(config.classes)),
                 NetworkConfig::ResNet(config) => {
-                    let size = given.image_size.or_else(|| said.image_size());
+                    let size = overrides.image_size.or_else(|| foreign.image_size());
                     let size = size.unwrap_or_else(|| {
                         if !self.is_predecessor {
                             assume(&mut assumed, "image_size", RESNET_IMAGE_SIZE);
@@ -85,21 +85,21 @@ impl Checkpoint {
             },
         };
         let classes = meta.classes.len();
-        if let Some(names) = &given.classes {
+        if let Some(names) = &overrides.classes {
             if names.len() != classes {
                 let message = format!("expected {classes} names, found {}", names.len());
                 return Err(ErrorKind::malformed("classes", message));
             }
             meta.classes.clone_from(names);
         } else if self.own_meta.is_none() {
-            // A network with as many classes as the Python project's has its class names. Another one has numbers for names.
-            if let Some(names) = said.class_names(classes) {
+            // A network with as many classes as the Python project's has its class names. Other networks have numbers as names.
+            if let Some(names) = foreign.class_names(classes) {
                 meta.classes = names;
             } else if classes == PREDECESSOR_CLASSES.len() {
                 meta.classes = PREDECESSOR_CLASSES.map(String::from).to_vec();
                 // Only the Python project's trainer of generators writes this key.
-                let theirs = self.is_predecessor || said.number(&["embed_dim"]).is_some();
-                if !theirs {
+                let has_known_classes = self.is_predecessor || foreign.number(&["embed_dim"]).is_some();
+                if !has_known_classes {
                     assume(
                         &mut assumed,
                         "classes",
@@ -108,7 +108,7 @@ impl Checkpoint {
                 }
             }
         }
-        // Sizes and names are checked wherever they came from.
+        // Sizes and names from all sources are checked.
         let meta = super::released::parse_meta(&meta.to_json())?;
         Ok(ModelDescription { meta, assumed })
     }
@@ -119,13 +119,13 @@ fn assume(assumed: &mut Vec<Assumption>, field: &'static str, value: impl fmt::D
 }
 
 fn numbered(classes: usize) -> Vec<String> {
-    // Longer than any file may have, so that the check of the caller reports it.
+    // The limit exceeds that of the caller's check, which reports the error.
     (0..classes.min(1 << 16)).map(|i| i.to_string()).collect()
 }
 
-/// Applies the user's overrides to our own file's metadata. For a TinyDiT, another image size is another network.
-fn with_overrides(mut meta: ModelMeta, given: &ModelOverrides) -> Result<ModelMeta, ErrorKind> {
-    if let Some(size) = given.image_size {
+/// Applies the user's overrides to our own file's metadata. For a TinyDiT, another image size changes the network.
+fn with_overrides(mut meta: ModelMeta, overrides: &ModelOverrides) -> Result<ModelMeta, ErrorKind> {
+    if let Some(size) = overrides.image_size {
         let classes = std::mem::take(&mut meta.classes);
         let (task, provenance) = (meta.task, meta.provenance);
         meta = match &meta.config {
@@ -138,7 +138,7 @@ fn with_overrides(mut meta: ModelMeta, given: &ModelOverrides) -> Result<ModelMe
             }
         };
     }
-    match (given.heads, &mut meta.config) {
+    match (overrides.heads, &mut meta.config) {
         (Some(heads), NetworkConfig::TinyDit(config)) => config.heads = heads,
         (Some(_), NetworkConfig::ResNet(_)) => {
             return Err(ErrorKind::malformed("heads", "a ResNet has no attention heads"));
@@ -151,19 +151,19 @@ fn with_overrides(mut meta: ModelMeta, given: &ModelOverrides) -> Result<ModelMe
 /// Recognizes a network by the names and shapes of its weights.
 fn infer(
     weights: &Weights,
-    said: &ForeignConfig,
-    given: &ModelOverrides,
+    foreign: &ForeignConfig,
+    overrides: &ModelOverrides,
     assumed: &mut Vec<Assumption>,
 ) -> Result<NetworkConfig, ErrorKind> {
     if weights.contains_key(STEM) {
-        if given.heads.is_some() {
+        if overrides.heads.is_some() {
             return Err(ErrorKind::malformed("heads", "a ResNet has no attention heads"));
         }
         let config = resnet(weights)?;
         config.validate().map_err(|e| ErrorKind::malformed("network", e.to_string()))?;
         Ok(NetworkConfig::ResNet(config))
     } else {
-        let config = tiny_dit(weights, said, given, assumed)?;
+        let config = tiny_dit(weights, foreign, overrides, assumed)?;
         config.validate().map_err(|e| ErrorKind::malformed("config", e.to_string()))?;
         Ok(NetworkConfig::TinyDit(config))
     }
@@ -174,14 +174,15 @@ fn infer(
 /// Without a head, or with another kind of head, it has no classes. The configuration is not validated.
 pub(super) fn resnet(weights: &Weights) -> Result<ResNetConfig, ErrorKind> {
     let has = |name: &str| weights.contains_key(name);
-    let first = |name: &str| weights.get(name).and_then(|array| array.dims().first()).copied().unwrap_or(0);
+    let first_dim =
+        |name: &str| weights.get(name).and_then(|array| array.dims().first()).copied().unwrap_or(0);
     let blocks =
         |stage| (0..=MAX_DEPTH).take_while(|i| has(&format!("layer{stage}.{i}.conv1.weight"))).count();
     let blocks = [1, 2, 3, 4].map(blocks);
-    let bottlenecks = has("layer1.0.conv3.weight");
+    let has_bottlenecks = has("layer1.0.conv3.weight");
     if let Some(&[out, inputs, ..]) = weights.get("layer1.0.conv2.weight").map(|a| a.dims())
-        && bottlenecks
-        && (out != inputs || out != first(STEM))
+        && has_bottlenecks
+        && (out != inputs || out != first_dim(STEM))
     {
         let message = match out.checked_div(inputs) {
             Some(groups) if groups > 1 => format!("a ResNeXt, whose convolutions have {groups} groups"),
@@ -192,7 +193,7 @@ pub(super) fn resnet(weights: &Weights) -> Result<ResNetConfig, ErrorKind> {
             format!("expected a ResNet-18, 34 or 50, found {message}"),
         ));
     }
-    let depth = match (blocks, bottlenecks) {
+    let depth = match (blocks, has_bottlenecks) {
         ([2, 2, 2, 2], false) => 18,
         ([3, 4, 6, 3], false) => 34,
         ([3, 4, 6, 3], true) => 50,
@@ -201,32 +202,32 @@ pub(super) fn resnet(weights: &Weights) -> Result<ResNetConfig, ErrorKind> {
             return Err(ErrorKind::malformed("layers", message));
         }
     };
-    let (head, classes) = match first("fc.1.weight") {
-        0 => (Head::Plain, first("fc.weight")),
+    let (head, classes) = match first_dim("fc.1.weight") {
+        0 => (Head::Plain, first_dim("fc.weight")),
         classes => (Head::Dropout, classes),
     };
-    Ok(ResNetConfig { depth, width: first(STEM), classes, head, batch_norm: has("bn1.running_mean") })
+    Ok(ResNetConfig { depth, width: first_dim(STEM), classes, head, batch_norm: has("bn1.running_mean") })
 }
 
 /// Infers a TinyDiT of either layout. The configuration is not validated.
 fn tiny_dit(
     weights: &Weights,
-    said: &ForeignConfig,
-    given: &ModelOverrides,
+    foreign: &ForeignConfig,
+    overrides: &ModelOverrides,
     assumed: &mut Vec<Assumption>,
 ) -> Result<TinyDitConfig, ErrorKind> {
     let dims = |name: &str| {
         let array = weights.get(name).ok_or_else(|| {
             ErrorKind::malformed(
                 name,
-                "missing: the file has no configuration, and these are neither a TinyDiT's nor a ResNet's weights",
+                "missing: the file has no configuration, and the weights are of neither a TinyDiT nor a ResNet",
             )
         })?;
         Ok::<_, ErrorKind>(array.dims())
     };
-    let first = |name: &str| Ok::<_, ErrorKind>(dims(name)?.first().copied().unwrap_or(0));
+    let first_dim = |name: &str| Ok::<_, ErrorKind>(dims(name)?.first().copied().unwrap_or(0));
     let (layout, width, patch_size) = match dims(PATCHES)? {
-        &[width, CHANNELS, height, across] if height == across => (Layout::Legacy, width, height),
+        &[width, CHANNELS, height, patch_width] if height == patch_width => (Layout::Legacy, width, height),
         &[width, values] if (values / CHANNELS).isqrt().pow(2) * CHANNELS == values => {
             (Layout::Modern, width, (values / CHANNELS).isqrt())
         }
@@ -239,32 +240,33 @@ fn tiny_dit(
     };
     let depth =
         (0..=MAX_DEPTH).take_while(|i| weights.contains_key(&format!("blocks.{i}.attn.qkv.weight"))).count();
-    let rows = first(CLASSES)?;
+    let rows = first_dim(CLASSES)?;
     let (mlp_width, classes) = match layout {
-        Layout::Modern => (first("blocks.0.mlp.w12.weight")? / 2, rows.saturating_sub(1)),
-        Layout::Legacy => (first("blocks.0.mlp.fc1.weight")?, rows),
+        Layout::Modern => (first_dim("blocks.0.mlp.w12.weight")? / 2, rows.saturating_sub(1)),
+        Layout::Legacy => (first_dim("blocks.0.mlp.fc1.weight")?, rows),
     };
     for (key, found) in [("embed_dim", width), ("patch_size", patch_size), ("depth", depth)] {
-        if let Some(said) = said.number(&[key])
-            && said != found
+        if let Some(configured) = foreign.number(&[key])
+            && configured != found
         {
             return Err(ErrorKind::malformed(
                 format!("config.{key}"),
-                format!("{said}, but the weights have {found}"),
+                format!("expected {found} as in the weights, found {configured}"),
             ));
         }
     }
     // No weight depends on the image size.
-    let image_size = given.image_size.or_else(|| said.image_size()).unwrap_or_else(|| {
+    let image_size = overrides.image_size.or_else(|| foreign.image_size()).unwrap_or_else(|| {
         let size = if layout == Layout::Modern { 8 * patch_size } else { LEGACY_IMAGE_SIZE };
         assume(assumed, "image_size", size);
         size
     });
-    let told = given.heads.or_else(|| said.number(&["num_heads", "heads", "n_heads", "n_head"]));
-    let heads = match (told, layout) {
+    let configured_heads =
+        overrides.heads.or_else(|| foreign.number(&["num_heads", "heads", "n_heads", "n_head"]));
+    let heads = match (configured_heads, layout) {
         (Some(heads), _) => heads,
         // The weights of the query and key normalization have the width of a head.
-        (None, Layout::Modern) => width.checked_div(first("blocks.0.attn.q_norm.weight")?).unwrap_or(0),
+        (None, Layout::Modern) => width.checked_div(first_dim("blocks.0.attn.q_norm.weight")?).unwrap_or(0),
         (None, Layout::Legacy) => {
             let heads = if width.is_multiple_of(LEGACY_HEAD) { width / LEGACY_HEAD } else { 6 };
             assume(assumed, "heads", heads);
@@ -274,7 +276,7 @@ fn tiny_dit(
     Ok(TinyDitConfig { image_size, patch_size, width, depth, heads, mlp_width, classes, layout })
 }
 
-/// A network's configuration as other programs write it beside the weights: nested dictionaries, with numbers as numbers or text.
+/// A network's configuration as other programs write it next to the weights: nested dictionaries, with numbers as numbers or text.
 struct ForeignConfig<'a> {
     /// The dictionaries, outer ones first.
     dictionaries: Vec<&'a Map<String, Json>>,
@@ -299,16 +301,16 @@ impl<'a> ForeignConfig<'a> {
         found.find_map(read)
     }
 
-    /// The first whole number whose key is one of `names`.
+    /// The first integer whose key is one of `names`.
     fn number(&self, names: &[&str]) -> Option<usize> {
-        self.find(names, whole)
+        self.find(names, integer)
     }
 
     fn image_size(&self) -> Option<usize> {
         let side = |value: &Json| match value.as_array().map(Vec::as_slice) {
-            Some([height, width]) if height == width => whole(height),
+            Some([height, width]) if height == width => integer(height),
             Some(_) => None,
-            None => whole(value),
+            None => integer(value),
         };
         self.find(&["image_size", "img_size", "input_size", "resolution"], side)
     }
@@ -323,12 +325,13 @@ impl<'a> ForeignConfig<'a> {
                 Json::Object(labels) => {
                     let mut labels: Vec<(usize, &String)> = labels
                         .iter()
-                        .map(|(name, label)| Some((whole(label)?, name)))
+                        .map(|(name, label)| Some((integer(label)?, name)))
                         .collect::<Option<_>>()?;
                     labels.sort_unstable();
-                    let dense = labels.iter().enumerate().all(|(i, (label, _))| i == *label);
-                    let sound = labels.iter().all(|(_, name)| is_class_name(name));
-                    (dense && sound).then(|| labels.into_iter().map(|(_, name)| name.clone()).collect())?
+                    let is_contiguous = labels.iter().enumerate().all(|(i, (label, _))| i == *label);
+                    let are_valid = labels.iter().all(|(_, name)| is_class_name(name));
+                    (is_contiguous && are_valid)
+                        .then(|| labels.into_iter().map(|(_, name)| name.clone()).collect())?
                 }
                 _ => return None,
             };
@@ -338,8 +341,8 @@ impl<'a> ForeignConfig<'a> {
     }
 }
 
-/// Converts a JSON integer, a real number without a fraction, or text of one to a whole number.
-fn whole(value: &Json) -> Option<usize> {
+/// Converts a JSON integer, a real number without a fraction, or such a number as text.
+fn integer(value: &Json) -> Option<usize> {
     let real = |x: f64| ((0.0..=1e9).contains(&x) && x.fract() == 0.0).then_some(x as usize);
     match value {
         Json::Number(number) => number.as_f64().and_then(real),
@@ -356,12 +359,12 @@ mod tests {
     use super::*;
     use crate::checkpoint::Format;
 
-    fn loaded(config: &NetworkConfig, said: Option<Json>) -> Checkpoint {
-        let weights = init(&config.specs().unwrap(), 0);
-        Checkpoint { weights, config: said, ..Checkpoint::new(Format::TorchBare) }
+    fn loaded(network: &NetworkConfig, config: Option<Json>) -> Checkpoint {
+        let weights = init(&network.specs().unwrap(), 0);
+        Checkpoint { weights, config, ..Checkpoint::new(Format::TorchBare) }
     }
 
-    fn fields(described: &ModelDescription) -> Vec<&str> {
+    fn assumed_fields(described: &ModelDescription) -> Vec<&str> {
         described.assumed.iter().map(|assumed| assumed.field).collect()
     }
 
@@ -377,30 +380,33 @@ mod tests {
     }
 
     #[test]
-    fn what_no_weight_says_is_assumed_and_told_until_it_is_said_or_given() {
-        let given = ModelOverrides::default();
+    fn unknown_values_are_assumed_unless_configured() {
+        let overrides = ModelOverrides::default();
         let network = NetworkConfig::TinyDit(legacy());
-        let found = loaded(&network, None).describe(&given).unwrap();
-        assert_eq!((&found.meta.config, fields(&found)), (&network, vec!["image_size", "heads"]));
+        let found = loaded(&network, None).describe(&overrides).unwrap();
+        assert_eq!((&found.meta.config, assumed_fields(&found)), (&network, vec!["image_size", "heads"]));
         assert_eq!(found.assumed[1].to_string(), "heads 2");
         assert_eq!(found.meta.classes, ["0", "1", "2", "3", "4"]);
 
-        let told = NetworkConfig::TinyDit(TinyDitConfig { image_size: 64, heads: 8, ..legacy() });
-        for said in [
+        let expected = NetworkConfig::TinyDit(TinyDitConfig { image_size: 64, heads: 8, ..legacy() });
+        for config in [
             json!({"image_size": 64, "patch_size": 16, "embed_dim": 128, "depth": 3, "num_heads": 8}),
             // Flat as in safetensors metadata, nested, and with integers that were converted to floats.
             json!({"image_size": "64", "num_heads": "8", "format": "pt"}),
             json!({"lr": 1e-4, "model": {"name": "dit", "sizes": {"img_size": [64.0, 64.0], "heads": 8.0}}}),
         ] {
-            let found = loaded(&network, Some(said.clone())).describe(&given).unwrap();
-            assert_eq!((&found.meta.config, fields(&found)), (&told, vec![]), "{said}");
+            let found = loaded(&network, Some(config.clone())).describe(&overrides).unwrap();
+            assert_eq!((&found.meta.config, assumed_fields(&found)), (&expected, vec![]), "{config}");
         }
-        let half = loaded(&network, Some(json!({"image_size": 64}))).describe(&given).unwrap();
-        assert_eq!(fields(&half), ["heads"]);
+        let partial = loaded(&network, Some(json!({"image_size": 64}))).describe(&overrides).unwrap();
+        assert_eq!(assumed_fields(&partial), ["heads"]);
         let names: Vec<String> = ["a", "b", "c", "d", "e"].map(String::from).to_vec();
-        let given = ModelOverrides { image_size: Some(64), heads: Some(8), classes: Some(names.clone()) };
-        let found = loaded(&network, Some(json!({"num_heads": 4}))).describe(&given).unwrap();
-        assert_eq!((&found.meta.config, fields(&found), &found.meta.classes), (&told, vec![], &names));
+        let overrides = ModelOverrides { image_size: Some(64), heads: Some(8), classes: Some(names.clone()) };
+        let found = loaded(&network, Some(json!({"num_heads": 4}))).describe(&overrides).unwrap();
+        assert_eq!(
+            (&found.meta.config, assumed_fields(&found), &found.meta.classes),
+            (&expected, vec![], &names)
+        );
 
         for (key, value) in [("depth", json!(12)), ("embed_dim", json!("384")), ("num_heads", json!(7))] {
             let wrong = json!({"image_size": 64, key: value});
@@ -409,36 +415,36 @@ mod tests {
                 "{wrong}"
             );
         }
-        for given in [
+        for overrides in [
             ModelOverrides { heads: Some(7), ..ModelOverrides::default() },
             ModelOverrides { image_size: Some(1 << 40), ..ModelOverrides::default() },
             ModelOverrides { classes: Some(names[1..].to_vec()), ..ModelOverrides::default() },
         ] {
-            assert!(loaded(&network, None).describe(&given).is_err(), "{given:?}");
+            assert!(loaded(&network, None).describe(&overrides).is_err(), "{overrides:?}");
         }
     }
 
     #[test]
-    fn a_modern_network_that_lost_its_metadata_is_known_by_its_weights() {
+    fn modern_networks_are_recognized_without_metadata() {
         let config = TinyDitConfig { heads: 8, ..TinyDitConfig::named("nano", 48, 4).unwrap() };
         let network = NetworkConfig::TinyDit(config);
         let found = loaded(&network, None).describe(&ModelOverrides::default()).unwrap();
-        assert_eq!((&found.meta.config, fields(&found)), (&network, vec!["image_size"]));
+        assert_eq!((&found.meta.config, assumed_fields(&found)), (&network, vec!["image_size"]));
     }
 
     #[test]
-    fn a_classifier_says_neither_its_size_nor_its_classes() {
+    fn classifier_size_and_classes_are_assumed() {
         let config = ResNetConfig { width: 4, ..ResNetConfig::named("resnet18", 13).unwrap() };
         let network = NetworkConfig::ResNet(config.clone());
         let found = loaded(&network, None).describe(&ModelOverrides::default()).unwrap();
-        assert_eq!((found.meta.image_size, fields(&found)), (224, vec!["image_size", "classes"]));
+        assert_eq!((found.meta.image_size, assumed_fields(&found)), (224, vec!["image_size", "classes"]));
         let trained = Checkpoint { is_predecessor: true, ..loaded(&network, None) };
         let found = trained.describe(&ModelOverrides::default()).unwrap();
-        assert_eq!((found.meta.classes[6].as_str(), fields(&found)), ("Maine_Coon", vec![]));
+        assert_eq!((found.meta.classes[6].as_str(), assumed_fields(&found)), ("Maine_Coon", vec![]));
         let labels: Map<String, Json> =
             (0..13).map(|i| (format!("cat {}", 12 - i), (12 - i).into())).collect();
-        let said = json!({"resolution": 96, "class_to_idx": labels});
-        let found = loaded(&network, Some(said)).describe(&ModelOverrides::default()).unwrap();
+        let config = json!({"resolution": 96, "class_to_idx": labels});
+        let found = loaded(&network, Some(config)).describe(&ModelOverrides::default()).unwrap();
         assert_eq!((found.meta.image_size, found.meta.classes[3].as_str()), (96, "cat 3"));
         assert!(found.assumed.is_empty());
         let heads = ModelOverrides { heads: Some(2), ..ModelOverrides::default() };
@@ -446,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn other_networks_are_one_line_and_nothing_panics() {
+    fn unknown_networks_give_one_line_errors() {
         let describe = |weights: Weights| {
             Checkpoint { weights, ..Checkpoint::new(Format::TorchBare) }
                 .describe(&ModelOverrides::default())
@@ -461,7 +467,7 @@ mod tests {
         assert!(describe(weights.clone()).contains("a ResNeXt, whose convolutions have 4 groups"));
         weights.insert("layer1.0.conv2.weight".into(), conv(8, 8));
         assert!(describe(weights).contains("a wide ResNet"));
-        assert!(describe(Weights::new()).contains("neither a TinyDiT's nor a ResNet's"));
+        assert!(describe(Weights::new()).contains("neither a TinyDiT nor a ResNet"));
         // A first convolution with zero filters, and no blocks.
         let empty = |across| Array::new([0, 3, 7, across], Vec::new()).unwrap();
         assert!(describe(Weights::from([(STEM.into(), empty(7))])).contains("stages of [0, 0, 0, 0]"));

@@ -3,11 +3,11 @@
 use std::{cmp::Reverse, fmt};
 
 use super::{
-    error::shown,
+    error::printable,
     torch::{Tensor, Value},
 };
 
-/// Keys of dictionaries of weights, the likeliest first.
+/// Keys of dictionaries of weights, the most likely first.
 const KEYS: [&str; 16] = [
     "model_state_dict",
     "ema_shadow_params",
@@ -57,7 +57,7 @@ pub struct WeightsLocation {
 #[derive(Debug)]
 pub(super) struct Dictionary<'v> {
     pub(super) path: String,
-    /// True if its keys say that it holds averaged weights.
+    /// True if its keys imply averaged weights.
     pub(super) averaged: bool,
     pub(super) prefix: &'v str,
     pub(super) left_out: Vec<&'v str>,
@@ -66,7 +66,7 @@ pub(super) struct Dictionary<'v> {
     pub(super) unsupported: Vec<(&'v str, &'v Value)>,
 }
 
-/// All dictionaries of tensors in a file, the likeliest first.
+/// All dictionaries of tensors in a file, the most likely first.
 ///
 /// Those with the first tensor of a known network come first. They are then sorted by their keys in the order of [`KEYS`], by less nesting,
 /// by more tensors, and by the order in the file.
@@ -123,12 +123,12 @@ impl<'v> Dictionary<'v> {
         let mut left_out = Vec::new();
         tensors.retain_mut(|(name, _)| strip(name, prefix).map_err(|name| left_out.push(name)).is_ok());
         unsupported.retain_mut(|(name, _)| strip(name, prefix).is_ok());
-        let words = |key: &&str| {
+        let has_average_word = |key: &&str| {
             let key = key.to_lowercase();
             key.split(['_', '-', '.']).any(|word| AVERAGES.contains(&word))
         };
-        let averaged = keys.iter().any(words);
-        let path = keys.iter().map(|key| shown(key, 60)).collect::<Vec<_>>().join(".");
+        let averaged = keys.iter().any(has_average_word);
+        let path = keys.iter().map(|key| printable(key, 60)).collect::<Vec<_>>().join(".");
         Self { path, averaged, prefix, left_out, tensors, unsupported }
     }
 
@@ -175,7 +175,7 @@ impl fmt::Display for WeightsLocation {
             let rest = (rest > 0).then(|| format!("{rest} more"));
             let names = names.iter().take(MAX_LISTED).map(|name| match name.as_str() {
                 "" => "the top level".to_owned(),
-                name => shown(name, 60),
+                name => printable(name, 60),
             });
             names.chain(rest).collect::<Vec<_>>().join(", ")
         };
@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_prefix_of_a_network_is_what_wrappers_put_before_its_first_tensor() {
+    fn wrapper_prefixes_are_found() {
         for (names, expected) in [
             (&["conv1.weight", "model.conv1.weight"][..], ""),
             (&["layer1.0.conv1.weight", "fc.weight"], ""),

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tiny_cats_export::escaped;
+use tiny_cats_export::escape;
 
 /// A checkpoint that could not be read or written: the file and the reason, in one line.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +25,7 @@ pub enum ErrorKind {
     #[error(transparent)]
     Io(#[from] io::Error),
     /// A part of the file violates its format.
-    #[error("{}: {}", shown(field, 120), shown(message, 400))]
+    #[error("{}: {}", printable(field, 120), printable(message, 400))]
     Malformed {
         /// The part: an archive's entry, a key, or an offset in the pickle.
         field: String,
@@ -34,29 +34,29 @@ pub enum ErrorKind {
     },
     /// The content is of no supported format.
     #[error("not a checkpoint: {found}; expected a safetensors file or a PyTorch zip file")]
-    Unrecognised {
+    Unrecognized {
         /// The apparent format, by the first bytes.
         found: &'static str,
     },
     /// A PyTorch file from before the zip format.
     #[error(
-        "written in PyTorch's format from before 1.6; open it with PyTorch and `torch.save` it again, then it is read"
+        "written in PyTorch's format from before 1.6; load it with PyTorch and save it again with `torch.save`"
     )]
     LegacyTorch,
     /// The file holds no tensors.
-    #[error("no tensors found{}", shown(found, 400))]
+    #[error("no tensors found{}", printable(found, 400))]
     NoTensors {
         /// The content that was found instead, after a semicolon; may be empty.
         found: String,
     },
-    /// A file of weights where a training state is expected.
-    #[error("{found}, not the state of a training run; --init begins a run with its weights")]
+    /// A file of weights instead of a training state.
+    #[error("expected a training state, found {found}; pass --init to start a run with its weights")]
     NotAState {
         /// The kind of file that was found.
         found: &'static str,
     },
     /// The requested weights are not in the file.
-    #[error("there are no {wanted} weights, only {found} ones")]
+    #[error("expected {wanted} weights, found only {found} weights")]
     NoSuchWeights {
         /// The requested weights: `EMA` or `raw`.
         wanted: &'static str,
@@ -64,21 +64,21 @@ pub enum ErrorKind {
         found: &'static str,
     },
     /// The file holds another network than the expected one.
-    #[error("holds a {found}; expected a {expected}")]
+    #[error("expected a {expected}, found a {found}")]
     OtherNetwork {
         /// The network in the file.
         found: String,
         /// The expected network.
         expected: String,
     },
-    /// A tensor is missing, superfluous or damaged: its name and the problem.
-    #[error("{}", shown(.0, 400))]
-    Misfit(String),
+    /// A tensor is missing, unexpected or damaged: its name and the problem.
+    #[error("{}", printable(.0, 400))]
+    TensorMismatch(String),
     /// A tensor that the network needs has an unsupported type.
     #[error(
-        "{}: {}, which is not supported; expected numbers of type F64, F32, F16 or BF16",
-        shown(name, 120),
-        shown(found, 120)
+        "{}: expected numbers of type F64, F32, F16 or BF16, found {}",
+        printable(name, 120),
+        printable(found, 120)
     )]
     Unsupported {
         /// The tensor's name.
@@ -95,8 +95,8 @@ pub enum ErrorKind {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Escapes control characters in a file's text and cuts it to about `max` characters, for a message.
-pub(super) fn shown(text: &str, max: usize) -> String {
-    escaped(text, max).into_owned()
+pub(super) fn printable(text: &str, max: usize) -> String {
+    escape(text, max).into_owned()
 }
 
 impl ErrorKind {
@@ -104,7 +104,7 @@ impl ErrorKind {
         ErrorKind::Malformed { field: field.into(), message: message.into() }
     }
 
-    pub(crate) fn at(self, path: &Path) -> Error {
+    pub(crate) fn with_path(self, path: &Path) -> Error {
         Error { path: path.to_owned(), kind: self }
     }
 }
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_of_a_file_is_one_short_line_in_a_message() {
+    fn errors_are_one_short_line() {
         let problem = ErrorKind::malformed("x".repeat(1 << 20), "y\n".repeat(1 << 20));
         assert!(problem.to_string().len() < 3000 && !problem.to_string().contains('\n'));
     }

@@ -24,7 +24,7 @@ pub struct InitFile {
 pub struct InitialWeights {
     /// Weights by name; parameters that are not among them are initialized as in a new network.
     pub weights: Weights,
-    /// Notes for the user, one line each: which tensors were skipped, which classes are new.
+    /// Notes for the user, one line each: the skipped tensors and the new classes.
     pub notes: Vec<String>,
 }
 
@@ -37,33 +37,33 @@ impl InitFile {
         Ok(Self { path: path.to_owned(), loaded: open(path, WeightsSelection::Default)? })
     }
 
-    fn at(&self) -> impl Fn(ErrorKind) -> Error + '_ {
-        |problem| problem.at(&self.path)
+    fn file_error(&self) -> impl Fn(ErrorKind) -> Error + '_ {
+        |problem| problem.with_path(&self.path)
     }
 
-    /// The names of the file's classes, if it has them.
+    /// The names of the file's classes, if known.
     fn classes(&self) -> Option<Vec<String>> {
-        let described = self.loaded.describe(&ModelOverrides::default()).ok()?;
-        let assumed = described.assumed.iter().any(|assumed| assumed.field == "classes");
-        let numbered = described.meta.classes.iter().enumerate().all(|(i, name)| *name == i.to_string());
-        (!assumed && !numbered).then_some(described.meta.classes)
+        let description = self.loaded.describe(&ModelOverrides::default()).ok()?;
+        let assumed = description.assumed.iter().any(|assumed| assumed.field == "classes");
+        let numbered = description.meta.classes.iter().enumerate().all(|(i, name)| *name == i.to_string());
+        (!assumed && !numbered).then_some(description.meta.classes)
     }
 
     /// Side of the images that the file's network is for, in pixels; `None` if it would have to be assumed.
     pub fn image_size(&self) -> Option<usize> {
-        let described = self.loaded.describe(&ModelOverrides::default()).ok()?;
-        let assumed = described.assumed.iter().any(|assumed| assumed.field == "image_size");
-        (!assumed && !self.loaded.is_predecessor).then_some(described.meta.image_size)
+        let description = self.loaded.describe(&ModelOverrides::default()).ok()?;
+        let assumed = description.assumed.iter().any(|assumed| assumed.field == "image_size");
+        (!assumed && !self.loaded.is_predecessor).then_some(description.meta.image_size)
     }
 
     /// The configuration of the file's ResNet, as far as its body implies it: depth, width, and whether batch normalizations are folded.
     ///
-    /// It may have no classes. Any head, and any prefix of the tensor names, is accepted.
+    /// It may have no classes. Any head and any prefix of tensor names are accepted.
     ///
     /// # Errors
     /// If the file holds no ResNet-18, 34 or 50.
     pub fn resnet(&self) -> Result<ResNetConfig> {
-        self.backbone().map(|body| body.config).map_err(self.at())
+        self.backbone().map(|body| body.config).map_err(self.file_error())
     }
 
     fn backbone(&self) -> Result<Backbone, ErrorKind> {
@@ -74,7 +74,7 @@ impl InitFile {
         prefixes.sort_unstable_by_key(|prefix| (prefix.len(), *prefix));
         let Some(&prefix) = prefixes.first() else {
             let found = match self.loaded.describe(&ModelOverrides::default()) {
-                Ok(described) => described.meta.config.to_string(),
+                Ok(description) => description.meta.config.to_string(),
                 Err(_) => format!("no tensor whose name ends in {LAST}"),
             };
             return Err(ErrorKind::malformed(
@@ -106,11 +106,11 @@ impl InitFile {
         let is_head = |line: &String| line.starts_with("fc.");
         let mismatches = mismatches(&loaded, &NetworkConfig::ResNet(config.clone()))?;
         if let Some(line) = mismatches.into_iter().find(|line| !is_head(line)) {
-            return Err(ErrorKind::Misfit(line));
+            return Err(ErrorKind::TensorMismatch(line));
         }
         let weights = loaded.weights;
         if let Some(line) = weights.iter().find_map(|(name, array)| not_finite(name, array)) {
-            return Err(ErrorKind::Misfit(line));
+            return Err(ErrorKind::TensorMismatch(line));
         }
         Ok(Backbone { config, weights, head, skipped })
     }
@@ -124,25 +124,26 @@ impl InitFile {
     /// If the file's body differs from that of `config`.
     pub fn classifier(&self, config: &ResNetConfig, classes: &[String]) -> Result<InitialWeights> {
         let Backbone { config: found, mut weights, head, mut skipped } =
-            self.backbone().map_err(self.at())?;
+            self.backbone().map_err(self.file_error())?;
         let kind = |c: &ResNetConfig| {
-            let norms = if c.batch_norm { "" } else { " without batch normalisation" };
+            let norms = if c.batch_norm { "" } else { " without batch normalization" };
             format!("{c}{norms}")
         };
         if (found.depth, found.width, found.batch_norm) != (config.depth, config.width, config.batch_norm) {
             let (found, expected) = (kind(&found), kind(config));
-            return Err(self.at()(ErrorKind::OtherNetwork { found, expected }));
+            return Err(self.file_error()(ErrorKind::OtherNetwork { found, expected }));
         }
         let mut notes = Vec::new();
-        let known = self.classes();
-        let rows = known.as_deref().and_then(|known| {
-            let matched = match_classes(known, classes);
+        let file_classes = self.classes();
+        let rows = file_classes.as_deref().and_then(|file_classes| {
+            let matched = match_classes(file_classes, classes);
             let at =
                 |kind: &str| head.get(&format!("fc.{kind}")).or_else(|| head.get(&format!("fc.1.{kind}")));
             let [weight, bias] = [at("weight")?, at("bias")?];
-            let fits = weight.dims() == [known.len(), config.features()] && bias.dims() == [known.len()];
+            let has_shape = weight.dims() == [file_classes.len(), config.features()]
+                && bias.dims() == [file_classes.len()];
             let finite = [weight, bias].iter().all(|array| array.data().iter().all(|v| v.is_finite()));
-            (fits && finite && matched.iter().any(Option::is_some)).then_some((matched, weight, bias))
+            (has_shape && finite && matched.iter().any(Option::is_some)).then_some((matched, weight, bias))
         });
         match rows {
             Some((matched, weight, bias)) => {
@@ -167,9 +168,9 @@ impl InitFile {
     /// # Errors
     /// If the file holds no TinyDiT.
     pub fn tiny_dit(&self) -> Result<TinyDitConfig> {
-        match self.loaded.describe(&ModelOverrides::default()).map_err(self.at())?.meta.config {
+        match self.loaded.describe(&ModelOverrides::default()).map_err(self.file_error())?.meta.config {
             NetworkConfig::TinyDit(config) => Ok(config),
-            found @ NetworkConfig::ResNet(_) => Err(self.at()(ErrorKind::OtherNetwork {
+            found @ NetworkConfig::ResNet(_) => Err(self.file_error()(ErrorKind::OtherNetwork {
                 found: found.to_string(),
                 expected: "TinyDiT".into(),
             })),
@@ -181,8 +182,8 @@ impl InitFile {
     /// Classes that the file has by name keep their rows of the embedding; rows of other classes are the mean of the file's rows.
     ///
     /// A network for smaller images with the same number of patches is enlarged. Each value of a patch becomes a square of equal values,
-    /// and weights that read them are divided by their number. So its output for enlarged images is its output for the small ones, enlarged
-    /// (Karras et al., arXiv 1710.10196, grow networks so).
+    /// and weights that read them are divided by their number. So the output for enlarged images is the enlarged output for the small
+    /// images (as in Karras et al., arXiv 1710.10196).
     ///
     /// # Errors
     /// If the file holds another network, or its contents are inconsistent.
@@ -190,35 +191,37 @@ impl InitFile {
         let found = self.tiny_dit()?;
         let TinyDitConfig { image_size, patch_size, classes: count, .. } = *config;
         let factor = image_size / found.image_size.max(1);
-        let as_wanted = TinyDitConfig { image_size, patch_size, classes: count, ..found.clone() };
-        if as_wanted != *config
+        let adapted = TinyDitConfig { image_size, patch_size, classes: count, ..found.clone() };
+        if adapted != *config
             || factor * found.image_size != image_size
             || factor * found.patch_size != patch_size
             || factor > 1 && config.layout != Layout::Modern
         {
             let [found, expected] = [&found, config].map(|c| NetworkConfig::TinyDit(c.clone()).to_string());
-            return Err(self.at()(ErrorKind::OtherNetwork { found, expected }));
+            return Err(self.file_error()(ErrorKind::OtherNetwork { found, expected }));
         }
-        let mismatches =
-            mismatches(&self.loaded, &NetworkConfig::TinyDit(found.clone())).map_err(self.at())?.into_iter();
+        let mismatches = mismatches(&self.loaded, &NetworkConfig::TinyDit(found.clone()))
+            .map_err(self.file_error())?
+            .into_iter();
         let damaged = self.loaded.weights.iter().filter_map(|(name, array)| not_finite(name, array));
         if let Some(line) = mismatches.chain(damaged).next() {
-            return Err(self.at()(ErrorKind::Misfit(line)));
+            return Err(self.file_error()(ErrorKind::TensorMismatch(line)));
         }
         let mut weights = self.loaded.weights.clone();
         if factor > 1 {
-            resize_patches(&mut weights, &found, config).map_err(self.at())?;
+            resize_patches(&mut weights, &found, config).map_err(self.file_error())?;
         }
         let mut notes = Vec::new();
-        let known = self.classes();
-        // A file without class names is assumed to have the same classes if it has as many.
-        let matched = match &known {
-            Some(known) => match_classes(known, classes),
+        let file_classes = self.classes();
+        // A file without class names is assumed to have the same classes if their number is equal.
+        let matched = match &file_classes {
+            Some(file_classes) => match_classes(file_classes, classes),
             None if found.classes == count => (0..count).map(Some).collect(),
             None => vec![None; count],
         };
-        let same = matched.iter().enumerate().all(|(i, row)| *row == Some(i)) && found.classes == count;
-        if !same && let Some(table) = weights.get(CLASSES) {
+        let is_unchanged =
+            matched.iter().enumerate().all(|(i, row)| *row == Some(i)) && found.classes == count;
+        if !is_unchanged && let Some(table) = weights.get(CLASSES) {
             // The null class must stay the last row.
             let table = map_rows(table, &matched, usize::from(found.null_label().is_some()));
             weights.insert(CLASSES.into(), table);
@@ -239,28 +242,29 @@ struct Backbone {
     skipped: Vec<String>,
 }
 
-/// For each of `classes`, the index of its name in `known`. Case, spaces, `_` and `-` are ignored.
-fn match_classes(known: &[String], classes: &[String]) -> Vec<Option<usize>> {
-    let plain = |name: &String| name.to_lowercase().replace([' ', '-'], "_");
-    let rows: BTreeMap<String, usize> = known.iter().enumerate().map(|(i, name)| (plain(name), i)).collect();
-    classes.iter().map(|name| rows.get(&plain(name)).copied()).collect()
+/// For each of `classes`, the index of its name in `file_classes`. Case, spaces, `_` and `-` are ignored.
+fn match_classes(file_classes: &[String], classes: &[String]) -> Vec<Option<usize>> {
+    let normalize = |name: &String| name.to_lowercase().replace([' ', '-'], "_");
+    let rows: BTreeMap<String, usize> =
+        file_classes.iter().enumerate().map(|(i, name)| (normalize(name), i)).collect();
+    classes.iter().map(|name| rows.get(&normalize(name)).copied()).collect()
 }
 
-/// Selects the rows of `table` in `matched`, with the mean of all rows for `None`, and appends the last `kept` rows.
-fn map_rows(table: &Array, matched: &[Option<usize>], kept: usize) -> Array {
+/// Selects the rows of `table` in `matched`, with the mean of all rows for `None`, and appends the last `extra_rows` rows.
+fn map_rows(table: &Array, matched: &[Option<usize>], extra_rows: usize) -> Array {
     let rows = table.dims()[0];
     let width = table.data().len() / rows.max(1);
     let row = |i: usize| &table.data()[i * width..(i + 1) * width];
-    let classes = rows - kept;
+    let classes = rows - extra_rows;
     let mut mean = vec![0.0f64; width];
     for i in 0..classes {
         mean.iter_mut().zip(row(i)).for_each(|(sum, v)| *sum += f64::from(*v) / classes as f64);
     }
     let mean: Vec<f32> = mean.into_iter().map(|v| v as f32).collect();
-    let chosen = matched.iter().map(|i| i.map_or(&mean[..], row)).chain((classes..rows).map(row));
-    let data: Vec<f32> = chosen.flatten().copied().collect();
-    let dims = [&[matched.len() + kept], &table.dims()[1..]].concat();
-    Array::new(dims, data).expect("as many values as rows of that width")
+    let selected_rows = matched.iter().map(|i| i.map_or(&mean[..], row)).chain((classes..rows).map(row));
+    let data: Vec<f32> = selected_rows.flatten().copied().collect();
+    let dims = [&[matched.len() + extra_rows], &table.dims()[1..]].concat();
+    Array::new(dims, data).expect("rows have equal width")
 }
 
 fn new_classes(matched: &[Option<usize>], classes: &[String]) -> Option<String> {
@@ -273,7 +277,7 @@ fn new_classes(matched: &[Option<usize>], classes: &[String]) -> Option<String> 
 
 fn skipped_line(skipped: &[String]) -> Option<String> {
     (!skipped.is_empty()).then(|| {
-        format!("skipped {} that the network does not have: {}", tensors(skipped.len()), listed(skipped))
+        format!("skipped {} that are not in the network: {}", tensors(skipped.len()), listed(skipped))
     })
 }
 

@@ -28,11 +28,11 @@ pub enum OpenError {
 /// # Errors
 /// If the file cannot be read or is damaged, or its network is unknown.
 pub fn open_model(path: &Path) -> Result<(Model, Vec<Assumption>), OpenError> {
-    if !is_checkpoint(path).map_err(|e| super::ErrorKind::Io(e).at(path))? {
+    if !is_checkpoint(path).map_err(|e| super::ErrorKind::Io(e).with_path(path))? {
         return Ok((Model::open(path)?, Vec::new()));
     }
     let loaded = open(path, WeightsSelection::Default)?;
-    let described = loaded.describe(&ModelOverrides::default()).map_err(|problem| problem.at(path))?;
+    let described = loaded.describe(&ModelOverrides::default()).map_err(|problem| problem.with_path(path))?;
     let model = Model::from_weights(described.meta, loaded.weights).with_name(&path.display().to_string());
     Ok((model, described.assumed))
 }

@@ -53,11 +53,11 @@ pub enum Format {
     TorchModel,
     /// A PyTorch file `{state_dict}`.
     TorchStateDict,
-    /// A PyTorch file of averages alone, such as `{shadow_params, step}`.
+    /// A PyTorch file of averages only, such as `{shadow_params, step}`.
     TorchAverages,
     /// A PyTorch file with other keys, such as `{net}` or `{model: {state_dict}}`; [`Checkpoint::source`] has them.
     TorchNested,
-    /// A PyTorch file that is a dictionary of tensors and nothing else.
+    /// A PyTorch file that is only a dictionary of tensors.
     TorchBare,
 }
 
@@ -104,7 +104,7 @@ pub struct Checkpoint {
     /// In a PyTorch file it is the dictionary or the object's attributes under `config`, else `args`, `hparams`, `hyper_parameters` or
     /// `cfg`.
     pub config: Option<Json>,
-    /// True if the Python project's trainer of classifiers wrote it. That trains one kind of network on images of one size.
+    /// True if it is from the Python project's classifier training, which has one image size.
     pub is_predecessor: bool,
     /// The number of training steps, if the file has it.
     pub step: Option<u64>,
@@ -117,27 +117,27 @@ pub struct Checkpoint {
 /// If the file is of no supported format, was truncated or altered, holds no tensors, or lacks the selected weights. Also if a tensor that
 /// the network needs has an unsupported type.
 pub fn open(path: &Path, selection: WeightsSelection) -> Result<Checkpoint> {
-    read(path, selection).map_err(|p| p.at(path))
+    read(path, selection).map_err(|p| p.with_path(path))
 }
 
 fn read(path: &Path, selection: WeightsSelection) -> Result<Checkpoint, ErrorKind> {
     let mut start = Vec::new();
     File::open(path)?.take(512).read_to_end(&mut start)?;
-    let mut loaded = match &start[..] {
+    let mut checkpoint = match &start[..] {
         [b'P', b'K', 3, 4, ..] => read_torch(path, selection)?,
         [_, _, _, _, _, _, _, 0, b'{', ..] => read_safetensors(path, selection)?,
         other if is_torch(other) => return Err(ErrorKind::LegacyTorch),
-        other => return Err(ErrorKind::Unrecognised { found: guess_format(other) }),
+        other => return Err(ErrorKind::Unrecognized { found: guess_format(other) }),
     };
-    loaded.refuse_unsupported()?;
-    if loaded.weights.is_empty() {
-        let found = match loaded.unsupported.first_key_value() {
-            Some((name, found)) => format!(" that can be read; {name} is {}", found.kind),
+    checkpoint.check_unsupported()?;
+    if checkpoint.weights.is_empty() {
+        let found = match checkpoint.unsupported.first_key_value() {
+            Some((name, found)) => format!(" of a supported type; {name} is {}", found.kind),
             None => String::new(),
         };
         return Err(ErrorKind::NoTensors { found });
     }
-    Ok(loaded)
+    Ok(checkpoint)
 }
 
 /// True if a file with these first bytes is from PyTorch: a zip archive, or before 1.6 a pickle of this number or a tar archive.
@@ -148,14 +148,14 @@ pub(super) fn is_torch(start: &[u8]) -> bool {
 
 fn guess_format(start: &[u8]) -> &'static str {
     match start {
-        [] => "the file is empty",
+        [] => "an empty file",
         [b'v', b'e', b'r', b's', b'i', b'o', b'n', b' ', b'h', b't', b't', b'p', ..] => {
             "a Git LFS pointer, whose file was not fetched"
         }
         [b'<', ..] => "a web page",
-        [0x08, ..] => "it looks like an ONNX file",
+        [0x08, ..] => "probably an ONNX file",
         [0x80, ..] => "a Python pickle",
-        _ => "the content is unknown",
+        _ => "unknown content",
     }
 }
 
@@ -177,11 +177,11 @@ impl Checkpoint {
         }
     }
 
-    /// Selects from a file with one set of weights. A released file's provenance tells if they are averages; other files' weights count as
+    /// Selects from a file with one set of weights. A released file's provenance says if they are averages; weights of other files count as
     /// raw.
     fn single_set(mut self, selection: WeightsSelection) -> Result<Self, ErrorKind> {
-        let says = |meta: &ModelMeta| meta.provenance["weights"] == "ema";
-        self.averaged = self.format.is_released() && self.own_meta.as_ref().is_some_and(says);
+        let is_ema = |meta: &ModelMeta| meta.provenance["weights"] == "ema";
+        self.averaged = self.format.is_released() && self.own_meta.as_ref().is_some_and(is_ema);
         match (selection, self.averaged) {
             (WeightsSelection::Raw, true) => Err(ErrorKind::NoSuchWeights { wanted: "raw", found: "EMA" }),
             (WeightsSelection::Ema, false) => Err(ErrorKind::NoSuchWeights { wanted: "EMA", found: "raw" }),
@@ -190,36 +190,36 @@ impl Checkpoint {
     }
 
     fn insert(&mut self, name: &str, dims: Vec<usize>, numbers: TensorData) -> Result<(), ErrorKind> {
-        let twice = || ErrorKind::malformed(name, "there are two tensors of this name");
+        let duplicate = || ErrorKind::malformed(name, "expected one tensor of this name, found two");
         match numbers {
             TensorData::Integers(values) => {
-                self.integers.insert(name.to_owned(), values).map_or(Ok(()), |_| Err(twice()))
+                self.integers.insert(name.to_owned(), values).map_or(Ok(()), |_| Err(duplicate()))
             }
             TensorData::Floats(data) => {
                 let array = Array::new(dims, data).map_err(|e| ErrorKind::malformed(name, e.to_string()))?;
-                self.weights.insert(name.to_owned(), array).map_or(Ok(()), |_| Err(twice()))
+                self.weights.insert(name.to_owned(), array).map_or(Ok(()), |_| Err(duplicate()))
             }
         }
     }
 
     /// Rejects the file if a tensor that the network needs has an unsupported type. The network is inferred with zeros in its place.
-    fn refuse_unsupported(&mut self) -> Result<(), ErrorKind> {
+    fn check_unsupported(&mut self) -> Result<(), ErrorKind> {
         let unsupported = self.unsupported.iter().filter(|(name, _)| !self.weights.contains_key(*name));
-        let mut left = MAX_PLACEHOLDERS;
+        let mut remaining = MAX_PLACEHOLDERS;
         let mut names = Vec::new();
-        let mut whole: Vec<(String, Array)> = Vec::new();
+        let mut placeholders: Vec<(String, Array)> = Vec::new();
         for (name, Unsupported { dims, .. }) in unsupported {
-            let elements = elements(dims).filter(|&n| n <= left);
-            left -= elements.unwrap_or(0);
+            let elements = elements(dims).filter(|&n| n <= remaining);
+            remaining -= elements.unwrap_or(0);
             let dims = if elements.is_some() { dims.clone() } else { vec![0] };
             let array = Array::new(dims, vec![0.0; elements.unwrap_or(0)]);
-            whole.push((name.clone(), array.map_err(|e| ErrorKind::malformed(name, e.to_string()))?));
+            placeholders.push((name.clone(), array.map_err(|e| ErrorKind::malformed(name, e.to_string()))?));
             names.push(name.clone());
         }
         if names.is_empty() {
             return Ok(());
         }
-        self.weights.extend(whole);
+        self.weights.extend(placeholders);
         let specs = self.describe(&ModelOverrides::default()).and_then(|described| {
             described.meta.config.specs().map_err(|e| ErrorKind::malformed("network", e.to_string()))
         });
@@ -228,7 +228,7 @@ impl Checkpoint {
             Ok(specs) => {
                 specs.into_iter().map(|spec| spec.name).find(|name| self.unsupported.contains_key(name))
             }
-            // The network is unknown, unless these tensors would identify it.
+            // The network is unknown, unless these tensors identify it.
             Err(_) => SIGNATURE_TENSORS
                 .iter()
                 .find(|first| self.unsupported.contains_key(**first))
@@ -241,7 +241,7 @@ impl Checkpoint {
     }
 }
 
-/// The largest total of zeros that stand in for unsupported tensors.
+/// The largest number of zeros that replace unsupported tensors.
 const MAX_PLACEHOLDERS: usize = 1 << 26;
 
 fn read_safetensors(path: &Path, selection: WeightsSelection) -> Result<Checkpoint, ErrorKind> {
@@ -249,58 +249,58 @@ fn read_safetensors(path: &Path, selection: WeightsSelection) -> Result<Checkpoi
     if file.metadata.contains_key(state::KEY) {
         return read_state(file, selection);
     }
-    let mut loaded = Checkpoint::new(Format::Safetensors);
+    let mut checkpoint = Checkpoint::new(Format::Safetensors);
     if !file.has_checksum() {
-        loaded.integrity = Integrity::Unchecked;
+        checkpoint.integrity = Integrity::Unchecked;
     }
     if let Some(text) = file.metadata.get(META_KEY) {
-        loaded.own_meta = Some(released::parse_meta(text)?);
-        loaded.format = Format::ReleasedSafetensors;
+        checkpoint.own_meta = Some(released::parse_meta(text)?);
+        checkpoint.format = Format::ReleasedSafetensors;
     } else {
-        // Some programs write a whole configuration as JSON text.
+        // Some programs write the configuration as JSON text.
         let value = |text: &String| serde_json::from_str(text).unwrap_or_else(|_| Json::from(text.as_str()));
-        let said = file.metadata.iter().map(|(key, text)| (key.clone(), value(text)));
-        loaded.config = Some(said.collect());
+        let config = file.metadata.iter().map(|(key, text)| (key.clone(), value(text)));
+        checkpoint.config = Some(config.collect());
     }
     let names = file.entries.iter().map(|entry| entry.name.as_str());
     let prefix = dictionary::network_prefix(names).to_owned();
     for entry in &file.entries {
         let mut name = entry.name.as_str();
         match (dictionary::strip(&mut name, &prefix), entry.dtype) {
-            (Err(name), _) => loaded.source.left_out.push(name.to_owned()),
+            (Err(name), _) => checkpoint.source.left_out.push(name.to_owned()),
             (Ok(()), Some(_)) => {}
             (Ok(()), None) => {
                 let found = Unsupported { kind: entry.kind.clone(), dims: entry.dims.clone() };
-                loaded.unsupported.insert(name.to_owned(), found);
+                checkpoint.unsupported.insert(name.to_owned(), found);
             }
         }
     }
     for StoredTensor { name, dims, numbers } in file.read(|entry| entry.name.starts_with(&prefix))? {
         let mut name = name.as_str();
         if dictionary::strip(&mut name, &prefix).is_ok() {
-            loaded.insert(name, dims, numbers)?;
+            checkpoint.insert(name, dims, numbers)?;
         }
     }
-    loaded.source.prefix = prefix;
-    loaded.single_set(selection)
+    checkpoint.source.prefix = prefix;
+    checkpoint.single_set(selection)
 }
 
 fn read_state(file: SafetensorsFile, selection: WeightsSelection) -> Result<Checkpoint, ErrorKind> {
-    let mut loaded = Checkpoint::new(Format::TrainingState);
-    let has = |group: &str| file.entries.iter().any(|e| e.name.starts_with(group));
-    loaded.averaged = match selection {
+    let mut checkpoint = Checkpoint::new(Format::TrainingState);
+    let has_group = |group: &str| file.entries.iter().any(|e| e.name.starts_with(group));
+    checkpoint.averaged = match selection {
         WeightsSelection::Raw => false,
-        WeightsSelection::Ema if !has("ema.") => {
+        WeightsSelection::Ema if !has_group("ema.") => {
             return Err(ErrorKind::NoSuchWeights { wanted: "EMA", found: "raw" });
         }
-        _ => has("ema."),
+        _ => has_group("ema."),
     };
-    let state = TrainingState::read(file, if loaded.averaged { &["ema."] } else { &["weights."] })?;
-    loaded.weights = if loaded.averaged { state.ema } else { state.weights };
-    loaded.step = state.meta.get("step").and_then(Json::as_u64);
+    let state = TrainingState::read(file, if checkpoint.averaged { &["ema."] } else { &["weights."] })?;
+    checkpoint.weights = if checkpoint.averaged { state.ema } else { state.weights };
+    checkpoint.step = state.meta.get("step").and_then(Json::as_u64);
     let meta = state.meta.get(state::MODEL);
-    loaded.own_meta = meta.map(|json| released::parse_meta(&json.to_string())).transpose()?;
-    Ok(loaded)
+    checkpoint.own_meta = meta.map(|json| released::parse_meta(&json.to_string())).transpose()?;
+    Ok(checkpoint)
 }
 
 fn read_torch(path: &Path, selection: WeightsSelection) -> Result<Checkpoint, ErrorKind> {
@@ -322,28 +322,28 @@ fn read_torch(path: &Path, selection: WeightsSelection) -> Result<Checkpoint, Er
         None => Format::TorchAverages,
     };
 
-    let mut loaded = Checkpoint { own_meta, opaque, integrity, ..Checkpoint::new(format) };
-    loaded.step = match root.get("step") {
+    let mut checkpoint = Checkpoint { own_meta, opaque, integrity, ..Checkpoint::new(format) };
+    checkpoint.step = match root.get("step") {
         Some(Value::Int(step)) => u64::try_from(*step).ok(),
         _ => None,
     };
-    loaded.config = configuration(&root);
-    loaded.is_predecessor = format == Format::TorchTraining
+    checkpoint.config = configuration(&root);
+    checkpoint.is_predecessor = format == Format::TorchTraining
         && ["epoch", "val_acc", "timestamp"].iter().all(|key| root.get(key).is_some());
-    let ema_wanted = !format.is_released()
+    let use_ema = !format.is_released()
         && (selection == WeightsSelection::Ema || (selection == WeightsSelection::Default && raw.is_none()));
     let (used, statistics) = match (raw, ema) {
         (None, None) => {
             let found = format!("; the file holds {}", root.describe(MAX_LISTED));
             return Err(ErrorKind::NoTensors { found });
         }
-        (raw, Some(ema)) if ema_wanted => (ema, statistics(raw, ema)),
-        (Some(raw), _) if !ema_wanted => (raw, Vec::new()),
+        (raw, Some(ema)) if use_ema => (ema, statistics(raw, ema)),
+        (Some(raw), _) if !use_ema => (raw, Vec::new()),
         (Some(_), _) => return Err(ErrorKind::NoSuchWeights { wanted: "EMA", found: "raw" }),
         (None, _) => return Err(ErrorKind::NoSuchWeights { wanted: "raw", found: "EMA" }),
     };
-    loaded.averaged = used.averaged;
-    loaded.source = WeightsLocation {
+    checkpoint.averaged = used.averaged;
+    checkpoint.source = WeightsLocation {
         path: used.path.clone(),
         prefix: used.prefix.to_owned(),
         others: dictionaries.iter().filter(|d| !std::ptr::eq(*d, used)).map(|d| d.path.clone()).collect(),
@@ -351,13 +351,13 @@ fn read_torch(path: &Path, selection: WeightsSelection) -> Result<Checkpoint, Er
     };
     for (name, value) in &used.unsupported {
         let dims = if let Value::Unsupported { dims, .. } = value { dims.clone() } else { Vec::new() };
-        loaded.unsupported.insert((*name).to_owned(), Unsupported { kind: value.describe(0), dims });
+        checkpoint.unsupported.insert((*name).to_owned(), Unsupported { kind: value.describe(0), dims });
     }
     let tensors: Vec<(&str, &Tensor)> = used.tensors.iter().copied().chain(statistics).collect();
     for ((name, tensor), numbers) in tensors.iter().zip(storages.read(&tensors)?) {
-        loaded.insert(name, tensor.dims.clone(), numbers)?;
+        checkpoint.insert(name, tensor.dims.clone(), numbers)?;
     }
-    if format.is_released() { loaded.single_set(selection) } else { Ok(loaded) }
+    if format.is_released() { checkpoint.single_set(selection) } else { Ok(checkpoint) }
 }
 
 /// The running statistics of batch normalizations. They are only among the raw tensors, because they are not averaged.

@@ -34,7 +34,7 @@ pub fn write_torch(path: &Path, weights: &Weights, meta: &ModelMeta) -> Result<(
     let config = serde_json::to_value(&meta.config).map_err(std::io::Error::from).map_err(ErrorKind::Io);
     let root = Item::Dict(vec![
         (STATE_DICT.to_owned(), Item::Dict(tensors)),
-        ("config".to_owned(), Item::from(&config.map_err(|p| p.at(path))?)),
+        ("config".to_owned(), Item::from(&config.map_err(|p| p.with_path(path))?)),
         ("classes".to_owned(), Item::List(meta.classes.iter().cloned().map(Item::Str).collect())),
         (META_KEY.to_owned(), Item::Str(meta.to_json())),
     ]);

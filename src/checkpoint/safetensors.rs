@@ -18,8 +18,8 @@ use tiny_cats_models::Array;
 
 use super::{
     Error, ErrorKind,
-    error::shown,
-    tensor_data::{Dtype, TensorData, each_piece, elements},
+    error::printable,
+    tensor_data::{Dtype, TensorData, elements, for_each_chunk},
 };
 
 /// The largest header, in bytes. At about 100 bytes a tensor it holds 150,000 of them.
@@ -33,7 +33,7 @@ pub(super) struct Entry {
     pub(super) dims: Vec<usize>,
     /// The type of its numbers, if it is supported.
     pub(super) dtype: Option<Dtype>,
-    /// The name of its type.
+    /// The name of its type in the file.
     pub(super) kind: String,
     begin: u64,
     end: u64,
@@ -94,7 +94,7 @@ impl SafetensorsFile {
         let mut at = 0;
         for entry in &entries {
             if entry.begin != at {
-                let message = format!("data begins at byte {}, expected {at}", entry.begin);
+                let message = format!("data starts at byte {}, expected {at}", entry.begin);
                 return Err(ErrorKind::malformed(&entry.name, message));
             }
             at = entry.end;
@@ -118,7 +118,7 @@ impl SafetensorsFile {
     /// Reads the tensors of supported types that `wanted` accepts, in the order of the file. If there is a checksum, the whole file is
     /// read.
     pub(super) fn read(mut self, wanted: impl Fn(&Entry) -> bool) -> Result<Vec<StoredTensor>, ErrorKind> {
-        let mut piece = vec![0; CHUNK_BYTES];
+        let mut buffer = vec![0; CHUNK_BYTES];
         let mut stored = Vec::new();
         self.file.seek(SeekFrom::Start(self.start))?;
         for entry in self.entries {
@@ -127,10 +127,10 @@ impl SafetensorsFile {
                 self.file.seek(SeekFrom::Start(self.start + entry.end))?;
                 continue;
             }
-            let mut left = (entry.end - entry.begin) as usize;
-            let mut numbers = wanted.map(|dtype| dtype.empty_data(left / dtype.size()));
-            while left > 0 {
-                let bytes = &mut piece[..left.min(CHUNK_BYTES)];
+            let mut remaining = (entry.end - entry.begin) as usize;
+            let mut numbers = wanted.map(|dtype| dtype.empty_data(remaining / dtype.size()));
+            while remaining > 0 {
+                let bytes = &mut buffer[..remaining.min(CHUNK_BYTES)];
                 self.file.read_exact(bytes)?;
                 if let Some((sum, _)) = &mut self.checksum {
                     sum.update(bytes);
@@ -138,7 +138,7 @@ impl SafetensorsFile {
                 if let (Some(dtype), Some(numbers)) = (wanted, &mut numbers) {
                     dtype.decode(bytes, numbers);
                 }
-                left -= bytes.len();
+                remaining -= bytes.len();
             }
             if let Some(numbers) = numbers {
                 stored.push(StoredTensor { name: entry.name, dims: entry.dims, numbers });
@@ -153,20 +153,20 @@ impl SafetensorsFile {
 
 impl Entry {
     fn parse(name: String, value: &Value) -> Result<Self, ErrorKind> {
-        let invalid = |what: &str| ErrorKind::malformed(&name, what);
+        let invalid = |message: &str| ErrorKind::malformed(&name, message);
         let numbers = |key: &str| -> Option<Vec<u64>> {
             value.get(key)?.as_array()?.iter().map(Value::as_u64).collect()
         };
         let kind = value.get("dtype").and_then(Value::as_str).ok_or_else(|| invalid("expected a `dtype`"))?;
         let dtype = Dtype::from_name(kind);
-        let dims = numbers("shape").ok_or_else(|| invalid("expected a `shape`, a list of whole numbers"))?;
+        let dims = numbers("shape").ok_or_else(|| invalid("expected a `shape`, a list of integers"))?;
         let dims: Vec<usize> = dims
             .into_iter()
             .map(usize::try_from)
             .collect::<Result<_, _>>()
-            .map_err(|_| invalid("a size beyond this machine's memory"))?;
+            .map_err(|_| invalid("a size is too large for this machine"))?;
         let Some(&[begin, end]) = numbers("data_offsets").as_deref() else {
-            return Err(invalid("expected `data_offsets`, two whole numbers"));
+            return Err(invalid("expected `data_offsets`, two integers"));
         };
         let bits = dtype.map(|dtype| 8 * dtype.size()).or_else(|| unsupported_bits(kind));
         let bytes =
@@ -174,10 +174,10 @@ impl Entry {
         if end < begin || bytes.is_some_and(|n| n != Some(end - begin)) {
             return Err(invalid(&format!(
                 "bytes {begin} to {end} are not the size of {} numbers of shape {dims:?}",
-                shown(kind, 40)
+                printable(kind, 40)
             )));
         }
-        Ok(Self { dtype, kind: shown(kind, 40), name, dims, begin, end })
+        Ok(Self { dtype, kind: printable(kind, 40), name, dims, begin, end })
     }
 }
 
@@ -197,7 +197,7 @@ fn unsupported_bits(kind: &str) -> Option<usize> {
 /// Writes `path` atomically: the scalars `integers`, then `tensors` in the given order. The header holds `metadata` and the checksum.
 ///
 /// # Errors
-/// Those of [`write_atomically`].
+/// Returns the errors of [`write_atomically`].
 pub(super) fn write(
     path: &Path,
     metadata: &BTreeMap<&str, String>,
@@ -237,18 +237,18 @@ pub(super) fn write(
             put(file, &integer.to_le_bytes())?;
         }
         for (_, array) in tensors {
-            each_piece(array.data(), |bytes| put(file, bytes))?;
+            for_each_chunk(array.data(), |bytes| put(file, bytes))?;
         }
-        let place = Checksum::digits_offset(&header).ok_or(ErrorKind::Checksum)?;
-        file.seek(SeekFrom::Start(8 + place as u64))?;
+        let digits_offset = Checksum::digits_offset(&header).ok_or(ErrorKind::Checksum)?;
+        file.seek(SeekFrom::Start(8 + digits_offset as u64))?;
         file.write_all(sum.finish().as_bytes())?;
         Ok(())
     };
-    write_atomically(path, write).map_err(|p| p.at(path))
+    write_atomically(path, write).map_err(|p| p.with_path(path))
 }
 
 fn truncated(field: &str) -> ErrorKind {
-    ErrorKind::malformed(field, "the file ends here: it was truncated")
+    ErrorKind::malformed(field, "the file is truncated")
 }
 
 #[cfg(test)]
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn the_safetensors_crate_reads_what_is_written() {
+    fn written_files_are_read_by_the_safetensors_crate() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
         let (a, b) = (Array::new([2, 3], vec![0.5; 6]).unwrap(), Array::new([], vec![-1.0]).unwrap());
@@ -272,22 +272,22 @@ mod tests {
         write(&path, &metadata, &[("n".into(), 7)], &[("z".into(), &a), ("a \" b".into(), &b)]).unwrap();
 
         let bytes = std::fs::read(&path).unwrap();
-        let theirs = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        assert_eq!(theirs.tensor("z").unwrap().shape(), [2, 3]);
-        assert_eq!(theirs.tensor("n").unwrap().data(), 7i64.to_le_bytes());
-        assert_eq!(theirs.tensor("a \" b").unwrap().data(), (-1f32).to_le_bytes());
+        let reference = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(reference.tensor("z").unwrap().shape(), [2, 3]);
+        assert_eq!(reference.tensor("n").unwrap().data(), 7i64.to_le_bytes());
+        assert_eq!(reference.tensor("a \" b").unwrap().data(), (-1f32).to_le_bytes());
 
-        let ours = SafetensorsFile::open(&path).unwrap();
-        assert!(ours.has_checksum());
-        assert_eq!(ours.metadata["note"], metadata["note"]);
-        let stored = ours.read(|_| true).unwrap();
+        let file = SafetensorsFile::open(&path).unwrap();
+        assert!(file.has_checksum());
+        assert_eq!(file.metadata["note"], metadata["note"]);
+        let stored = file.read(|_| true).unwrap();
         assert_eq!((stored[0].name.as_str(), &stored[0].numbers), ("n", &TensorData::Integers(vec![7])));
         assert_eq!((stored[1].name.as_str(), &stored[1].dims[..]), ("z", &[2, 3][..]));
         assert_eq!(stored[1].numbers, TensorData::Floats(vec![0.5; 6]));
     }
 
     #[test]
-    fn what_the_safetensors_crate_writes_is_read() {
+    fn files_of_the_safetensors_crate_are_read() {
         use safetensors::{Dtype::BF16, tensor::TensorView};
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_does_not_hold_together_is_refused_before_anything_is_allocated() {
+    fn invalid_headers_are_rejected_before_allocation() {
         for (header, data, field) in [
             (r#"{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}"#, 12, "data"),
             (r#"{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}"#, 17, "data"),
@@ -328,8 +328,8 @@ mod tests {
                 other => panic!("{header}: {other:?}"),
             }
         }
-        let mut long = tempfile::NamedTempFile::new().unwrap();
-        long.write_all(&u64::MAX.to_le_bytes()).unwrap();
-        assert!(SafetensorsFile::open(long.path()).is_err());
+        let mut oversized = tempfile::NamedTempFile::new().unwrap();
+        oversized.write_all(&u64::MAX.to_le_bytes()).unwrap();
+        assert!(SafetensorsFile::open(oversized.path()).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! The training state: one file with everything that is needed to resume a run exactly where it stopped.
+//! The training state: one file with everything that is needed to resume a run exactly.
 
 use std::{collections::BTreeMap, fs::File, io::Read, path::Path};
 
@@ -70,7 +70,7 @@ impl TrainingState {
             }
             Self::read(SafetensorsFile::open(path)?, &GROUPS)
         };
-        read().map_err(|p| p.at(path))
+        read().map_err(|p| p.with_path(path))
     }
 
     /// Reads the groups of tensors with the prefixes in `wanted`; the others stay empty.
@@ -83,9 +83,9 @@ impl TrainingState {
         for StoredTensor { name, dims, numbers } in file.read(|e| is_wanted(&e.name))? {
             let groups =
                 [&mut state.weights, &mut state.ema, &mut state.ema2, &mut state.moment1, &mut state.moment2];
-            let place =
+            let group =
                 GROUPS.iter().zip(groups).find_map(|(g, weights)| Some((name.strip_prefix(g)?, weights)));
-            let (Some((key, weights)), TensorData::Floats(data)) = (place, numbers) else {
+            let (Some((key, weights)), TensorData::Floats(data)) = (group, numbers) else {
                 let message =
                     format!("expected real numbers, under a name that begins with {}", GROUPS.join(" or "));
                 return Err(ErrorKind::malformed(name, message));
@@ -104,9 +104,10 @@ fn meta(file: &SafetensorsFile) -> Result<Value, ErrorKind> {
     if !file.has_checksum() {
         return Err(ErrorKind::Checksum);
     }
-    let mut all: Value = serde_json::from_str(text).map_err(|e| ErrorKind::malformed(KEY, e.to_string()))?;
-    match all.get("version").and_then(Value::as_u64) {
-        Some(VERSION) => Ok(all.get_mut("meta").map(Value::take).unwrap_or_default()),
+    let mut contents: Value =
+        serde_json::from_str(text).map_err(|e| ErrorKind::malformed(KEY, e.to_string()))?;
+    match contents.get("version").and_then(Value::as_u64) {
+        Some(VERSION) => Ok(contents.get_mut("meta").map(Value::take).unwrap_or_default()),
         found => {
             let found = found.map_or("none".to_owned(), |v| v.to_string());
             Err(ErrorKind::malformed(format!("{KEY}.version"), format!("expected {VERSION}, found {found}")))
@@ -138,24 +139,24 @@ mod tests {
     }
 
     #[test]
-    fn a_state_comes_back_as_it_was_and_equal_states_are_equal_bytes() {
+    fn states_round_trip_and_are_deterministic() {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (dir.path().join("a"), dir.path().join("b"));
         state().save(&a).unwrap();
-        let back = TrainingState::load(&a).unwrap();
-        assert_eq!(back, state());
-        back.save(&b).unwrap();
+        let loaded = TrainingState::load(&a).unwrap();
+        assert_eq!(loaded, state());
+        loaded.save(&b).unwrap();
         assert_eq!(std::fs::read(a).unwrap(), std::fs::read(b).unwrap());
     }
 
     #[test]
-    fn any_altered_or_missing_byte_is_noticed() {
+    fn any_altered_or_missing_byte_is_detected() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
         state().save(&path).unwrap();
         let good = std::fs::read(&path).unwrap();
-        // A new file each time: some file systems sync one that is overwritten.
-        let refused = |bytes: &[u8]| {
+        // A new file each time, because some file systems sync overwritten files.
+        let is_rejected = |bytes: &[u8]| {
             std::fs::remove_file(&path).unwrap();
             std::fs::write(&path, bytes).unwrap();
             TrainingState::load(&path).is_err()
@@ -163,8 +164,8 @@ mod tests {
         for i in 0..good.len() {
             let mut bad = good.clone();
             bad[i] ^= 1 << (i % 8);
-            assert!(refused(&bad), "byte {i} of {} altered", good.len());
-            assert!(refused(&good[..i]), "cut to {i} of {} bytes", good.len());
+            assert!(is_rejected(&bad), "byte {i} of {} altered", good.len());
+            assert!(is_rejected(&good[..i]), "cut to {i} of {} bytes", good.len());
         }
     }
 }

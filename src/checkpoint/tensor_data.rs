@@ -108,8 +108,11 @@ impl Dtype {
     }
 }
 
-/// Passes the little-endian bytes of `values` to `write` in pieces, so that a large tensor is not copied as a whole.
-pub(super) fn each_piece<E>(values: &[f32], mut write: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+/// Passes the little-endian bytes of `values` to `write` in chunks, so that a large tensor is not copied as a whole.
+pub(super) fn for_each_chunk<E>(
+    values: &[f32],
+    mut write: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), E> {
     let mut bytes = vec![0; 4 * values.len().min(1 << 16)];
     for piece in values.chunks(1 << 16) {
         let bytes = &mut bytes[..4 * piece.len()];
@@ -131,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_type_keeps_its_numbers_as_exactly_as_it_can() {
+    fn each_dtype_is_decoded() {
         let decode = |dtype: Dtype, bytes: &[u8]| {
             let mut out = dtype.empty_data(0);
             dtype.decode(bytes, &mut out);
@@ -160,10 +163,10 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_the_bytes_in_order() {
+    fn chunks_are_the_bytes_in_order() {
         let values: Vec<f32> = (0..150_000).map(|i| i as f32).collect();
         let mut bytes = Vec::new();
-        each_piece(&values, |b| {
+        for_each_chunk(&values, |b| {
             bytes.extend_from_slice(b);
             Ok::<_, ()>(())
         })

@@ -8,7 +8,7 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 use tiny_cats_export::{
-    CLASSIFIER_INPUT, Integrity, META_KEY, ModelMeta, NetworkConfig, RoundingReport, TOLERANCE, escaped,
+    CLASSIFIER_INPUT, Integrity, META_KEY, ModelMeta, NetworkConfig, RoundingReport, TOLERANCE, escape,
     excerpt, export_form, measure_rounding,
     onnx::OnnxFile,
     runtime::{InputTensor, RuntimeKind, run_on_all},
@@ -31,14 +31,14 @@ const BATCH: usize = 2;
 /// The longest line of the report in bytes; it may hold a path.
 const MAX_LINE: usize = 4200;
 /// The message for a file without checksums.
-const UNCHECKED: &str = "unchecked: the file has no checksums, so damage may go unnoticed";
+const UNCHECKED: &str = "unchecked: the file has no checksums, so damage may be undetected";
 
 /// The ONNX file to compare with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Onnx {
     /// `NAME.onnx` in the folder of the checkpoint, if it exists.
     #[default]
-    Beside,
+    Sibling,
     /// This file.
     File(PathBuf),
     /// No file.
@@ -54,7 +54,7 @@ pub struct VerifyOptions {
     pub onnx: Onnx,
     /// The device that candle computes on.
     pub device: Device,
-    /// Values for what the file may lack about its model.
+    /// Values that the file may lack.
     pub overrides: ModelOverrides,
 }
 
@@ -62,7 +62,7 @@ impl Default for VerifyOptions {
     fn default() -> Self {
         Self {
             selection: WeightsSelection::Default,
-            onnx: Onnx::Beside,
+            onnx: Onnx::Sibling,
             device: Device::Cpu,
             overrides: ModelOverrides::default(),
         }
@@ -78,9 +78,9 @@ pub struct CheckpointReport {
     pub problems: Vec<String>,
     /// The file's format, in words.
     pub format: Option<String>,
-    /// The result of the checksums: whether damage to the weights would have been detected.
+    /// The result of comparing the checksums of the weights.
     pub integrity: Option<Integrity>,
-    /// The location of the weights in the file and the other contents, in words; `None` if there is nothing else.
+    /// A description of the location of the weights in the file and of the other contents; `None` if the file has only weights.
     pub source: Option<String>,
     /// The classes that a PyTorch file mentions and that were not read.
     pub not_read: Vec<String>,
@@ -92,7 +92,7 @@ pub struct CheckpointReport {
     pub network: Option<NetworkConfig>,
     /// Side of the network's images, in pixels.
     pub image_size: Option<usize>,
-    /// The values that neither the file nor its weights contain, and that may be wrong.
+    /// The values that neither the file nor its weights contain, and that may be incorrect.
     pub assumed: Vec<Assumption>,
     /// Number of tensors.
     pub tensors: usize,
@@ -161,16 +161,16 @@ impl CheckpointReport {
         self.tensors = loaded.weights.len();
         self.parameters = num_parameters(&loaded.weights);
         if loaded.format.is_torch() {
-            // Unused parts are checked too: a damaged optimizer is a damaged file.
+            // Unused parts are checked too, because a damaged optimizer state means a damaged file.
             TorchFile::open(&self.path)
                 .and_then(|mut f| f.check(&self.path))
                 .map_err(|e| e.kind.to_string())?;
         }
         self.problems.extend(loaded.weights.iter().filter_map(|(name, array)| not_finite(name, array)));
 
-        let described = loaded.describe(&options.overrides).map_err(|p| p.to_string())?;
-        let meta = described.meta;
-        self.assumed = described.assumed;
+        let description = loaded.describe(&options.overrides).map_err(|p| p.to_string())?;
+        let meta = description.meta;
+        self.assumed = description.assumed;
         self.network = Some(meta.config.clone());
         self.image_size = Some(meta.image_size);
         let mismatches = mismatches(&loaded, &meta.config).map_err(|p| p.to_string())?;
@@ -188,10 +188,10 @@ impl CheckpointReport {
         if pass.output.data().iter().any(|x| !x.is_finite()) {
             return Err("forward pass: the output is not finite".into());
         }
-        let beside = self.path.with_extension("onnx");
+        let sibling = self.path.with_extension("onnx");
         let onnx = match &options.onnx {
             Onnx::File(path) => path.clone(),
-            Onnx::Beside if beside.is_file() => beside,
+            Onnx::Sibling if sibling.is_file() => sibling,
             _ => return Ok(()),
         };
         self.onnx = Some(onnx.clone());
@@ -208,14 +208,15 @@ impl CheckpointReport {
     ) -> Result<(), tiny_cats_export::Error> {
         let file = OnnxFile::open(path)?;
         self.onnx_integrity = Some(file.integrity());
-        let ours = file.metadata().contains_key(META_KEY);
-        let (held_meta, held) = export_form(meta, weights)?;
-        if ours && file.meta()?.config != held_meta.config {
-            self.problems.push(format!("{}: it is another network than the checkpoint's", path.display()));
+        let is_own = file.metadata().contains_key(META_KEY);
+        let (exported_meta, exported) = export_form(meta, weights)?;
+        if is_own && file.meta()?.config != exported_meta.config {
+            self.problems
+                .push(format!("{}: expected the checkpoint's network, found another", path.display()));
             return Ok(());
         }
-        if ours
-            && !file.halves().is_empty()
+        if is_own
+            && !file.f16_names().is_empty()
             && let Some((model, rounding)) = measure_rounding(meta, weights, &file)?
         {
             if !rounding.passed {
@@ -225,16 +226,17 @@ impl CheckpointReport {
             pass = forward(model.meta(), &model.weights()?, device)?;
         } else {
             let found = file.weights()?;
-            let compared = if ours {
-                compare::by_name(&held, &found)
+            let comparison = if is_own {
+                compare::compare_by_name(&exported, &found)
             } else {
                 // PyTorch may or may not have folded batch normalizations.
-                let [plain, folded] = [weights, &*held].map(|expected| compare::by_value(expected, &found));
+                let [plain, folded] =
+                    [weights, &*exported].map(|expected| compare::compare_by_value(expected, &found));
                 if folded.found > plain.found { folded } else { plain }
             };
             let named = |line: &String| format!("{}: {line}", path.display());
-            self.problems.extend(compared.differences.iter().map(named));
-            self.weights_compared = Some(compared);
+            self.problems.extend(comparison.differences.iter().map(named));
+            self.weights_compared = Some(comparison);
         }
         let mut inputs = Vec::new();
         for port in file.inputs() {
@@ -255,7 +257,7 @@ impl CheckpointReport {
         }
         let results = run_on_all(&file, &inputs);
         if results.is_empty() {
-            self.problems.push(format!("{}: no runtime is present that could compute it", path.display()));
+            self.problems.push(format!("{}: no available runtime can run the file", path.display()));
         }
         for (kind, result) in results {
             let found = match result {
@@ -266,22 +268,24 @@ impl CheckpointReport {
                     continue;
                 }
                 // candle-onnx lacks operators that PyTorch writes and our exporter does not.
-                Err(_) if kind == RuntimeKind::CandleOnnx && !ours => continue,
+                Err(_) if kind == RuntimeKind::CandleOnnx && !is_own => continue,
                 Err(e) => {
                     self.problems.push(e.to_string());
                     continue;
                 }
             };
             let pairs = || pass.output.data().iter().zip(found.data());
-            // Counts the values that are near, because NaN is neither near nor far.
+            // Counts the values within the tolerance, so that NaN counts as outside.
             let scale = scale(pass.output.data());
-            let near = pairs().filter(|(a, b)| (*a - *b).abs() <= TOLERANCE.allowed(**a, scale)).count();
-            let far = found.data().len() - near;
+            let within_tolerance =
+                pairs().filter(|(a, b)| (*a - *b).abs() <= TOLERANCE.allowed(**a, scale)).count();
+            let out_of_tolerance = found.data().len() - within_tolerance;
             let largest_difference = pairs().map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            if far > 0 {
+            if out_of_tolerance > 0 {
                 let of = found.data().len();
-                let message =
-                    format!("{kind}: {far} of {of} output values differ, by up to {largest_difference:.2e}");
+                let message = format!(
+                    "{kind}: {out_of_tolerance} of {of} output values differ, by up to {largest_difference:.2e}"
+                );
                 self.problems.push(message);
             }
             self.runtimes.push(RuntimeComparison { runtime: kind.to_string(), largest_difference });
@@ -344,9 +348,9 @@ impl Format {
 
 impl fmt::Display for CheckpointReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", escaped(&self.path.display().to_string(), usize::MAX))?;
+        writeln!(f, "{}", escape(&self.path.display().to_string(), usize::MAX))?;
         // The text may contain names from an untrusted file.
-        let mut line = |name: &str, text: String| writeln!(f, "  {name:<10} {}", escaped(&text, MAX_LINE));
+        let mut line = |name: &str, text: String| writeln!(f, "  {name:<10} {}", escape(&text, MAX_LINE));
         if let Some(format) = &self.format {
             line("format", format.clone())?;
         }
@@ -378,14 +382,14 @@ impl fmt::Display for CheckpointReport {
                 let norms = if c.batch_norm { "" } else { ", batch norms folded" };
                 line("network", format!("ResNet-{depth}, width {width}{norms}{head}, {classes} classes"))?;
                 if let Some(size) = self.image_size {
-                    line("", format!("for pictures of {size} px"))?;
+                    line("", format!("for images of {size} px"))?;
                 }
             }
             None => {}
         }
         for assumed in &self.assumed {
             let flag = assumed.field.replace('_', "-");
-            line("assumed", format!("{assumed}: the file does not say; set it with --{flag}"))?;
+            line("assumed", format!("{assumed}: not in the file; set it with --{flag}"))?;
         }
         if self.tensors > 0 {
             let kind = if self.averaged { "EMA" } else { "raw" };
@@ -396,7 +400,7 @@ impl fmt::Display for CheckpointReport {
             )?;
         }
         if self.untrained {
-            line("", "untrained: nothing was learned yet".into())?;
+            line("", "untrained: the weights are as initialized".into())?;
         }
         if let Some([low, high]) = self.output_range {
             line("forward", format!("candle, outputs from {low:.3} to {high:.3}"))?;
@@ -425,7 +429,7 @@ impl fmt::Display for CheckpointReport {
         f.write_str(match (self.is_ok(), self.assumed.is_empty()) {
             (false, _) => "FAILED",
             (true, true) => "ok",
-            (true, false) => "ok, if what is assumed is right",
+            (true, false) => "ok, if the assumed values are correct",
         })
     }
 }
@@ -435,7 +439,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_shows_no_control_character_and_no_long_name_of_a_file() {
+    fn reports_escape_control_characters_and_cut_long_names() {
         let hostile = format!("\u{3}\u{1b}[2J\n{}", "x".repeat(5000));
         let report = CheckpointReport {
             path: PathBuf::from(&hostile[..20]),
@@ -444,9 +448,9 @@ mod tests {
             not_read: vec![hostile; 30],
             ..CheckpointReport::default()
         };
-        let shown = report.to_string();
-        assert!(shown.chars().all(|c| c == '\n' || !c.is_control()), "{shown}");
-        assert_eq!(shown.lines().count(), 5, "{shown}");
-        assert!(shown.len() < 6000, "{} bytes", shown.len());
+        let text = report.to_string();
+        assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text}");
+        assert_eq!(text.lines().count(), 5, "{text}");
+        assert!(text.len() < 6000, "{} bytes", text.len());
     }
 }

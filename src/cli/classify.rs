@@ -14,29 +14,29 @@ use walkdir::WalkDir;
 use super::common::{ModelContext, Runtime, open_model};
 use crate::data::{is_ignored, printable};
 
-/// The maximum number of files; a list of so many paths fits into memory.
+/// Maximum number of files, so that the list of paths fits into memory.
 const MAX_FILES: usize = 1 << 20;
 
 /// The arguments of `tiny-cats classify`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Images (PNG, JPEG or WebP), and folders, of which all files are used except hidden ones and those of operating systems, such as
-    /// Thumbs.db; links to folders inside them are not followed
+    /// Images (PNG, JPEG or WebP) and folders. All files in folders are used, except hidden ones and those of operating systems, such as
+    /// Thumbs.db; links to folders in them are not followed
     #[arg(required = true, value_name = "IMAGE|DIR")]
     paths: Vec<PathBuf>,
-    /// The model: .onnx, .safetensors or .pt [default: the one that comes with this program]
+    /// The model: .onnx, .safetensors or .pt [default: the bundled one]
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// Number of classes to print for each image, the most probable first [default: 3]
+    /// Number of classes to print for each image, most probable first [default: 3]
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
-    /// Print a JSON array: for each file its path, and its most probable classes or an error
+    /// Print a JSON array with the path and the most probable classes, or an error, of each file
     #[arg(long)]
     json: bool,
-    /// Runtime that computes the model [default: native; tract for another program's file]
+    /// Runtime of the model [default: native; tract for the file of another program]
     #[arg(long, value_enum)]
     runtime: Option<Runtime>,
-    /// Images per batch; changes memory, not results
+    /// Images per batch; affects memory, not results
     #[arg(long, default_value_t = 16)]
     batch: usize,
 }
@@ -44,7 +44,7 @@ pub struct Args {
 /// A path that could not be classified, and the reason.
 type Skipped = (PathBuf, String);
 
-/// Classifies the images. A file that cannot be classified is reported, and the others continue.
+/// Classifies the images. Reports a file that cannot be classified, and continues with the others.
 ///
 /// # Errors
 /// If an argument is invalid, the model cannot be used, or any file could not be classified.
@@ -61,19 +61,19 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         bail!("--top-k: expected 1 to {classes}, the number of classes, found {top_k}");
     }
     let (files, skipped) = find(&args.paths)?;
-    let all = files.len() + skipped.len();
+    let total = files.len() + skipped.len();
     let mut report = Report { top_k, json: args.json.then(Vec::new), width: 0, failed: 0 };
-    report.width = files.iter().map(|path| shown(path).chars().count()).max().unwrap_or(0);
+    report.width = files.iter().map(|path| printable_path(path).chars().count()).max().unwrap_or(0);
     for (path, reason) in skipped {
-        report.failed(&path, &reason);
+        report.add_failure(&path, &reason);
     }
     for part in files.chunks(args.batch) {
         for (path, result) in
             part.iter().zip(classifier.classify_files(part).model_context(args.model.as_deref())?)
         {
             match result {
-                Ok(prediction) => report.classified(path, &prediction)?,
-                Err(Error::Picture { reason, .. }) => report.failed(path, &reason),
+                Ok(prediction) => report.add_prediction(path, &prediction)?,
+                Err(Error::Image { reason, .. }) => report.add_failure(path, &reason),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -83,7 +83,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     match report.failed {
         0 => Ok(()),
-        failed => bail!("{failed} of {all} could not be classified"),
+        failed => bail!("{failed} of {total} could not be classified"),
     }
 }
 
@@ -98,7 +98,7 @@ struct Report {
 }
 
 impl Report {
-    fn classified(&mut self, path: &Path, prediction: &Prediction) -> std::io::Result<()> {
+    fn add_prediction(&mut self, path: &Path, prediction: &Prediction) -> std::io::Result<()> {
         let top = prediction.top(self.top_k);
         if let Some(items) = &mut self.json {
             let top: Vec<Value> =
@@ -106,27 +106,27 @@ impl Report {
             items.push(json!({"path": path.to_string_lossy(), "top": top}));
             return Ok(());
         }
-        let percent = |c: &Candidate| format!("{} {:.1} %", c.class.replace('_', " "), 100.0 * c.probability);
-        let top = top.iter().map(percent).collect::<Vec<_>>().join(", ");
-        writeln!(std::io::stdout(), "{:width$}  {top}", shown(path), width = self.width)
+        let format_candidate =
+            |c: &Candidate| format!("{} {:.1} %", c.class.replace('_', " "), 100.0 * c.probability);
+        let top = top.iter().map(format_candidate).collect::<Vec<_>>().join(", ");
+        writeln!(std::io::stdout(), "{:width$}  {top}", printable_path(path), width = self.width)
     }
 
-    fn failed(&mut self, path: &Path, reason: &str) {
+    fn add_failure(&mut self, path: &Path, reason: &str) {
         self.failed += 1;
-        eprintln!("skipped {}: {reason}", shown(path));
+        eprintln!("skipped {}: {reason}", printable_path(path));
         if let Some(items) = &mut self.json {
             items.push(json!({"path": path.to_string_lossy(), "error": reason}));
         }
     }
 }
 
-/// A path in printable form.
-fn shown(path: &Path) -> String {
+/// Formats a path without control characters.
+fn printable_path(path: &Path) -> String {
     printable(path).display().to_string()
 }
 
-/// Finds the named files and, in named folders, all files that are not ignored, folder by folder and sorted by name. Also returns the paths
-/// that cannot be read.
+/// Finds the files among `paths`, and in folders all files that are not ignored, sorted by name. Also returns paths that cannot be read.
 fn find(paths: &[PathBuf]) -> anyhow::Result<(Vec<PathBuf>, Vec<Skipped>)> {
     let (mut files, mut skipped) = (Vec::new(), Vec::new());
     for path in paths {
@@ -147,11 +147,11 @@ fn find(paths: &[PathBuf]) -> anyhow::Result<(Vec<PathBuf>, Vec<Skipped>)> {
                 }
             }
             if files.len() > MAX_FILES {
-                bail!("{}: there are more than {MAX_FILES} files", path.display());
+                bail!("{}: expected at most {MAX_FILES} files", path.display());
             }
         }
         if files.len() + skipped.len() == before {
-            skipped.push((path.clone(), "there are no files in this folder".to_owned()));
+            skipped.push((path.clone(), "no files found in this folder".to_owned()));
         }
     }
     Ok((files, skipped))

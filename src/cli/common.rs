@@ -1,4 +1,4 @@
-//! Arguments that several commands take.
+//! Arguments and helpers that several commands share.
 
 use std::{
     io::Write,
@@ -8,19 +8,19 @@ use std::{
 use anyhow::{Context, bail};
 use candle_core::Device;
 use serde_json::Value;
-use tiny_cats_export::{Model, escaped, excerpt, runtime::RuntimeKind, write_atomically};
+use tiny_cats_export::{Model, escape, excerpt, runtime::RuntimeKind, write_atomically};
 
 use super::logging;
 use crate::{
     checkpoint::{self, Assumption, ModelOverrides, WeightsSelection},
     data::{Dataset, printable},
-    doctor::GET_CUDA,
+    doctor::CUDA_INSTALL_COMMAND,
 };
 
 /// The device to compute on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum DeviceKind {
-    /// The first NVIDIA GPU if this program was built with CUDA and finds one, else the CPU.
+    /// The first NVIDIA GPU if this program was built with CUDA and finds one, or the CPU.
     Auto,
     /// The CPU.
     Cpu,
@@ -38,23 +38,23 @@ impl DeviceKind {
             DeviceKind::Cpu => Ok(Device::Cpu),
             DeviceKind::Auto if !cfg!(feature = "cuda") => Ok(Device::Cpu),
             DeviceKind::Auto => Ok(gpu(0).unwrap_or_else(|reason| {
-                eprintln!("no GPU can be used ({reason}); computing on the processor");
+                eprintln!("no usable GPU ({reason}); computing on the CPU");
                 Device::Cpu
             })),
             DeviceKind::Cuda if !cfg!(feature = "cuda") => {
                 bail!(
-                    "--device cuda: this program was built without CUDA; with NVIDIA's CUDA toolkit installed, \
-                     {GET_CUDA} brings it (tiny-cats doctor says what is there)"
+                    "--device cuda: this program was built without CUDA; install NVIDIA's CUDA toolkit, \
+                     then run {CUDA_INSTALL_COMMAND} (tiny-cats doctor lists what is missing)"
                 )
             }
             DeviceKind::Cuda => match gpu(0) {
                 Ok(device) => Ok(device),
-                Err(reason) => bail!("--device cuda: no GPU can be used: {reason}"),
+                Err(reason) => bail!("--device cuda: no usable GPU: {reason}"),
             },
         }
     }
 
-    /// Opens the device of process `rank` of `count`, two or more: a GPU of its own, or the CPU if that is requested.
+    /// Opens the device of process `rank` of `count`, two or more: a separate GPU, or the CPU if that is requested.
     ///
     /// # Errors
     /// If there are fewer GPUs than processes.
@@ -62,10 +62,10 @@ impl DeviceKind {
         if self == DeviceKind::Cpu || (self == DeviceKind::Cuda && !cfg!(feature = "cuda")) {
             return self.device();
         }
-        let there = gpus();
-        if there < count {
+        let available = gpus();
+        if available < count {
             bail!(
-                "--gpus {count}: GPUs that can be used: {there}; with --device cpu the processor tries it out"
+                "--gpus {count}: expected {count} usable GPUs, found {available}; pass --device cpu to test on the CPU"
             );
         }
         gpu(rank).map_err(|reason| anyhow::anyhow!("--gpus {count}: GPU {rank} cannot be used: {reason}"))
@@ -85,13 +85,13 @@ fn gpus() -> usize {
     0
 }
 
-/// Opens an NVIDIA GPU by its number; the error is one line.
-fn gpu(number: usize) -> Result<Device, String> {
-    // With RUST_BACKTRACE, candle's errors carry a backtrace after their first line.
-    Device::new_cuda(number).map_err(|e| e.to_string().lines().next().unwrap_or_default().to_owned())
+/// Opens an NVIDIA GPU; the error is one line.
+fn gpu(index: usize) -> Result<Device, String> {
+    // With RUST_BACKTRACE, candle's errors have a backtrace after the first line.
+    Device::new_cuda(index).map_err(|e| e.to_string().lines().next().unwrap_or_default().to_owned())
 }
 
-/// Parses two times, `FROM,TO`.
+/// Parses an interval of times, `FROM,TO`.
 ///
 /// # Errors
 /// If they are not times from 0 to 1, or the second is before the first.
@@ -99,10 +99,10 @@ pub fn interval(text: &str) -> Result<[f32; 2], String> {
     let times = text.split_once(',').and_then(|(from, to)| Some([from.parse().ok()?, to.parse().ok()?]));
     times
         .filter(|&[from, to]: &[f32; 2]| 0.0 <= from && from <= to && to <= 1.0)
-        .ok_or_else(|| "expected two times from 0 to 1, the earlier first, such as 0.1,0.9".into())
+        .ok_or_else(|| "expected two times from 0 to 1 in ascending order, such as 0.1,0.9".into())
 }
 
-/// The weights of a checkpoint to use.
+/// The weights of a checkpoint to select.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum WeightsKind {
     /// The weights that the optimizer updated.
@@ -120,16 +120,16 @@ pub fn weights_selection(weights: Option<WeightsKind>) -> WeightsSelection {
     }
 }
 
-/// Facts about a model that a checkpoint may not state.
+/// Properties of a model that a checkpoint may lack.
 #[derive(clap::Args, Clone, Debug)]
 pub struct OverrideArgs {
-    /// Height and width of the model's images in pixels, if the file does not state it
+    /// Height and width of the model's images in pixels, if the file lacks it
     #[arg(long, value_name = "PIXELS")]
     image_size: Option<usize>,
-    /// Attention heads of the network, if the file does not state it
+    /// Number of attention heads, if the file lacks it
     #[arg(long, value_name = "N")]
     heads: Option<usize>,
-    /// Names of the classes in the order of their labels, if the file does not state them
+    /// Names of the classes in the order of their labels, if the file lacks them
     #[arg(long, value_name = "NAME,NAME", value_delimiter = ',')]
     classes: Option<Vec<String>>,
 }
@@ -140,7 +140,7 @@ impl From<OverrideArgs> for ModelOverrides {
     }
 }
 
-/// The exit code if a file does not state everything that its model needs, and the rest was assumed.
+/// The exit code if values that a file lacks were assumed.
 pub const EXIT_ASSUMED: u8 = 3;
 
 /// Prints to standard error the values that were assumed for the model in `path`.
@@ -149,7 +149,7 @@ pub fn warn_assumed(path: &Path, assumed: &[Assumption]) {
         let flag = assumed.field.replace('_', "-");
         let path = path.display();
         logging::eprint_and_log(&format!(
-            "{path}: assumed {assumed}: the file does not say; `tiny-cats export --{flag}` sets it"
+            "{path}: assumed {assumed}, which the file lacks; set it with `tiny-cats export --{flag}`"
         ));
     }
 }
@@ -164,9 +164,9 @@ pub fn open_model(path: &Path) -> anyhow::Result<Model> {
     Ok(model)
 }
 
-/// Adds the name of a model's file to the errors of computing with it.
+/// Adds the path of a model to errors.
 pub trait ModelContext<T> {
-    /// Adds the model's file to an error that does not name it. Without a file, the model is the one that comes with this program.
+    /// Adds `file` to an error that names no file. `None` stands for the bundled model.
     ///
     /// # Errors
     /// Those of the result.
@@ -177,8 +177,9 @@ impl<T, E: Into<anyhow::Error>> ModelContext<T> for Result<T, E> {
     fn model_context(self, file: Option<&Path>) -> anyhow::Result<T> {
         self.map_err(|error| {
             let error: anyhow::Error = error.into();
-            let unnamed = error.downcast_ref::<tiny_cats_export::Error>().is_some_and(|e| !e.names_file());
-            match file.filter(|_| unnamed) {
+            let lacks_file =
+                error.downcast_ref::<tiny_cats_export::Error>().is_some_and(|e| !e.has_file_name());
+            match file.filter(|_| lacks_file) {
                 Some(file) => error.context(printable(file).display().to_string()),
                 None => error,
             }
@@ -186,23 +187,23 @@ impl<T, E: Into<anyhow::Error>> ModelContext<T> for Result<T, E> {
     }
 }
 
-/// Prints the images that were skipped. Their names may come from an untrusted index, hence they are escaped.
+/// Prints the skipped images. Their names are escaped, since they may come from an untrusted index.
 pub fn warn_skipped(skipped: &[(PathBuf, String)]) {
-    for (path, why) in skipped {
+    for (path, reason) in skipped {
         logging::eprint_and_log(&format!(
             "skipped {}: {}",
             excerpt(&path.display().to_string()),
-            excerpt(why)
+            excerpt(reason)
         ));
     }
 }
 
-/// Prints the images that occur more than once, in several classes for example.
+/// Prints the images that occur more than once, such as in several classes.
 pub fn warn_duplicates(data: &Dataset) {
-    data.duplicate_lines().iter().for_each(|line| logging::eprint_and_log(&escaped(line, usize::MAX)));
+    data.duplicate_lines().iter().for_each(|line| logging::eprint_and_log(&escape(line, usize::MAX)));
 }
 
-/// Writes formatted JSON to a file.
+/// Writes indented JSON to a file.
 ///
 /// # Errors
 /// If the file cannot be written; the error names it.
@@ -211,7 +212,7 @@ pub fn write_json(path: &Path, value: &Value) -> anyhow::Result<()> {
     write_atomically(path, |w| w.write_all(text.as_bytes())).with_context(|| path.display().to_string())
 }
 
-/// Formats JSON for people to read.
+/// Formats JSON with indentation.
 ///
 /// # Errors
 /// Never for a [`Value`].
@@ -219,7 +220,7 @@ pub fn pretty_json(value: &Value) -> anyhow::Result<String> {
     Ok(serde_json::to_string_pretty(value)? + "\n")
 }
 
-/// Prints `text` to standard output. Unlike `print!`, it does not panic when a reader such as `head` closes the pipe.
+/// Prints `text` to standard output. Unlike `print!`, does not panic if the pipe is closed, as by `head`.
 ///
 /// # Errors
 /// If standard output cannot be written.
@@ -227,16 +228,16 @@ pub fn print(text: &str) -> anyhow::Result<()> {
     Ok(std::io::stdout().write_all(text.as_bytes())?)
 }
 
-/// The runtimes that `--runtime` takes.
+/// The values of `--runtime`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Runtime {
-    /// Embedded: our own kernels, for models of tiny-cats.
+    /// Built in: kernels of this program, for models of tiny-cats.
     Native,
-    /// Embedded: pure Rust, for any ONNX file.
+    /// Built in: pure Rust, for any ONNX file.
     Tract,
-    /// ONNX Runtime; its library is located when it is used.
+    /// ONNX Runtime, whose library is located when it is used.
     Ort,
-    /// The definition itself, with the file's weights.
+    /// The definition of the network in candle, with the weights of the file.
     Candle,
 }
 
@@ -258,16 +259,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_of_a_model_names_its_file_once() {
-        let said = |error: Error, file: Option<&str>| {
+    fn errors_of_a_model_name_its_file_once() {
+        let message = |error: Error, file: Option<&str>| {
             format!("{:#}", Err::<(), _>(error).model_context(file.map(Path::new)).unwrap_err())
         };
         let runtime = || Error::Runtime { runtime: "tract", message: "no".into() };
-        assert_eq!(said(runtime(), Some("a\u{1b}.onnx")), "a\\u{1b}.onnx: tract: no");
-        assert_eq!(said(runtime(), None), "tract: no");
+        assert_eq!(message(runtime(), Some("a\u{1b}.onnx")), "a\\u{1b}.onnx: tract: no");
+        assert_eq!(message(runtime(), None), "tract: no");
         let weights = Error::File { file: "weights".into(), field: "a".into(), message: "b".into() };
-        assert_eq!(said(weights, Some("a.onnx")), "a.onnx: weights: a: b");
-        let named = Error::File { file: "a.onnx".into(), field: "a".into(), message: "b".into() };
-        assert_eq!(said(named, Some("a.onnx")), "a.onnx: a: b");
+        assert_eq!(message(weights, Some("a.onnx")), "a.onnx: weights: a: b");
+        let file_error = Error::File { file: "a.onnx".into(), field: "a".into(), message: "b".into() };
+        assert_eq!(message(file_error, Some("a.onnx")), "a.onnx: a: b");
     }
 }

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use tiny_cats_export::escaped;
+use tiny_cats_export::escape;
 
 use super::common::{warn_duplicates, warn_skipped};
 use crate::data::{
@@ -23,14 +23,14 @@ pub struct Args {
 #[derive(clap::Subcommand, Debug)]
 enum Command {
     /// Decodes all images of class folders, splits them into train, val and test, and writes the index that training uses.
-    Index(Index),
+    Index(IndexArgs),
     /// Prints statistics of the images in class folders.
     Stats(StatsArgs),
     /// Creates class folders of images of one size from class folders or from the archives of the Oxford-IIIT Pet data set.
     Prepare(PrepareArgs),
-    /// Generates synthetic cats of 12 breeds, and things that are not cats, in class folders.
-    Synth(Synth),
-    /// Lists or deletes the files of decoded images that training caches.
+    /// Generates class folders of synthetic cats of 12 breeds, and of objects that are not cats.
+    Synth(SynthArgs),
+    /// Lists or deletes the cached files of decoded images.
     Cache(CacheArgs),
     /// Downloads the photographs and annotations of the Oxford-IIIT Pet Dataset.
     #[cfg(feature = "download")]
@@ -38,17 +38,17 @@ enum Command {
 }
 
 #[derive(clap::Args, Debug)]
-struct Index {
+struct IndexArgs {
     /// Folder of class folders of images, or of folders train, val and test of class folders
     dir: PathBuf,
-    /// File to write the index to; unset, index.json in the folder, where training finds it
+    /// File to write the index to [default: index.json in the folder, where training finds it]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Shares of train, val and test [default: 80,10,10, or what is in folders train, val and test]. Series of numbered files are split
-    /// into runs, so that neighbors stay together
+    /// Shares of train, val and test [default: 80,10,10, or those of the folders train, val and test]. Series of numbered files are split
+    /// into contiguous ranges, so that neighbors stay together
     #[arg(long, value_name = "SHARES")]
     split: Option<Shares>,
-    /// Hold out exactly the images that this index of a smaller folder holds out, whatever their names are here
+    /// Hold out exactly the images that this index of a smaller folder holds out, even under other names
     #[arg(long, value_name = "INDEX", conflicts_with = "split")]
     held_out: Option<PathBuf>,
 }
@@ -67,21 +67,21 @@ struct StatsArgs {
 
 #[derive(clap::Args, Debug)]
 struct PrepareArgs {
-    /// Folder of class folders, or the one that the archives of the Oxford-IIIT Pet data set were unpacked to
+    /// Folder of class folders, or of the unpacked archives of the Oxford-IIIT Pet data set
     source: PathBuf,
-    /// Folder to write, new or empty
+    /// Folder to write to, new or empty
     output: PathBuf,
     /// Part of each photograph to keep
     #[arg(long, value_enum)]
     crop: Crop,
-    /// Width and height of the squares, or the shorter side if nothing is cropped, in pixels
+    /// Width and height of the squares in pixels, or the short side if nothing is cropped
     #[arg(long, value_name = "PIXELS")]
     size: u32,
-    /// Boxes around heads: a CSV file with columns file, xmin, ymin, xmax and ymax, or a folder of PASCAL VOC XML files; unset, heads.csv
-    /// or annotations/xmls in the source
+    /// Boxes around heads: a CSV file with columns file, xmin, ymin, xmax and ymax, or a folder of PASCAL VOC XML files [default:
+    /// heads.csv or annotations/xmls in the source]
     #[arg(long, value_name = "FILE|DIR")]
     boxes: Option<PathBuf>,
-    /// Add the dogs of the Oxford-IIIT Pet data set as the class `other`, instead of leaving them out
+    /// Add the dogs of the Oxford-IIIT Pet data set as the class `other` instead of skipping them
     #[arg(long)]
     other: bool,
     /// Format of the written images
@@ -90,8 +90,8 @@ struct PrepareArgs {
 }
 
 #[derive(clap::Args, Debug)]
-struct Synth {
-    /// Folder to write: new, empty, or one of synthetic images, which are replaced
+struct SynthArgs {
+    /// Folder to write to: new, empty, or with synthetic images, which are replaced
     dir: PathBuf,
     /// Images in each of the 13 classes
     #[arg(long, default_value_t = 40, value_name = "N")]
@@ -106,10 +106,10 @@ struct Synth {
 
 #[derive(clap::Args, Debug)]
 struct CacheArgs {
-    /// The cache folder; unset, TINY_CATS_CACHE, or tiny-cats in the system's folder for caches
+    /// Folder of the cache [default: TINY_CATS_CACHE, or tiny-cats in the user's cache folder]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
-    /// Delete the files; the next training decodes its images again
+    /// Delete the files; the next training decodes the images again
     #[arg(long)]
     clear: bool,
 }
@@ -130,12 +130,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-fn index(args: &Index) -> anyhow::Result<()> {
+fn index(args: &IndexArgs) -> anyhow::Result<()> {
     let file = args.output.clone().unwrap_or_else(|| args.dir.join(INDEX));
     if args.split.is_some() && Dataset::is_split_by_folders(&args.dir)? {
         bail!("--split: {} is split by its folders train, val and test", args.dir.display());
     }
-    let bar = bar()?;
+    let bar = progress_bar()?;
     let shares = args.split.unwrap_or_default();
     let data = Dataset::index(&args.dir, &file, shares, args.held_out.as_deref(), advance(&bar))?;
     bar.finish_and_clear();
@@ -146,13 +146,11 @@ fn index(args: &Index) -> anyhow::Result<()> {
     for count in counts {
         match count {
             ClassCount { name, train: 1, val: 0, test: 0 } => {
-                eprintln!(
-                    "{name} has one picture only, for training: nothing measures how well it is recognised"
-                );
+                eprintln!("{name} has only one image, for training, so its accuracy cannot be measured");
             }
-            ClassCount { name, train: 0, .. } => eprintln!("{name} has no picture for training"),
+            ClassCount { name, train: 0, .. } => eprintln!("{name} has no training images"),
             ClassCount { name, test: 0, .. } => {
-                eprintln!("{name} has no picture in test: nothing measures how well it is recognised");
+                eprintln!("{name} has no test images, so its accuracy cannot be measured");
             }
             _ => {}
         }
@@ -167,11 +165,11 @@ fn stats(args: &StatsArgs) -> anyhow::Result<()> {
         tiny_cats_export::write_png(path, &data.sheet(128)).with_context(|| path.display().to_string())?;
     }
     warn_duplicates(&data);
-    let bar = bar()?;
+    let bar = progress_bar()?;
     let split = match &data.index {
         Some(path) => format!("by {}", path.display()),
         None if Dataset::is_split_by_folders(&data.root)? => "by folders".to_owned(),
-        None => format!("80,10,10; there is no {INDEX}"),
+        None => format!("80,10,10; no {INDEX} found"),
     };
     let stats = data.stats(advance(&bar))?;
     bar.finish_and_clear();
@@ -188,7 +186,7 @@ fn stats(args: &StatsArgs) -> anyhow::Result<()> {
 
 fn print_stats(stats: &Stats, split: &str) {
     print_counts(&stats.classes);
-    let three = |values: [f64; 3]| values.map(|value| format!("{value:.3}")).join(" ");
+    let three_decimals = |values: [f64; 3]| values.map(|value| format!("{value:.3}")).join(" ");
     println!();
     println!("split         {split}");
     println!("bytes         {}", stats.bytes);
@@ -196,17 +194,17 @@ fn print_stats(stats: &Stats, split: &str) {
     println!("short side    {} to {} px, median {}", side.min, side.max, side.median);
     let aspect = stats.aspect;
     println!("aspect        {:.2} to {:.2}, median {:.2}", aspect.min, aspect.max, aspect.median);
-    println!("mean          {} (red, green, blue; black is 0, white 1)", three(stats.mean));
-    println!("deviation     {}", three(stats.std));
-    println!("left out      {}", stats.skipped.len());
-    println!("repeated      {}", stats.duplicates.len());
+    println!("mean          {} (red, green, blue; black is 0, white 1)", three_decimals(stats.mean));
+    println!("deviation     {}", three_decimals(stats.std));
+    println!("skipped       {}", stats.skipped.len());
+    println!("duplicates    {}", stats.duplicates.len());
     for (path, reason) in &stats.skipped {
-        eprintln!("skipped {}: {reason}", escaped(path, usize::MAX));
+        eprintln!("skipped {}: {reason}", escape(path, usize::MAX));
     }
 }
 
 fn prepare(args: PrepareArgs) -> anyhow::Result<()> {
-    let bar = bar()?;
+    let bar = progress_bar()?;
     let PrepareArgs { source, output, crop, size, boxes, other, encoding } = args;
     let prepared = Prepare { crop, size, boxes, other, encoding }.run(&source, &output, advance(&bar))?;
     bar.finish_and_clear();
@@ -216,25 +214,25 @@ fn prepare(args: PrepareArgs) -> anyhow::Result<()> {
         println!("{name:width$}  {count:5}");
     }
     if let Some(index) = &prepared.index {
-        println!("only pictures that {} lists were used", index.display());
+        println!("used only the images in {}", index.display());
     }
     if prepared.dogs > 0 {
-        let were = if prepared.dogs == 1 { "was" } else { "were" };
-        println!("{} of dogs {were} left out; --other keeps them", pluralize(prepared.dogs, "photograph"));
+        let verb = if prepared.dogs == 1 { "was" } else { "were" };
+        println!("{} of dogs {verb} skipped; --other adds them", pluralize(prepared.dogs, "photograph"));
     }
-    let pictures = prepared.classes.values().sum();
-    println!("{}: {}", output.display(), summary(pictures, prepared.classes.len(), prepared.skipped.len()));
+    let images = prepared.classes.values().sum();
+    println!("{}: {}", output.display(), summary(images, prepared.classes.len(), prepared.skipped.len()));
     Ok(())
 }
 
-fn synth(args: &Synth) -> anyhow::Result<()> {
+fn synth(args: &SynthArgs) -> anyhow::Result<()> {
     let manifest = SynthManifest::new(args.per_class, args.size, args.seed)?;
-    let bar = bar()?;
+    let bar = progress_bar()?;
     bar.set_length(manifest.total());
-    synth::write(&args.dir, &manifest, |drawn| bar.inc(drawn))?;
+    synth::write(&args.dir, &manifest, |count| bar.inc(count))?;
     bar.finish_and_clear();
     println!(
-        "{}: {} pictures in 13 classes, {size} x {size}",
+        "{}: {} images in 13 classes, {size} x {size}",
         args.dir.display(),
         manifest.total(),
         size = args.size
@@ -243,17 +241,17 @@ fn synth(args: &Synth) -> anyhow::Result<()> {
 }
 
 fn cache(args: CacheArgs) -> anyhow::Result<()> {
-    let folder = args.cache.map_or(Cache::Default, Cache::At).folder();
-    let folder = folder.context("there is no folder for caches; name one with --cache")?;
+    let folder = args.cache.map_or(Cache::Default, Cache::Folder).folder();
+    let folder = folder.context("no cache folder found; set one with --cache")?;
     let files = if args.clear { cache::clear(&folder)? } else { cache::list(&folder)? };
     for file in &files {
         let name = file.path.file_name().unwrap_or_default().to_string_lossy();
-        let unfinished = if file.finished { "" } else { "  unfinished" };
-        println!("{:>9}  {name}{unfinished}", megabytes(file.bytes));
+        let suffix = if file.finished { "" } else { "  unfinished" };
+        println!("{:>9}  {name}{suffix}", megabytes(file.bytes));
     }
-    let all = megabytes(files.iter().map(|file| file.bytes).sum());
+    let total = megabytes(files.iter().map(|file| file.bytes).sum());
     let deleted = if args.clear { " deleted" } else { "" };
-    println!("{}: {} of decoded pictures{deleted}, {all}", folder.display(), pluralize(files.len(), "file"));
+    println!("{}: {} of decoded images{deleted}, {total}", folder.display(), pluralize(files.len(), "file"));
     Ok(())
 }
 
@@ -261,26 +259,26 @@ fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
-fn bar() -> anyhow::Result<ProgressBar> {
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} pictures, {eta} left")?;
+fn progress_bar() -> anyhow::Result<ProgressBar> {
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} images, {eta} left")?;
     let bar = ProgressBar::no_length().with_style(style);
     bar.enable_steady_tick(Duration::from_millis(200));
     Ok(bar)
 }
 
-fn summary(pictures: usize, classes: usize, left_out: usize) -> String {
-    format!("{} in {}, {left_out} left out", pluralize(pictures, "picture"), pluralize(classes, "class"))
+fn summary(images: usize, classes: usize, skipped: usize) -> String {
+    format!("{} in {}, {skipped} skipped", pluralize(images, "image"), pluralize(classes, "class"))
 }
 
-/// A callback that advances `bar` after each image; it takes the total number of images.
+/// A callback that advances `bar` by an image; its argument is the total number of images.
 fn advance(bar: &ProgressBar) -> impl Fn(u64) + Sync {
-    |all| {
-        bar.set_length(all);
+    |total| {
+        bar.set_length(total);
         bar.inc(1);
     }
 }
 
-/// Prints a table of the number of images by class and part.
+/// Prints a table of the number of images by class and split.
 fn print_counts(counts: &[ClassCount]) {
     let width = counts.iter().map(|count| count.name.chars().count()).max().unwrap_or(0).max(5);
     let line = |name: &str, columns: [String; 4]| {

@@ -24,37 +24,37 @@ use super::{
 /// The arguments of `tiny-cats generate`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// The model: .onnx, .safetensors or .pt [default: the one that comes with this program]
+    /// The model: .onnx, .safetensors or .pt [default: the bundled one]
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// Breed by name, or all in turn
+    /// Name of a breed, or all in turn
     #[arg(long, default_value = "all", value_name = "NAME")]
     breed: String,
     /// Number of images
     #[arg(short = 'n', long = "count", default_value_t = 16, value_name = "N")]
     count: usize,
-    /// Steps from noise to image [default: what the model advises, 20]
+    /// Steps from noise to image [default: recommended by the model, 20]
     #[arg(long)]
     steps: Option<usize>,
-    /// Sampler: heun, euler or midpoint [default: what the model advises, heun]
+    /// Sampler: heun, euler or midpoint [default: recommended by the model, heun]
     #[arg(long)]
     sampler: Option<Sampler>,
-    /// Weight of classifier-free guidance; 1 disables it [default: what the model advises, 2.0]
+    /// Weight of classifier-free guidance; 1 disables it [default: recommended by the model, 2.0]
     #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true)]
     cfg: Option<f32>,
-    /// Times at which guidance applies, from 0 (noise) to 1 (image) [default: what the model advises]
+    /// Interval of times with guidance, from 0 (noise) to 1 (image) [default: recommended by the model]
     #[arg(long, value_name = "FROM,TO", value_parser = interval)]
     cfg_interval: Option<[f32; 2]>,
     /// Random seed; the same seed gives the same images
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Runtime that computes the model [default: native; tract for another program's file]
+    /// Runtime of the model [default: native; tract for the file of another program]
     #[arg(long, value_enum)]
     runtime: Option<Runtime>,
-    /// Images generated at once; changes memory, not images
+    /// Images per batch; affects memory, not images
     #[arg(long, default_value_t = 16)]
     batch: usize,
-    /// Show each image emerging from noise, in a row of N frames
+    /// Show the steps from noise to each image, as a row of N frames
     #[arg(long, value_name = "N")]
     frames: Option<usize>,
     /// PNG file for the labeled grid, or a folder for one PNG per image
@@ -68,8 +68,8 @@ pub struct Args {
 /// If an argument is invalid, the model cannot be used, or an image cannot be written.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let start = Instant::now();
-    let folder = is_folder(&args.output);
-    if folder {
+    let is_folder_output = is_folder(&args.output);
+    if is_folder_output {
         check_writable_folder("--output", &args.output)?;
     } else {
         check_writable("--output", &args.output, "png")?;
@@ -95,27 +95,29 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
         bar.set_style(ProgressStyle::with_template("{bar:30} step {pos}/{len}, {eta} left")?);
     }
-    let tell = |progress: Progress| {
+    let on_progress = |progress: Progress| {
         bar.set_length(progress.total as u64);
         bar.set_position(progress.done as u64);
         ControlFlow::Continue(())
     };
     if let Some(frames) = args.frames {
-        if folder {
-            bail!("--frames: expected --output to be a name that ends in .png");
+        if is_folder_output {
+            bail!("--frames: expected --output to end in .png");
         }
-        let shown =
-            denoising_frames(&mut generator, &request, frames, tell).model_context(args.model.as_deref())?;
-        write_png(&args.output, &grid(&shown, frames, None))
+        let frame_images = denoising_frames(&mut generator, &request, frames, on_progress)
+            .model_context(args.model.as_deref())?;
+        write_png(&args.output, &grid(&frame_images, frames, None))
             .with_context(|| args.output.display().to_string())?;
-    } else if folder {
+    } else if is_folder_output {
         std::fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
         let labels = generator.labels(&request).model_context(args.model.as_deref())?;
-        let sink = |picture: GeneratedImage| write_to(&args.output, &picture);
-        generator.generate_each(&labels, 0, &request, tell, sink).model_context(args.model.as_deref())?;
+        let sink = |image: GeneratedImage| write_image(&args.output, &image);
+        generator
+            .generate_each(&labels, 0, &request, on_progress, sink)
+            .model_context(args.model.as_deref())?;
     } else {
-        let pictures = generator.generate_with(&request, tell).model_context(args.model.as_deref())?;
-        write_png(&args.output, &contact_sheet(&pictures))
+        let images = generator.generate_with(&request, on_progress).model_context(args.model.as_deref())?;
+        write_png(&args.output, &contact_sheet(&images))
             .with_context(|| args.output.display().to_string())?;
     }
     bar.finish_and_clear();
@@ -133,31 +135,31 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Each image of a request at `frames` moments, from noise to the finished image.
+/// The intermediate images of a request: `frames` for each image, from noise to the finished image.
 fn denoising_frames(
     generator: &mut Generator,
     request: &Request,
     frames: usize,
-    mut tell: impl FnMut(Progress) -> ControlFlow<()>,
+    mut on_progress: impl FnMut(Progress) -> ControlFlow<()>,
 ) -> anyhow::Result<Vec<RgbImage>> {
     let steps = generator.settings(request).steps;
-    let most = steps + 1;
-    if !(2..=most).contains(&frames) {
-        bail!("--frames: expected 2 to {most}, one more than there are steps, found {frames}");
+    let max = steps + 1;
+    if !(2..=max).contains(&frames) {
+        bail!("--frames: expected 2 to {max}, the number of steps plus 1, found {frames}");
     }
-    let mut shown = Vec::with_capacity(request.count * frames);
+    let mut frame_images = Vec::with_capacity(request.count * frames);
     for (index, label) in generator.labels(request)?.into_iter().enumerate() {
         let mut trajectory = generator.start_trajectory(label, index as u64, request)?;
         for frame in 0..frames {
             while trajectory.done() < frame * steps / (frames - 1) {
                 generator.advance([&mut trajectory])?;
             }
-            shown.push(generator.current_image(&trajectory));
+            frame_images.push(generator.current_image(&trajectory));
             let (done, total) = (index * steps + trajectory.done(), request.count * steps);
-            let _ = tell(Progress { done, total });
+            let _ = on_progress(Progress { done, total });
         }
     }
-    Ok(shown)
+    Ok(frame_images)
 }
 
 fn is_folder(path: &Path) -> bool {
@@ -165,8 +167,8 @@ fn is_folder(path: &Path) -> bool {
 }
 
 /// Writes one image to its own file.
-fn write_to(folder: &Path, picture: &GeneratedImage) -> anyhow::Result<()> {
-    let name = format!("{}_seed{}_{:04}.png", picture.class, picture.seed, picture.index);
-    let path = folder.join(name);
-    write_png(&path, &picture.image).with_context(|| path.display().to_string())
+fn write_image(directory: &Path, image: &GeneratedImage) -> anyhow::Result<()> {
+    let name = format!("{}_seed{}_{:04}.png", image.class, image.seed, image.index);
+    let path = directory.join(name);
+    write_png(&path, &image.image).with_context(|| path.display().to_string())
 }

@@ -1,7 +1,7 @@
-//! Logging: warnings on the console, above a progress bar; printed lines and more in log files, which can be added at any time.
+//! Logging: warnings on the console, above a progress bar; printed lines and more in log files.
 //!
-//! One subscriber is set up when the program starts. Log files are added when their paths are known. Lines for the user go through
-//! [`print_and_log`] and [`eprint_and_log`]: they are printed once, and logged once to each file.
+//! A single subscriber is installed at the start of the program. Log files are added when their paths are known. [`print_and_log`] and
+//! [`eprint_and_log`] print a line once, and log it once to each file.
 
 use std::{
     fs::{File, OpenOptions},
@@ -21,13 +21,14 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-/// The target of lines that were printed already; the console layer skips it.
+/// The target of lines that have been printed, which the console layer skips.
 const PRINTED_TARGET: &str = "tiny_cats::said";
-/// The target of lines that other files have already, and that only the run's file still needs.
+/// The target of lines that only the log of the run lacks.
 const REPLAYED_TARGET: &str = "tiny_cats::said::earlier";
-/// The console's filter without `RUST_LOG`; of other crates only errors.
-const CONSOLE: &str = "error,tiny_cats=warn,tiny_cats::serve=info,tiny_cats::init=info,tiny_cats_export=warn,tiny_cats_models=warn";
-const FILES: &str = "warn,tiny_cats=info,tiny_cats_export=info,tiny_cats_models=info";
+/// The filter of the console without `RUST_LOG`; other crates log only errors.
+const CONSOLE_FILTER: &str = "error,tiny_cats=warn,tiny_cats::serve=info,tiny_cats::init=info,tiny_cats_export=warn,tiny_cats_models=warn";
+/// The filter of log files without `RUST_LOG`.
+const FILE_FILTER: &str = "warn,tiny_cats=info,tiny_cats_export=info,tiny_cats_models=info";
 
 /// The format of a log file's lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -39,16 +40,16 @@ pub enum Format {
     Json,
 }
 
-/// The destinations of lines.
-struct State {
-    /// True if only what `RUST_LOG` requests is printed.
-    quiet: bool,
+/// The destinations of printed and logged lines.
+struct Destinations {
+    /// True if only messages that `RUST_LOG` enables are printed.
+    is_quiet: bool,
     /// The progress bar that lines are printed above.
     bar: Option<WeakProgressBar>,
     /// The file of `--log-file`.
     user_file: Option<LogFile>,
     /// The log file in the folder of the current run.
-    run: Option<LogFile>,
+    run_file: Option<LogFile>,
 }
 
 struct LogFile {
@@ -59,16 +60,17 @@ struct LogFile {
     write_failed: bool,
 }
 
-static STATE: Mutex<State> = Mutex::new(State { quiet: false, bar: None, user_file: None, run: None });
+static DESTINATIONS: Mutex<Destinations> =
+    Mutex::new(Destinations { is_quiet: false, bar: None, user_file: None, run_file: None });
 
-fn state() -> MutexGuard<'static, State> {
-    STATE.lock().unwrap_or_else(PoisonError::into_inner)
+fn destinations() -> MutexGuard<'static, Destinations> {
+    DESTINATIONS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Initializes logging for this process. `RUST_LOG=tiny_cats=debug` adds debug messages; without it the console shows warnings, and files
-/// also have the printed lines. Times are in UTC.
+/// Initializes logging for this process. `RUST_LOG=tiny_cats=debug` enables debug messages. By default, the console shows warnings, and
+/// log files also have the printed lines. Times are in UTC.
 pub fn init() {
-    let console = EnvFilter::new(rust_log().unwrap_or_else(|| CONSOLE.into()));
+    let console = EnvFilter::new(rust_log().unwrap_or_else(|| CONSOLE_FILTER.into()));
     let console = fmt::layer()
         .with_writer(Console)
         .without_time()
@@ -78,9 +80,9 @@ pub fn init() {
     let text = fmt::layer()
         .with_ansi(false)
         .with_target(false)
-        .with_writer(Files { format: Format::Text, run_only: false });
+        .with_writer(LogFiles { format: Format::Text, run_only: false });
     let json = fmt::layer().json().flatten_event(true).with_current_span(false).with_span_list(false);
-    let json = json.with_writer(Files { format: Format::Json, run_only: false });
+    let json = json.with_writer(LogFiles { format: Format::Json, run_only: false });
     tracing_subscriber::registry()
         .with(console)
         .with(text.with_filter(file_filter()))
@@ -93,9 +95,9 @@ fn rust_log() -> Option<String> {
     std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|text| !text.is_empty())
 }
 
-/// The filter of log files: a `RUST_LOG` that silences the console does not silence them.
+/// The filter of log files. `RUST_LOG` can add messages to it, but not remove any.
 fn file_filter<S>() -> impl Filter<S> {
-    EnvFilter::new(FILES).or(EnvFilter::new(rust_log().unwrap_or_else(|| "off".into())))
+    EnvFilter::new(FILE_FILTER).or(EnvFilter::new(rust_log().unwrap_or_else(|| "off".into())))
 }
 
 /// Appends further log lines to the file at `path`.
@@ -104,26 +106,26 @@ fn file_filter<S>() -> impl Filter<S> {
 /// If the file cannot be opened for writing.
 pub fn add_file(path: &Path, format: Format) -> io::Result<()> {
     let file = LogFile::open(path, format)?;
-    state().user_file = Some(file);
+    destinations().user_file = Some(file);
     Ok(())
 }
 
-/// Appends further log lines to the file at `path`, in a run's folder, instead of that of the previous run. Warns if it cannot be opened.
+/// Appends further log lines to the file at `path`, which replaces the log of the previous run. Warns if it cannot be opened.
 pub fn add_run_file(path: &Path, format: Format) {
     match LogFile::open(path, format) {
-        Ok(file) => state().run = Some(file),
-        Err(e) => tracing::warn!("{}: {e}: the run is not logged there", path.display()),
+        Ok(file) => destinations().run_file = Some(file),
+        Err(e) => tracing::warn!("{}: {e}; the run is not logged to this file", path.display()),
     }
 }
 
-/// Prints only what `RUST_LOG` requests from now on, because another process prints for this one.
+/// Prints only messages that `RUST_LOG` enables from now on, because another process prints for this one.
 pub fn set_quiet() {
-    state().quiet = true;
+    destinations().is_quiet = true;
 }
 
-/// Prints all lines above `bar` for as long as the bar exists.
+/// Prints lines above `bar` while it exists.
 pub fn set_progress_bar(bar: &ProgressBar) {
-    state().bar = Some(bar.downgrade());
+    destinations().bar = Some(bar.downgrade());
 }
 
 /// Prints a line to standard output and logs it.
@@ -138,17 +140,17 @@ pub fn eprint_and_log(line: &str) {
     log(line);
 }
 
-/// Logs a line that is printed elsewhere, or not at all.
+/// Logs a line without printing it.
 pub fn log(line: &str) {
     tracing::info!(target: PRINTED_TARGET, "{line}");
 }
 
-/// Logs only to the run's file a line that was logged before that file existed.
+/// Logs a line to the log of the run only, since it was logged elsewhere before that file existed.
 pub fn log_to_run(line: &str) {
     tracing::info!(target: REPLAYED_TARGET, "{line}");
 }
 
-/// Prints the error that ends the program, and logs it.
+/// Prints and logs the error that ends the program.
 pub fn log_fatal(line: &str) {
     suspend_bar(|| writeln!(io::stderr(), "error: {line}"));
     tracing::error!(target: PRINTED_TARGET, "{line}");
@@ -156,11 +158,11 @@ pub fn log_fatal(line: &str) {
 
 /// Runs `print` while the progress bar is hidden. A closed pipe (`| head`) is ignored.
 fn suspend_bar(print: impl FnOnce() -> io::Result<()>) {
-    let (quiet, bar) = {
-        let state = state();
-        (state.quiet, state.bar.as_ref().and_then(WeakProgressBar::upgrade))
+    let (is_quiet, bar) = {
+        let destinations = destinations();
+        (destinations.is_quiet, destinations.bar.as_ref().and_then(WeakProgressBar::upgrade))
     };
-    if quiet {
+    if is_quiet {
         return;
     }
     let _ = match bar {
@@ -175,17 +177,17 @@ impl LogFile {
         Ok(Self { path: path.to_owned(), file, format, write_failed: false })
     }
 
-    /// Writes a line; returns a warning for the first failure only, since a full disk stops the run where it matters.
+    /// Writes a line. Returns a warning for the first failure only, since writing the training state fails if the disk is full.
     fn write(&mut self, line: &[u8]) -> Option<String> {
-        let whole = if self.write_failed { [b"\n", line].concat() } else { line.to_owned() };
-        match self.file.write_all(&whole) {
+        let line_bytes = if self.write_failed { [b"\n", line].concat() } else { line.to_owned() };
+        match self.file.write_all(&line_bytes) {
             Ok(()) => {
                 self.write_failed = false;
                 None
             }
             Err(e) => {
-                let first = !std::mem::replace(&mut self.write_failed, true);
-                first.then(|| format!("{}: {e}: some of the log is lost", self.path.display()))
+                let is_first = !std::mem::replace(&mut self.write_failed, true);
+                is_first.then(|| format!("{}: {e}; log lines are lost", self.path.display()))
             }
         }
     }
@@ -197,7 +199,7 @@ struct Console;
 
 impl Write for Console {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if state().quiet && rust_log().is_some() {
+        if destinations().is_quiet && rust_log().is_some() {
             let _ = io::stderr().write_all(line);
         }
         suspend_bar(|| io::stderr().write_all(line));
@@ -209,23 +211,24 @@ impl Write for Console {
     }
 }
 
-/// The log files of one format.
+/// The log files with this format.
 #[derive(Clone, Copy)]
-struct Files {
+struct LogFiles {
     format: Format,
+    /// True to write only to the log of the run.
     run_only: bool,
 }
 
-impl Write for Files {
+impl Write for LogFiles {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let failures: Vec<String> = {
-            let mut state = state();
-            let State { user_file, run, .. } = &mut *state;
-            let asked = user_file.as_mut().filter(|_| !self.run_only);
-            let files = asked.into_iter().chain(run);
+            let mut destinations = destinations();
+            let Destinations { user_file, run_file, .. } = &mut *destinations;
+            let user_file = user_file.as_mut().filter(|_| !self.run_only);
+            let files = user_file.into_iter().chain(run_file);
             files.filter(|f| f.format == self.format).filter_map(|f| f.write(line)).collect()
         };
-        // Printed, not logged: logging is what failed.
+        // Printed, not logged, since logging failed.
         failures.iter().for_each(|failure| suspend_bar(|| writeln!(io::stderr(), "{failure}")));
         Ok(line.len())
     }
@@ -243,7 +246,7 @@ impl MakeWriter<'_> for Console {
     }
 }
 
-impl MakeWriter<'_> for Files {
+impl MakeWriter<'_> for LogFiles {
     type Writer = Self;
 
     fn make_writer(&self) -> Self {

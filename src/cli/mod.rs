@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
-use tiny_cats_export::escaped;
+use tiny_cats_export::escape;
 
 pub mod classify;
 pub mod cloud;
@@ -51,19 +51,19 @@ enum Command {
     /// Serves models and the web demo over HTTP.
     #[cfg(feature = "serve")]
     Serve(serve::Args),
-    /// Exports a checkpoint as ONNX, and verifies the file on every runtime.
+    /// Exports a checkpoint as ONNX and verifies the file on every runtime.
     Export(export::Args),
     /// Lists runs, or shows one.
     Runs(runs::Args),
-    /// Trains with many settings, and ranks the results.
+    /// Trains with many settings and ranks the results.
     Sweep(sweep::Args),
     /// Trains on rented GPUs at Modal.
     Cloud(cloud::Args),
-    /// Reports what this machine and this program can do, what is missing, and how to get it.
+    /// Reports the capabilities of this machine and this program, and how to add missing ones.
     Doctor(doctor::Args),
 }
 
-/// Runs the command of the program's arguments. An error is one line on standard error and exit code 1. Wrong usage has exit code 2.
+/// Runs the command line. Prints an error as one line to standard error, with exit code 1. Invalid usage has exit code 2.
 pub fn main() -> ExitCode {
     train::catch_signals();
     panic::install_hook();
@@ -72,28 +72,28 @@ pub fn main() -> ExitCode {
         Err(error) => return fail(&error),
     };
     logging::init();
-    let done = |result: anyhow::Result<()>| result.map(|()| ExitCode::SUCCESS);
+    let success = |result: anyhow::Result<()>| result.map(|()| ExitCode::SUCCESS);
     let result = match command {
-        Command::Data(args) => done(data::run(args)),
-        Command::Generate(args) => done(generate::run(args)),
-        Command::Classify(args) => done(classify::run(&args)),
+        Command::Data(args) => success(data::run(args)),
+        Command::Generate(args) => success(generate::run(args)),
+        Command::Classify(args) => success(classify::run(&args)),
         Command::Train(args) => {
             train::run(&args, &matches.subcommand_matches("train").cloned().unwrap_or_default())
         }
-        Command::Plan(args) => done(plan::run(&args)),
+        Command::Plan(args) => success(plan::run(&args)),
         Command::Eval(args) => eval::run(&args),
         #[cfg(feature = "serve")]
         Command::Serve(args) => serve::run(&args),
         Command::Export(args) => export::run(args),
-        Command::Runs(args) => done(runs::run(&args)),
+        Command::Runs(args) => success(runs::run(&args)),
         Command::Sweep(args) => sweep::run(&args),
         Command::Cloud(args) => cloud::run(&args, &matches),
-        Command::Doctor(args) => done(doctor::run(&args)),
+        Command::Doctor(args) => success(doctor::run(&args)),
     };
     result.unwrap_or_else(|error| fail(&error))
 }
 
-/// Parses the command line, whose defaults a configuration may have changed.
+/// Parses the command line, with defaults from a configuration.
 fn parse() -> anyhow::Result<(ArgMatches, Cli)> {
     let arguments: Vec<_> = std::env::args_os().collect();
     let command = train::config::with_defaults(Cli::command(), &arguments)?;
@@ -103,28 +103,27 @@ fn parse() -> anyhow::Result<(ArgMatches, Cli)> {
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {
-    // A reader such as `| head` has closed the pipe: that is no error, and nobody would read a message.
-    let closed = |error: &std::io::Error| error.kind() == std::io::ErrorKind::BrokenPipe;
-    if error.downcast_ref().is_some_and(closed) {
+    // A closed pipe, as by `| head`, is not an error.
+    let is_closed_pipe = |error: &std::io::Error| error.kind() == std::io::ErrorKind::BrokenPipe;
+    if error.downcast_ref().is_some_and(is_closed_pipe) {
         return ExitCode::SUCCESS;
     }
     logging::log_fatal(&one_line(error));
     ExitCode::FAILURE
 }
 
-/// The error and its causes on one line, without causes that it names already. Of an error with a backtrace, only the first line is used.
-/// Text from files and names is escaped.
+/// Formats an error and its causes on one line, without repeated causes. Omits the lines of a backtrace, and escapes control characters.
 fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain().map(ToString::to_string) {
         let cause = cause.lines().next().unwrap_or_default();
         if !line.ends_with(cause) {
-            let between = if line.is_empty() { "" } else { ": " };
-            line += &format!("{between}{cause}");
+            let separator = if line.is_empty() { "" } else { ": " };
+            line += &format!("{separator}{cause}");
         }
     }
-    escaped(&line, MAX_ERROR_BYTES).into_owned()
+    escape(&line, MAX_ERROR_BYTES).into_owned()
 }
 
-/// The maximum length of a printed error in bytes, since text from a file may be long.
+/// Maximum bytes of a printed error, since text from a file may be long.
 const MAX_ERROR_BYTES: usize = 560;

@@ -1,4 +1,4 @@
-//! `tiny-cats plan`: estimates what a training takes before it starts.
+//! `tiny-cats plan`: estimates the memory, time and cost of a training before it starts.
 
 use std::{
     fmt::Write as _,
@@ -34,7 +34,7 @@ pub struct Args {
 #[derive(clap::Subcommand, Debug)]
 enum Command {
     /// Plans a training, with the flags of `tiny-cats train`.
-    Train(Train),
+    Train(TrainArgs),
     /// Prints the hourly prices.
     Prices {
         /// TOML price list to use instead of the built-in one
@@ -47,7 +47,7 @@ enum Command {
 }
 
 #[derive(clap::Args, Debug)]
-struct Train {
+struct TrainArgs {
     #[command(subcommand)]
     task: TaskCommand,
 }
@@ -66,7 +66,7 @@ struct TaskArgs<T: clap::Args> {
     train: T,
     #[command(flatten)]
     gpu_args: GpuArgs,
-    /// Train for 20 steps on this machine, on synthetic cats, and print how long the whole run would take here
+    /// Train for 20 steps on this machine, on synthetic cats, and print the estimated time of the whole run on it
     #[arg(long, help_heading = "Plan")]
     calibrate: bool,
     /// Print JSON
@@ -74,33 +74,33 @@ struct TaskArgs<T: clap::Args> {
     json: bool,
 }
 
-/// The GPUs, prices and data that a training is planned for.
+/// The GPUs, prices and data of an estimate.
 #[derive(clap::Args, Clone, Debug)]
 pub struct GpuArgs {
-    /// GPUs by Modal's names, separated by commas, the preferred one first; several of a kind as A100:4 [default: all; of these, `cloud
-    /// train` takes the cheapest that is done overnight]
+    /// Names of GPUs at Modal, separated by commas, the preferred one first; A100:4 stands for four [default: all; `cloud train` uses the
+    /// cheapest that finishes overnight]
     #[arg(long, value_delimiter = ',', value_name = "GPU", help_heading = "Plan")]
     pub gpu: Vec<String>,
     /// TOML price list to use instead of the built-in one
     #[arg(long, value_name = "FILE", help_heading = "Plan")]
     pub prices: Option<PathBuf>,
     /// Total number of images, if the data is not on this machine
-    #[arg(long, value_name = "N", help_heading = "Plan")]
-    pub pictures: Option<usize>,
+    #[arg(long = "pictures", value_name = "N", help_heading = "Plan")]
+    pub images: Option<usize>,
     /// Number of classes, if the data is not on this machine
     #[arg(long, value_name = "N", help_heading = "Plan")]
     pub classes: Option<usize>,
 }
 
-/// Classes and images of the cat heads that `download` and `prepare` make of the Oxford-IIIT Pet Dataset, for the generator.
-pub const HEADS: [usize; 2] = [BREEDS.len(), 1_082];
-/// Classes and images of the whole photographs in the same data set, with dogs as another class, for the classifier.
+/// Numbers of classes and images of the cat heads that `prepare` extracts from the Oxford-IIIT Pet Dataset, for the generator.
+pub const CAT_HEADS: [usize; 2] = [BREEDS.len(), 1_082];
+/// Numbers of classes and images of the photographs in the same data set, with dogs as another class, for the classifier.
 pub const PHOTOS: [usize; 2] = [BREEDS.len() + 1, 2_403];
 
-/// The maximum of `--pictures`; no data set is larger.
+/// Maximum of `--images`, more than any data set has.
 const MAX_IMAGES: usize = 1 << 32;
 
-/// The number of steps that `--calibrate` measures.
+/// Number of steps that `--calibrate` measures.
 const CALIBRATION_STEPS: u64 = 20;
 
 /// Runs the subcommand.
@@ -109,32 +109,32 @@ const CALIBRATION_STEPS: u64 = 20;
 /// If a setting is invalid, or nothing can be planned.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     match &args.command {
-        Command::Prices { prices, json } => print(&list(&load(prices.as_deref())?, *json)?),
-        Command::Train(Train { task: TaskCommand::Dit(of) }) => {
-            of.train.validate()?;
-            let (pictures, about) = of.gpu_args.pictures(of.train.data(), HEADS)?;
-            print(&plan(&of.train.workload(&pictures)?, about, of, || of.train.device())?)
+        Command::Prices { prices, json } => print(&list_prices(&load_prices(prices.as_deref())?, *json)?),
+        Command::Train(TrainArgs { task: TaskCommand::Dit(args) }) => {
+            args.train.validate()?;
+            let (images, data_description) = args.gpu_args.image_counts(args.train.data(), CAT_HEADS)?;
+            print(&plan(&args.train.workload(&images)?, data_description, args, || args.train.device())?)
         }
-        Command::Train(Train { task: TaskCommand::Classifier(of) }) => {
-            of.train.validate()?;
-            let (pictures, about) = of.gpu_args.pictures(of.train.data(), PHOTOS)?;
-            print(&plan(&of.train.workload(&pictures)?, about, of, || of.train.device())?)
+        Command::Train(TrainArgs { task: TaskCommand::Classifier(args) }) => {
+            args.train.validate()?;
+            let (images, data_description) = args.gpu_args.image_counts(args.train.data(), PHOTOS)?;
+            print(&plan(&args.train.workload(&images)?, data_description, args, || args.train.device())?)
         }
     }
 }
 
-fn load(prices: Option<&Path>) -> anyhow::Result<Prices> {
-    Ok(prices.map_or_else(|| Ok(Prices::listed()), Prices::load)?)
+fn load_prices(prices: Option<&Path>) -> anyhow::Result<Prices> {
+    Ok(prices.map_or_else(|| Ok(Prices::embedded()), Prices::load)?)
 }
 
 impl GpuArgs {
-    /// The requested GPUs, or one of each kind.
+    /// The requested GPUs, or one of each model.
     ///
     /// # Errors
-    /// If there is no such GPU.
+    /// If a GPU is unknown.
     pub fn gpus(&self) -> anyhow::Result<Vec<Gpu>> {
         if self.gpu.is_empty() {
-            return Ok(gpu_models().iter().map(Gpu::one).collect());
+            return Ok(gpu_models().iter().map(Gpu::single).collect());
         }
         Ok(self.gpu.iter().map(|name| name.trim().parse()).collect::<Result<_, _>>()?)
     }
@@ -144,122 +144,133 @@ impl GpuArgs {
     /// # Errors
     /// If the price list is invalid.
     pub fn prices(&self) -> anyhow::Result<Prices> {
-        load(self.prices.as_deref())
+        load_prices(self.prices.as_deref())
     }
 
-    /// The number of images, and a line that describes it: from the flags, or counted in `data`, or `usual` classes and images.
+    /// Returns the number of images and its description: from the flags, from `data`, or from `default_counts` of classes and images.
     ///
     /// # Errors
-    /// If the data exists and cannot be read.
-    pub fn pictures(&self, data: &Path, usual: [usize; 2]) -> anyhow::Result<(ImageCounts, String)> {
-        let said = self.classes.is_some() || self.pictures.is_some();
-        if !said && data.exists() {
-            let pictures = ImageCounts::of(&Dataset::open(data)?);
-            return Ok((pictures, format!("{}: {}", data.display(), describe_images(&pictures))));
+    /// If the data exists but cannot be read.
+    pub fn image_counts(
+        &self,
+        data: &Path,
+        default_counts: [usize; 2],
+    ) -> anyhow::Result<(ImageCounts, String)> {
+        let is_set = self.classes.is_some() || self.images.is_some();
+        if !is_set && data.exists() {
+            let images = ImageCounts::from_dataset(&Dataset::open(data)?);
+            return Ok((images, format!("{}: {}", data.display(), describe_images(&images))));
         }
-        let [classes, all] = [self.classes.unwrap_or(usual[0]), self.pictures.unwrap_or(usual[1])];
-        if all > MAX_IMAGES {
-            bail!("--pictures: expected at most {MAX_IMAGES}, found {all}");
+        let [classes, total] =
+            [self.classes.unwrap_or(default_counts[0]), self.images.unwrap_or(default_counts[1])];
+        if total > MAX_IMAGES {
+            bail!("--pictures: expected at most {MAX_IMAGES}, found {total}");
         }
-        if classes == 0 || all / 3 < classes {
-            bail!("--pictures: expected at least three for each of {classes} classes, found {all}");
+        if classes == 0 || total / 3 < classes {
+            bail!("--pictures: expected at least 3 for each of {classes} classes, found {total}");
         }
-        let (validation, test) = (all / 10, all / 10);
-        let pictures = ImageCounts { classes, train: all - validation - test, validation, test };
-        let why = if said {
-            "as was said".to_owned()
+        let (validation, test) = (total / 10, total / 10);
+        let images = ImageCounts { classes, train: total - validation - test, validation, test };
+        let origin = if is_set {
+            "from the flags".to_owned()
         } else {
-            format!("{} is not here: assumed, as of the Oxford-IIIT Pet Dataset", data.display())
+            format!("{} does not exist; assuming the Oxford-IIIT Pet Dataset", data.display())
         };
-        Ok((pictures, format!("{why}: {}", describe_images(&pictures))))
+        Ok((images, format!("{origin}: {}", describe_images(&images))))
     }
 }
 
-fn describe_images(pictures: &ImageCounts) -> String {
-    let ImageCounts { classes, train, validation, test } = pictures;
-    format!("{train} pictures of {classes} classes to train on, {validation} to validate, {test} to test")
+fn describe_images(images: &ImageCounts) -> String {
+    let ImageCounts { classes, train, validation, test } = images;
+    format!(
+        "{train} images of {classes} classes for training, {validation} for validation, {test} for testing"
+    )
 }
 
 fn plan<T: clap::Args>(
     workload: &Workload,
-    about: String,
-    of: &TaskArgs<T>,
+    data_description: String,
+    args: &TaskArgs<T>,
     device: impl FnOnce() -> anyhow::Result<Device>,
 ) -> anyhow::Result<String> {
-    let (settings, prices) = (CloudSettings::default(), of.gpu_args.prices()?);
-    let gpus = of.gpu_args.gpus()?;
+    let (settings, prices) = (CloudSettings::default(), args.gpu_args.prices()?);
+    let gpus = args.gpu_args.gpus()?;
     let estimates: Vec<Estimate> =
         gpus.iter().map(|gpu| estimate(workload, gpu, &settings, &prices)).collect::<Result<_, _>>()?;
-    let demand = workload.requirements(true)?;
-    let other = Workload {
+    let requirements = workload.requirements(true)?;
+    let alternative = Workload {
         tape: tiny_cats_models::TapeOptions { checkpoint: !workload.tape.checkpoint, ..workload.tape },
         ..workload.clone()
     };
-    let other = other.requirements(true)?.memory;
-    let here = if of.calibrate { Some(measure(workload, &device()?)?) } else { None };
-    if of.json {
-        return pretty_json(&report(workload, &demand, &estimates, here.as_ref(), &settings, &prices));
+    let alternative = alternative.requirements(true)?.memory;
+    let calibration = if args.calibrate { Some(calibrate_workload(workload, &device()?)?) } else { None };
+    if args.json {
+        return pretty_json(&report_json(
+            workload,
+            &requirements,
+            &estimates,
+            calibration.as_ref(),
+            &settings,
+            &prices,
+        ));
     }
-    let mut out = String::new();
-    describe(&mut out, workload, &about, &demand, &other)?;
-    out.push('\n');
-    out += &estimates_table(&estimates, workload);
-    out.push('\n');
+    let mut output = String::new();
+    write_workload(&mut output, workload, &data_description, &requirements, &alternative)?;
+    output.push('\n');
+    output += &estimates_table(&estimates, workload);
+    output.push('\n');
     match choose(&estimates) {
-        None => writeln!(out, "none of these can train it as it is")?,
+        None => writeln!(output, "no GPU can train this with these settings")?,
         Some([cheapest, fastest, chosen]) => {
             let name = |i: usize| {
                 let dollars = estimates[i]
                     .expected_dollars()
-                    .map_or(", no price".into(), |d| format!(", {}", money(d)));
-                format!("{} ({}{dollars})", estimates[i].gpu, hours(estimates[i].expected_hours))
+                    .map_or(", no price".into(), |d| format!(", {}", format_dollars(d)));
+                format!("{} ({}{dollars})", estimates[i].gpu, format_hours(estimates[i].expected_hours))
             };
-            writeln!(out, "cheapest {}; fastest {}", name(cheapest), name(fastest))?;
-            let (gpu, most) = (&estimates[chosen].gpu, assumptions::OVERNIGHT_H);
-            writeln!(
-                out,
-                "chosen   {gpu}: the cheapest that takes no more than {most} h, or else the fastest"
-            )?;
+            writeln!(output, "cheapest {}; fastest {}", name(cheapest), name(fastest))?;
+            let (gpu, max_hours) = (&estimates[chosen].gpu, assumptions::OVERNIGHT_H);
+            writeln!(output, "chosen   {gpu}: the cheapest within {max_hours} h, or the fastest")?;
         }
     }
-    if let Some(here) = &here {
-        let seconds = here.step_seconds * workload.steps as f64;
-        let more = workload.eval_flops / here.flops;
+    if let Some(calibration) = &calibration {
+        let seconds = calibration.step_seconds * workload.steps as f64;
+        let evaluation_seconds = workload.eval_flops / calibration.flops;
         writeln!(
-            out,
-            "here     {:.3} s a step of {} pictures, {}FLOP/s, measured in {} steps: {} in all; {:.1} ns a value to prepare",
-            here.step_seconds,
-            here.batch as u64 * workload.accumulation as u64,
-            quantity(here.flops),
-            here.steps,
-            hours((seconds + more) / 3600.0),
-            here.prepare_ns
+            output,
+            "here     {:.3} s per step of {} images, {}FLOP/s, measured over {} steps; {} in total; {:.1} ns per value to prepare",
+            calibration.step_seconds,
+            calibration.batch as u64 * workload.accumulation as u64,
+            format_quantity(calibration.flops),
+            calibration.steps,
+            format_hours((seconds + evaluation_seconds) / 3600.0),
+            calibration.prepare_ns
         )?;
     }
-    out.push('\n');
-    out += &footnotes(&settings, &prices, &estimates);
-    Ok(out)
+    output.push('\n');
+    output += &footnotes(&settings, &prices, &estimates);
+    Ok(output)
 }
 
-fn measure(workload: &Workload, device: &Device) -> anyhow::Result<Calibration> {
+fn calibrate_workload(workload: &Workload, device: &Device) -> anyhow::Result<Calibration> {
     let bar = indicatif::ProgressBar::new(0);
-    let measured = calibrate(workload, device, CALIBRATION_STEPS, &mut |step, steps| {
+    let result = calibrate(workload, device, CALIBRATION_STEPS, &mut |step, steps| {
         bar.set_length(steps);
         bar.set_position(step);
     });
     bar.finish_and_clear();
-    measured.context("--calibrate")
+    result.context("--calibrate")
 }
 
-fn describe(
-    out: &mut String,
+fn write_workload(
+    output: &mut String,
     workload: &Workload,
-    about: &str,
-    demand: &Requirements,
-    other: &Memory,
+    data_description: &str,
+    requirements: &Requirements,
+    alternative: &Memory,
 ) -> std::fmt::Result {
     let Workload { network, side, steps, batch, tape, .. } = workload;
-    let parameters = demand.parameters as f64 / 1e6;
+    let parameters = requirements.parameters as f64 / 1e6;
     let name = match network {
         NetworkConfig::TinyDit(config) => {
             format!(
@@ -269,119 +280,118 @@ fn describe(
         }
         NetworkConfig::ResNet(config) => config.to_string(),
     };
-    writeln!(out, "network  {name}, {side} px: {parameters:.1} million parameters")?;
-    writeln!(out, "data     {about}")?;
+    writeln!(output, "network  {name}, {side} px: {parameters:.1} million parameters")?;
+    writeln!(output, "data     {data_description}")?;
     writeln!(
-        out,
-        "work     {steps} steps of {} pictures, {}FLOP each, in {}; {}FLOP in all, {:.0} % of it to evaluate and draw samples",
+        output,
+        "work     {steps} steps of {} images, {}FLOP each, in {}; {}FLOP in total, {:.0} % of it for evaluations and samples",
         workload.items(),
-        quantity(demand.step_flops as f64),
+        format_quantity(requirements.step_flops as f64),
         tape.precision,
-        quantity(demand.run_flops),
-        100.0 * workload.eval_flops / demand.run_flops
+        format_quantity(requirements.run_flops),
+        100.0 * workload.eval_flops / requirements.run_flops
     )?;
-    let Memory { weights, gradients, moments, averages, activations, workspace, batch: pictures } =
-        demand.memory;
-    let (with, without) = if tape.checkpoint { ("without", other) } else { ("with", other) };
+    let Memory { weights, gradients, moments, averages, activations, workspace, batch: images } =
+        requirements.memory;
+    let (with, without) = if tape.checkpoint { ("without", alternative) } else { ("with", alternative) };
     writeln!(
-        out,
+        output,
         "memory   weights {}, gradients {}, moments {}, averages {}, batch {}, activations {} ({} {with} --gradient-checkpointing), \
-         or then workspace {}: {} for micro-batches of {batch}",
-        bytes(weights),
-        bytes(gradients),
-        bytes(moments),
-        bytes(averages),
-        bytes(pictures),
-        bytes(activations),
-        bytes(without.activations),
-        bytes(workspace),
-        bytes(demand.memory.total())
+         then workspace {}; {} in total for micro-batches of {batch}",
+        format_bytes(weights),
+        format_bytes(gradients),
+        format_bytes(moments),
+        format_bytes(averages),
+        format_bytes(images),
+        format_bytes(activations),
+        format_bytes(without.activations),
+        format_bytes(workspace),
+        format_bytes(requirements.memory.total())
     )
 }
 
 fn estimates_table(estimates: &[Estimate], workload: &Workload) -> String {
-    let head = [
+    let headings = [
         "gpu",
         "memory",
         "largest batch",
         "steps/s",
-        "held up by",
+        "limited by",
         "hours",
         "$",
-        "hours expected",
-        "$ expected",
+        "expected hours",
+        "expected $",
         "timeout",
         "retries",
         "",
     ];
     let row = |e: &Estimate| {
         let GpuModel { memory_gib, .. } = e.gpu.model;
-        let known = |text: String| if e.verdict == Feasibility::Fits { text } else { String::new() };
-        let dollars = |d: Option<f64>| known(d.map_or_else(String::new, |d| format!("{d:.2}")));
+        let if_feasible = |text: String| if e.verdict == Feasibility::Fits { text } else { String::new() };
+        let dollars = |d: Option<f64>| if_feasible(d.map_or_else(String::new, |d| format!("{d:.2}")));
         let limit = match (e.limit, &e.source) {
-            (Bottleneck::Launches, _) => "launching kernels".to_owned(),
-            (Bottleneck::Pictures, _) => "cores, preparing pictures".to_owned(),
+            (Bottleneck::Launches, _) => "kernel launches".to_owned(),
+            (Bottleneck::ImagePreparation, _) => "CPU, preparing images".to_owned(),
             (Bottleneck::Arithmetic, SpeedSource::Assumed) => {
-                let share = e.gpu.model.efficiency.of(workload.tape.precision);
+                let share = e.gpu.model.efficiency.value(workload.tape.precision);
                 format!("GPU, assumed MFU {:.0} %", 100.0 * share)
             }
-            (Bottleneck::Arithmetic, SpeedSource::Measured(how)) => format!("GPU, measured: {how}"),
+            (Bottleneck::Arithmetic, SpeedSource::Measured(method)) => format!("GPU, measured: {method}"),
         };
         vec![
             e.gpu.to_string(),
-            bytes((memory_gib * f64::from(1 << 30)) as u64 * e.gpu.count as u64),
+            format_bytes((memory_gib * f64::from(1 << 30)) as u64 * e.gpu.count as u64),
             e.largest_batch.to_string(),
-            known(format!("{:.2}", e.steps_per_second)),
-            known(limit),
-            known(format!("{:.2}", e.hours)),
+            if_feasible(format!("{:.2}", e.steps_per_second)),
+            if_feasible(limit),
+            if_feasible(format!("{:.2}", e.hours)),
             dollars(e.dollars()),
-            known(format!("{:.2}", e.expected_hours)),
+            if_feasible(format!("{:.2}", e.expected_hours)),
             dollars(e.expected_dollars()),
-            known(timeout(e.timeout_s)),
-            known(e.retries.to_string()),
+            if_feasible(format_timeout(e.timeout_s)),
+            if_feasible(e.retries.to_string()),
             e.verdict.reason().to_owned(),
         ]
     };
     let rows: Vec<Vec<String>> = estimates.iter().map(row).collect();
-    table(&head, &rows)
+    table(&headings, &rows)
 }
 
-/// The rules behind the figures.
+/// Explains the assumptions of the estimates.
 fn footnotes(settings: &CloudSettings, prices: &Prices, estimates: &[Estimate]) -> String {
-    let mut out = String::new();
-    let (container, most) = (settings.container, settings.time.longest_attempt_s / 3600.0);
+    let mut output = String::new();
+    let (container, max_attempt_h) = (settings.container, settings.time.longest_attempt_s / 3600.0);
     let memory = container.memory_mib / 1024.0;
     let _ = writeln!(
-        out,
-        "Prices: {}, {}, with {} cores and {memory} GiB of memory; others by --prices.\n\
-         Expected: a preemption every {:.0} h (assumed), which costs a new start of {:.0} s and {:.0} s to save.\n\
-         Timeout: {} times what is expected and {:.0} s to stop in, at most {most} h an attempt; {} retries, and one for each further attempt.",
+        output,
+        "Prices: {}, {}, with {} cores and {memory} GiB of memory; --prices replaces them.\n\
+         Expected: a preemption every {:.0} h (assumed), which costs {:.0} s for a new start and {:.0} s to save.\n\
+         Timeout: {} times the expected time plus {:.0} s to stop, at most {max_attempt_h} h per attempt; {} retries, plus one per further attempt.",
         prices.source,
         prices.date,
         container.cpu,
-        1.0 / assumptions::PREEMPTIONS_AN_HOUR,
+        1.0 / assumptions::PREEMPTIONS_PER_HOUR,
         assumptions::START_S,
-        assumptions::PREEMPTED_S,
+        assumptions::PREEMPTION_S,
         assumptions::TIMEOUT_MARGIN,
         settings.time.stop_before_s,
         settings.retries.default,
     );
     if estimates.iter().any(|e| e.source == SpeedSource::Assumed) {
-        out +=
-            "Assumed MFU: nobody has measured this program on that card; the share of its peak is a guess.\n";
+        output += "Assumed MFU: this program has not been measured on that GPU; the share of its peak speed is an estimate.\n";
     }
-    out
+    output
 }
 
-fn report(
+fn report_json(
     workload: &Workload,
-    demand: &Requirements,
+    requirements: &Requirements,
     estimates: &[Estimate],
-    here: Option<&Calibration>,
+    calibration: Option<&Calibration>,
     settings: &CloudSettings,
     prices: &Prices,
 ) -> Value {
-    let each = estimates.iter().map(|e| {
+    let gpus = estimates.iter().map(|e| {
         let mut value = json!(e);
         value["dollars"] = json!(e.dollars());
         value["expected_dollars"] = json!(e.expected_dollars());
@@ -393,19 +403,19 @@ fn report(
         "network": workload.network,
         "steps": workload.steps,
         "items_per_step": workload.items(),
-        "demand": demand,
-        "memory_bytes": demand.memory.total(),
-        "gpus": each.collect::<Vec<_>>(),
+        "demand": requirements,
+        "memory_bytes": requirements.memory.total(),
+        "gpus": gpus.collect::<Vec<_>>(),
         "cheapest": choice.map(|c| name(c[0])),
         "fastest": choice.map(|c| name(c[1])),
         "chosen": choice.map(|c| name(c[2])),
-        "here": here,
+        "here": calibration,
         "prices": prices,
         "rules": {
             "timeout_margin": assumptions::TIMEOUT_MARGIN,
             "start_s": assumptions::START_S,
-            "preemptions_an_hour": assumptions::PREEMPTIONS_AN_HOUR,
-            "preempted_s": assumptions::PREEMPTED_S,
+            "preemptions_an_hour": assumptions::PREEMPTIONS_PER_HOUR,
+            "preempted_s": assumptions::PREEMPTION_S,
             "overnight_h": assumptions::OVERNIGHT_H,
             "together": assumptions::MULTI_GPU_EFFICIENCY,
             "longest_attempt_s": settings.time.longest_attempt_s,
@@ -414,7 +424,7 @@ fn report(
     })
 }
 
-fn list(prices: &Prices, json: bool) -> anyhow::Result<String> {
+fn list_prices(prices: &Prices, json: bool) -> anyhow::Result<String> {
     if json {
         let gpus: serde_json::Map<String, Value> = gpu_models()
             .iter()
@@ -426,23 +436,23 @@ fn list(prices: &Prices, json: bool) -> anyhow::Result<String> {
                 ))
             })
             .collect();
-        let mut said = json!(prices);
-        said["gpus"] = json!(gpus);
-        return pretty_json(&said);
+        let mut output = json!(prices);
+        output["gpus"] = json!(gpus);
+        return pretty_json(&output);
     }
     let settings = CloudSettings::default();
     let row = |model: &'static GpuModel| {
-        let (gpu, price) = (Gpu::one(model), prices.gpus.get(&model.name));
+        let (gpu, price) = (Gpu::single(model), prices.gpus.get(&model.name));
         let text = |dollars: Option<f64>| dollars.map_or_else(|| "unknown".to_owned(), |d| format!("{d:.2}"));
         vec![model.name.clone(), text(price.copied()), text(prices.hourly_price(&gpu, &settings.container))]
     };
     let rows: Vec<Vec<String>> = gpu_models().iter().map(row).collect();
-    let said = table(&["gpu", "$/h", "$/h of a container"], &rows);
-    Ok(format!("{said}{}, {}\n", prices.source, prices.date))
+    let output = table(&["gpu", "$/h", "$/h per container"], &rows);
+    Ok(format!("{output}{}, {}\n", prices.source, prices.date))
 }
 
-/// A large number with three digits.
-fn quantity(value: f64) -> String {
+/// Formats a large number with three digits and an SI prefix.
+fn format_quantity(value: f64) -> String {
     let units = [(1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M")];
     let (size, unit) = units.into_iter().find(|(size, _)| value >= *size).unwrap_or((1.0, " "));
     let value = value / size;
@@ -450,20 +460,20 @@ fn quantity(value: f64) -> String {
     format!("{value:.digits$}{unit}")
 }
 
-fn bytes(bytes: u64) -> String {
-    quantity((bytes as f64).max(1e6)) + "B"
+fn format_bytes(bytes: u64) -> String {
+    format_quantity((bytes as f64).max(1e6)) + "B"
 }
 
-/// Formats hours for people.
-pub fn hours(hours: f64) -> String {
+/// Formats a duration in hours or minutes.
+pub fn format_hours(hours: f64) -> String {
     if hours < 1.0 { format!("{:.0} min", (60.0 * hours).ceil()) } else { format!("{hours:.1} h") }
 }
 
-/// Formats dollars for people.
-pub fn money(dollars: f64) -> String {
+/// Formats an amount in dollars.
+pub fn format_dollars(dollars: f64) -> String {
     format!("${dollars:.2}")
 }
 
-fn timeout(seconds: u64) -> String {
+fn format_timeout(seconds: u64) -> String {
     format!("{}:{:02} h", seconds / 3600, seconds % 3600 / 60)
 }

@@ -8,24 +8,24 @@ use std::{
 use anyhow::{Context, bail};
 use tiny_cats_export::strip_temp_name;
 
-/// Bytes written as a probe: one block, so that a full disk is noticed.
+/// The bytes of a test write: one block, so that a full disk is detected.
 const PROBE: [u8; 4096] = [0; 4096];
 
-/// The nearest existing path among `folder` and its parents. It may be a file that is in the way.
+/// The nearest existing path among `folder` and its parents. It may be a file.
 fn nearest_existing(folder: &Path) -> PathBuf {
-    // Removes a trailing separator, which would hide a file in the folder's place.
+    // Removes a trailing separator, with which a file would not be found.
     let folder: PathBuf = folder.components().collect();
     let parents = folder.ancestors().filter(|path| !path.as_os_str().is_empty());
-    let there = parents.into_iter().find(|path| path.symlink_metadata().is_ok());
-    there.unwrap_or(Path::new(".")).to_owned()
+    let existing = parents.into_iter().find(|path| path.symlink_metadata().is_ok());
+    existing.unwrap_or(Path::new(".")).to_owned()
 }
 
-/// Checks that files can be written in `folder`, or in its nearest existing parent. Leaves no file.
+/// Checks that files can be written to `folder`, or to its nearest existing parent. Leaves no file.
 ///
 /// # Errors
-/// If a file is in the way, permissions are missing, or the disk is full.
+/// If a component of the path is a file, permissions are missing, or the disk is full.
 pub fn check_can_write(folder: &Path) -> io::Result<()> {
-    // The file has no name, so nothing is left if the process is killed.
+    // The file has no name, so it is removed even if the process is killed.
     let mut file = tempfile::tempfile_in(nearest_existing(folder)).map_err(strip_temp_name)?;
     file.write_all(&PROBE)?;
     file.sync_all()
@@ -34,28 +34,28 @@ pub fn check_can_write(folder: &Path) -> io::Result<()> {
 /// Checks that a file with this `extension` can be written to `path`, the value of `flag`.
 ///
 /// # Errors
-/// If the extension differs, the folder does not exist, or nothing can be written in it.
+/// If the extension differs, the folder does not exist, or it is not writable.
 pub fn check_writable(flag: &str, path: &Path, extension: &str) -> anyhow::Result<()> {
     if path.extension().is_none_or(|e| !e.eq_ignore_ascii_case(extension)) {
         bail!("{flag} {}: expected a name that ends in .{extension}", path.display());
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !folder.is_dir() || path.is_dir() {
-        bail!("{flag} {}: expected a file in a folder that exists", path.display());
+        bail!("{flag} {}: expected a file in an existing folder", path.display());
     }
     check_can_write(folder).with_context(|| write_error(flag, path))
 }
 
-/// Checks that files can be written in the folder `path`, the value of `flag`. It need not exist yet.
+/// Checks that files can be written to the folder `path`, the value of `flag`. It need not exist yet.
 ///
 /// # Errors
-/// If they cannot be written.
+/// If files cannot be written.
 pub fn check_writable_folder(flag: &str, path: &Path) -> anyhow::Result<()> {
     check_can_write(path).with_context(|| write_error(flag, path))
 }
 
 fn write_error(flag: &str, path: &Path) -> String {
-    format!("{flag} {}: cannot write there", path.display())
+    format!("{flag} {}: cannot write", path.display())
 }
 
 /// Checks that the disk of `folder`, which need not exist yet, has `bytes` free.
@@ -68,7 +68,7 @@ pub fn check_free_space(folder: &Path, bytes: u64) -> io::Result<()> {
         return Ok(());
     }
     let [needed, free] = [bytes, free].map(|bytes| bytes.div_ceil(1_000_000));
-    let message = format!("the released files need {needed} MB, {free} MB are free");
+    let message = format!("expected {needed} MB of free space for the released files, found {free} MB");
     Err(io::Error::new(io::ErrorKind::StorageFull, message))
 }
 
@@ -77,14 +77,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_looked_at_and_nothing_is_left_there() {
+    fn checks_leave_no_files() {
         let dir = tempfile::tempdir().unwrap();
         let names = || std::fs::read_dir(dir.path()).unwrap().count();
         for folder in [dir.path().to_owned(), dir.path().join("a/b/c")] {
             check_can_write(&folder).unwrap();
             check_free_space(&folder, 1).unwrap();
             let error = check_free_space(&folder, u64::MAX).unwrap_err().to_string();
-            assert!(error.starts_with("the released files need 18446744073710 MB"), "{error}");
+            assert!(error.starts_with("expected 18446744073710 MB of free space"), "{error}");
             assert_eq!(names(), 0);
         }
         std::fs::write(dir.path().join("file"), "").unwrap();

@@ -1,4 +1,4 @@
-//! Modal's command line, which does all work at Modal. It keeps the token; this program never sees it.
+//! Calls of Modal's command line, which does all work at Modal. It stores the token; this program never reads it.
 
 use std::{
     io,
@@ -16,19 +16,19 @@ const PROGRAM: &str = "modal";
 #[non_exhaustive]
 pub enum Error {
     /// The program `modal` is not installed.
-    #[error("the program modal is not found: pip install 'modal>={}.{}'", MIN_VERSION[0], MIN_VERSION[1])]
+    #[error("the program modal was not found; run pip install 'modal>={}.{}'", MIN_VERSION[0], MIN_VERSION[1])]
     Missing,
     /// The program `modal` is too old.
-    #[error("modal {0} is too old: pip install --upgrade 'modal>={1}.{2}'", found, MIN_VERSION[0], MIN_VERSION[1])]
+    #[error("modal {0} is too old; run pip install --upgrade 'modal>={1}.{2}'", found, MIN_VERSION[0], MIN_VERSION[1])]
     Old {
-        /// Its version.
+        /// The installed version.
         found: String,
     },
     /// The user is not logged in.
-    #[error("modal: nobody is logged in: modal token new")]
+    #[error("modal: not logged in; run modal token new")]
     Token,
     /// Modal's servers cannot be reached.
-    #[error("modal: its servers cannot be reached from here; is there a network?")]
+    #[error("modal: cannot reach the servers; check the network")]
     Network,
     /// A file, volume or other object does not exist.
     #[error("modal: {0}")]
@@ -38,12 +38,12 @@ pub enum Error {
     Failed {
         /// The first words of the arguments.
         command: String,
-        /// The last line of its output.
+        /// The last line of the output.
         message: String,
     },
 }
 
-/// The result of a call of Modal.
+/// The result of a call of `modal`.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Returns Modal's version if it is new enough.
@@ -51,9 +51,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// # Errors
 /// Returns an error if `modal` is missing or too old.
 pub fn version() -> Result<String> {
-    let said = run_captured(&["--version"])?;
-    let said = String::from_utf8_lossy(&said);
-    let version = said.split_whitespace().next_back().unwrap_or_default().to_owned();
+    let output = run_captured(&["--version"])?;
+    let output = String::from_utf8_lossy(&output);
+    let version = output.split_whitespace().next_back().unwrap_or_default().to_owned();
     let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
     let found = [numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)];
     if found < MIN_VERSION { Err(Error::Old { found: version }) } else { Ok(version) }
@@ -85,7 +85,7 @@ fn output(mut command: Command, arguments: &[&str]) -> Result<Vec<u8>> {
     Err(parse_error(arguments, &String::from_utf8_lossy(&output.stderr), output.status))
 }
 
-/// Calls `modal ARGUMENTS` with this program's terminal.
+/// Calls `modal ARGUMENTS` with the terminal of this program.
 ///
 /// # Errors
 /// Returns an error if `modal` cannot be started.
@@ -127,11 +127,11 @@ fn first_words(arguments: &[&str]) -> String {
     arguments.iter().take(2).copied().collect::<Vec<_>>().join(" ")
 }
 
-/// Classifies the messages of a failed call.
-fn parse_error(arguments: &[&str], said: &str, status: ExitStatus) -> Error {
-    let lower = said.to_lowercase();
-    let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
-    if has(&[
+/// Converts the messages of a failed call to an error.
+fn parse_error(arguments: &[&str], output: &str, status: ExitStatus) -> Error {
+    let lowercase = output.to_lowercase();
+    let contains_any = |words: &[&str]| words.iter().any(|word| lowercase.contains(word));
+    if contains_any(&[
         "token missing",
         "token validation",
         "unauthenticated",
@@ -140,31 +140,32 @@ fn parse_error(arguments: &[&str], said: &str, status: ExitStatus) -> Error {
     ]) {
         return Error::Token;
     }
-    if has(&["could not connect", "connection refused", "name resolution", "network is unreachable"]) {
+    if contains_any(&["could not connect", "connection refused", "name resolution", "network is unreachable"])
+    {
         return Error::Network;
     }
-    let line = said.lines().rev().find(|line| line.chars().any(char::is_alphanumeric));
+    let line = output.lines().rev().find(|line| line.chars().any(char::is_alphanumeric));
     let message = line.map_or_else(|| status.to_string(), clean);
-    let is_missing = has(&["not found", "no such file", "does not exist"]);
+    let is_missing = contains_any(&["not found", "no such file", "does not exist"]);
     if is_missing && !message.starts_with("Environment") {
         return Error::NotFound(message);
     }
     Error::Failed { command: first_words(arguments), message }
 }
 
-/// Makes a line printable: without the frame around it, and without anything that may be a token.
+/// Makes a line printable, and removes its frame and anything that may be a token.
 fn clean(line: &str) -> String {
     let line = line.trim_matches(|c: char| c.is_whitespace() || ('\u{2500}'..='\u{257f}').contains(&c));
     let line = line.trim_start_matches("Error: ");
-    // Tokens start like this anywhere in a word.
-    let secret = |word: &str| {
-        ["ak-", "as-"].iter().flat_map(|prefix| word.match_indices(prefix)).any(|(at, _)| {
-            let begins = !word[..at].ends_with(|c: char| c.is_ascii_alphanumeric());
-            let rest = word[at + 3..].chars().take_while(|c| c.is_ascii_alphanumeric()).count();
-            begins && rest >= 8
+    // A word may contain a token anywhere; tokens have these prefixes.
+    let has_token = |word: &str| {
+        ["ak-", "as-"].iter().flat_map(|prefix| word.match_indices(prefix)).any(|(position, _)| {
+            let is_word_start = !word[..position].ends_with(|c: char| c.is_ascii_alphanumeric());
+            let token_chars = word[position + 3..].chars().take_while(|c| c.is_ascii_alphanumeric()).count();
+            is_word_start && token_chars >= 8
         })
     };
-    let words = line.split(' ').map(|word| if secret(word) { "…" } else { word });
+    let words = line.split(' ').map(|word| if has_token(word) { "…" } else { word });
     let line: String = words.collect::<Vec<_>>().join(" ").chars().take(300).collect();
     line.escape_debug().to_string().replace("\\'", "'").replace("\\\"", "\"")
 }
@@ -176,29 +177,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_modal_says_is_understood_and_no_token_is_repeated() {
-        let why =
-            |said: &str| parse_error(&["volume", "ls", "x"], said, ExitStatus::from_raw(256)).to_string();
+    fn errors_are_parsed_and_tokens_are_removed() {
+        let message_of =
+            |output: &str| parse_error(&["volume", "ls", "x"], output, ExitStatus::from_raw(256)).to_string();
         // Messages of the client 1.6.4.
         let missing =
             "Error: Token missing. Could not authenticate client. If you have token credentials, see";
-        assert!(why(missing).ends_with("modal token new"));
-        assert!(why("Error: Could not connect to the Modal server.\n").contains("network"));
+        assert!(message_of(missing).ends_with("modal token new"));
+        assert!(message_of("Error: Could not connect to the Modal server.\n").contains("network"));
         assert_eq!(
-            why("Error: Volume 'x' not found in environment 'main'."),
+            message_of("Error: Volume 'x' not found in environment 'main'."),
             "modal: Volume 'x' not found in environment 'main'."
         );
         assert_eq!(
-            why("╭─ Error ─╮\n│ Something (ak-0123456789abc) else │\n╰─────╯\n"),
+            message_of("╭─ Error ─╮\n│ Something (ak-0123456789abc) else │\n╰─────╯\n"),
             "modal volume ls: Something … else"
         );
         let tokens = "token_id=ak-0123456789abcdef secret:as-0123456789abcdef break-0123456789 ok";
-        assert_eq!(why(tokens), "modal volume ls: … … break-0123456789 ok");
+        assert_eq!(message_of(tokens), "modal volume ls: … … break-0123456789 ok");
         assert_eq!(
-            why("Error: Environment 'prod' not found."),
+            message_of("Error: Environment 'prod' not found."),
             "modal volume ls: Environment 'prod' not found."
         );
-        assert_eq!(why(""), "modal volume ls: exit status: 1");
-        assert_eq!(why("Error: a\u{1b}[31m"), "modal volume ls: a\\u{1b}[31m");
+        assert_eq!(message_of(""), "modal volume ls: exit status: 1");
+        assert_eq!(message_of("Error: a\u{1b}[31m"), "modal volume ls: a\\u{1b}[31m");
     }
 }

@@ -9,13 +9,13 @@ use crate::train::{Error, Result, folder::read_bounded};
 /// The file in a run's folder.
 pub const RECORD: &str = "cloud.json";
 
-/// The location, status and cost of a run in the cloud. Fields that an older or newer app does not write are empty.
+/// The location, status and cost of a run in the cloud. Fields that an older or newer version of the app does not write are empty.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct CloudRecord {
     /// The cloud provider.
     pub provider: String,
-    /// The id of the last call that worked on the run.
+    /// The ID of the last call that worked on the run.
     pub call: String,
     /// The region, if it was requested or is known.
     pub region: Option<String>,
@@ -37,7 +37,7 @@ pub struct CloudRecord {
     pub seconds: f64,
     /// Cost in dollars; `None` if a price is not known.
     pub dollars: Option<f64>,
-    /// The last heartbeat of its container, in seconds since 1970.
+    /// Time of the last heartbeat of a container, in seconds since 1970.
     pub heartbeat: Option<f64>,
 }
 
@@ -46,12 +46,13 @@ pub struct CloudRecord {
 #[serde(default)]
 pub struct Attempt {
     /// Start time in seconds since 1970.
-    pub begun: f64,
+    #[serde(rename = "begun")]
+    pub started: f64,
     /// End time in seconds since 1970; `None` while it works.
     pub ended: Option<f64>,
     /// The name that the GPU reports.
     pub gpu: Option<String>,
-    /// Its outcome: `finished`, `preempted`, `timed out`, `failed`, `budget`, `lost`.
+    /// The outcome: `finished`, `preempted`, `timed out`, `failed`, `budget`, `lost`.
     pub outcome: String,
 }
 
@@ -73,29 +74,29 @@ impl CloudRecord {
     /// # Errors
     /// Returns an error if the text is not a record.
     pub fn parse(path: &Path, text: &[u8]) -> Result<Self> {
-        let broken = |e: serde_json::Error| Error::Resume {
+        let parse_error = |e: serde_json::Error| Error::Resume {
             path: path.to_owned(),
             message: format!(
                 "expected the record of a run in the cloud: {}",
                 tiny_cats_export::excerpt(&e.to_string())
             ),
         };
-        serde_json::from_slice(text).map_err(broken)
+        serde_json::from_slice(text).map_err(parse_error)
     }
 
     /// Returns the status at `now`, in seconds since 1970.
     ///
-    /// It is the recorded status, or `lost` for a running run without a sign of life for ten heartbeats of `heartbeat_s` seconds.
+    /// It is the recorded status, or `lost` if a running run has missed ten heartbeats of `heartbeat_s` seconds.
     pub fn status_at(&self, now: f64, heartbeat_s: f64) -> &str {
-        let silent = |heartbeat: f64| now - heartbeat > 10.0 * heartbeat_s;
-        if self.status == "running" && self.heartbeat.is_some_and(silent) { "lost" } else { &self.status }
+        let is_silent = |heartbeat: f64| now - heartbeat > 10.0 * heartbeat_s;
+        if self.status == "running" && self.heartbeat.is_some_and(is_silent) { "lost" } else { &self.status }
     }
 
-    /// Summarizes location, attempts and cost in one line.
-    pub fn line(&self) -> String {
+    /// Formats location, attempts and cost as one line.
+    pub fn to_line(&self) -> String {
         let gpu = self.attempts.iter().rev().find_map(|attempt| attempt.gpu.as_deref());
-        let gpu = gpu.or(self.gpu.as_deref()).unwrap_or("no GPU known");
-        let count = |n: u64, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        let gpu = gpu.or(self.gpu.as_deref()).unwrap_or("unknown GPU");
+        let count = |n: u64, noun: &str| format!("{n} {noun}{}", if n == 1 { "" } else { "s" });
         let region = self.region.as_ref().map_or(String::new(), |region| format!(", {region}"));
         let dollars = self.dollars.map_or("an unknown price".to_owned(), |dollars| format!("${dollars:.2}"));
         format!(

@@ -1,4 +1,4 @@
-//! Settings of the Modal app, from the file that the app reads itself.
+//! Settings of the Modal app, from the same file that the app reads.
 
 use serde::Deserialize;
 
@@ -7,7 +7,7 @@ use serde::Deserialize;
 pub struct CloudSettings {
     /// Names of the app and its volumes.
     pub app: App,
-    /// Resources of a container besides GPUs.
+    /// Resources of a container, except GPUs.
     pub container: Container,
     /// Time limits.
     pub time: Time,
@@ -49,7 +49,7 @@ pub struct Container {
 pub struct Time {
     /// Maximum timeout of an attempt.
     pub longest_attempt_s: f64,
-    /// Time before the timeout at which training stops by itself.
+    /// Time before the timeout at which training stops.
     pub stop_before_s: f64,
     /// Interval of a container's heartbeats.
     pub heartbeat_s: f64,
@@ -61,11 +61,13 @@ pub struct Retries {
     /// The default.
     pub default: u64,
     /// The maximum.
-    pub most: u64,
+    #[serde(rename = "most")]
+    pub max: u64,
 }
 
 impl Default for CloudSettings {
     fn default() -> Self {
-        toml::from_str(include_str!("../../deploy/modal/settings.toml")).expect("the program's own settings")
+        toml::from_str(include_str!("../../deploy/modal/settings.toml"))
+            .expect("the embedded settings are valid")
     }
 }

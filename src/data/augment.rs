@@ -7,10 +7,10 @@ use super::View;
 
 /// The strength of the augmentation of training images. Each level adds to the one before it, with the same random numbers.
 ///
-/// A classifier must ignore how a photograph was taken, so its images vary much ([`View::for_classifier`]). A generator learns the
+/// A classifier must ignore how a photograph was taken, so its augmentation is strong ([`View::for_classifier`]). A generator learns the
 /// distribution of its images. Augmentation *leaks* into its output unless the data are as likely to show the augmented image as the
 /// original (Karras et al. 2020, arXiv 2006.06676, section 2.2). Its augmentation ([`View::for_generator`]) therefore stays within the
-/// variation among photographs of the same cats. It never shows what no photograph shows: no border, neither black nor mirrored.
+/// variation among photographs of the same cats. It never shows a border, neither black nor mirrored, because no photograph has one.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize, Deserialize,
 )]
@@ -80,57 +80,57 @@ impl AugmentRng {
         self.range(0.0, 1.0) <= 0.5
     }
 
-    fn color(&mut self, most: f32) -> ColorJitter {
+    fn color(&mut self, max: f32) -> ColorJitter {
         ColorJitter {
-            brightness: self.range(-most, most),
-            contrast: self.range(1.0 - most, 1.0 + most),
-            saturation: self.range(1.0 - most, 1.0 + most),
+            brightness: self.range(-max, max),
+            contrast: self.range(1.0 - max, 1.0 + max),
+            saturation: self.range(1.0 - max, 1.0 + max),
         }
     }
 }
 
 impl View {
-    /// The view of a square image of `side` pixels at `position` (of [`Order`](super::Order)) for a generator. It depends on nothing else
-    /// but the seed.
+    /// The view of a square image of `side` pixels at `position` (of [`Order`](super::Order)) for a generator. It depends only on its
+    /// arguments.
     ///
     /// - [`AugmentLevel::Basic`] mirrors: a mirrored cat is a cat.
-    /// - [`AugmentLevel::Medium`] shows a square of 90 to 100 % of the side. This enlarges and shifts the image by less than heads differ
-    ///   in size and position where they were cropped by their boxes.
-    /// - [`AugmentLevel::Full`] tilts that square by up to 5°, as heads are held, but never so far that a corner leaves the image.
-    ///   Brightness, contrast and saturation vary by up to 4 %, as exposure does. More would blur the difference between a Russian Blue and
-    ///   a Bombay.
+    /// - [`AugmentLevel::Medium`] shows a square of 90 to 100 % of the side. This changes size and position less than the heads in cropped
+    ///   photographs differ.
+    /// - [`AugmentLevel::Full`] tilts that square by up to 5°, as cats tilt their heads, but keeps all corners inside the image.
+    ///   Brightness, contrast and saturation vary by up to 4 %, like exposure. More would blur the difference between a Russian Blue and a
+    ///   Bombay.
     pub fn for_generator(level: AugmentLevel, seed: u64, position: u64, side: u32) -> Self {
         const MIN_SCALE: f32 = 0.9;
-        let mut draw = AugmentRng::new(seed, position);
-        let mut view = Self::all((side, side));
+        let mut rng = AugmentRng::new(seed, position);
+        let mut view = Self::full_image((side, side));
         if level >= AugmentLevel::Basic {
-            view.flip = draw.flip();
+            view.flip = rng.flip();
         }
         if level >= AugmentLevel::Medium {
             let side = side as f32;
-            let part = draw.range(MIN_SCALE, 1.0);
-            // In fractions of the remaining room, so that tilting reduces the room and not the part.
-            let place = [draw.range(-0.5, 0.5), draw.range(-0.5, 0.5)];
-            let mut room = 1.0 - part;
+            let scale = rng.range(MIN_SCALE, 1.0);
+            // In fractions of the margin, so that tilting reduces the margin and not the scale.
+            let shift = [rng.range(-0.5, 0.5), rng.range(-0.5, 0.5)];
+            let mut margin = 1.0 - scale;
             if level == AugmentLevel::Full {
-                // The box around a square of side p that is tilted by a has the side p·(cos a + sin a) = p·√2·sin(45° + a).
-                let fits = (1.0 / (part * std::f32::consts::SQRT_2)).min(1.0).asin();
-                let most = (fits - std::f32::consts::FRAC_PI_4).clamp(0.0, 5f32.to_radians());
-                view.tilt = draw.range(-most, most);
-                room = (1.0 - part * (view.tilt.cos() + view.tilt.abs().sin())).max(0.0);
-                view.color = draw.color(0.04);
+                // A square of side s, tilted by a, has a bounding box of side s·(cos a + sin a) = s·√2·sin(45° + a).
+                let max_angle = (1.0 / (scale * std::f32::consts::SQRT_2)).min(1.0).asin();
+                let max = (max_angle - std::f32::consts::FRAC_PI_4).clamp(0.0, 5f32.to_radians());
+                view.tilt = rng.range(-max, max);
+                margin = (1.0 - scale * (view.tilt.cos() + view.tilt.abs().sin())).max(0.0);
+                view.color = rng.color(0.04);
             }
-            view.extent = [part * side; 2];
-            view.origin = place.map(|place| ((1.0 - part) * 0.5 + place * room) * side);
+            view.extent = [scale * side; 2];
+            view.origin = shift.map(|shift| ((1.0 - scale) * 0.5 + shift * margin) * side);
         }
         view
     }
 
-    /// The view of a photograph of this width and height at `position` (of [`Order`](super::Order)) for a classifier. It depends on nothing
-    /// else but the seed.
+    /// The view of a photograph of this width and height at `position` (of [`Order`](super::Order)) for a classifier. It depends only on
+    /// its arguments.
     ///
     /// - [`AugmentLevel::None`] shows the middle `side` pixels; [`AugmentLevel::Basic`] mirrors half of them.
-    /// - [`AugmentLevel::Medium`] shows instead a part of 30 to 100 % of the area with an aspect ratio of 3:4 to 4:3 (arXiv 1409.4842).
+    /// - [`AugmentLevel::Medium`] shows a part instead, of 30 to 100 % of the area with an aspect ratio of 3:4 to 4:3 (arXiv 1409.4842).
     /// - [`AugmentLevel::Full`] tilts that part by up to 10° and shifts it by up to 5 % of its sides. Outside of the photograph, it is
     ///   mirrored at the border. Brightness, contrast and saturation vary by up to 30 %.
     pub fn for_classifier(
@@ -140,32 +140,32 @@ impl View {
         shape: (u32, u32),
         side: u32,
     ) -> Self {
-        const TRIES: usize = 10;
-        let mut draw = AugmentRng::new(seed, position);
+        const ATTEMPTS: usize = 10;
+        let mut rng = AugmentRng::new(seed, position);
         let mut view = Self::center(shape, side);
         if level >= AugmentLevel::Basic {
-            view.flip = draw.flip();
+            view.flip = rng.flip();
         }
         if level >= AugmentLevel::Medium {
             let (width, height) = (shape.0 as f32, shape.1 as f32);
-            for _ in 0..TRIES {
-                let area = width * height * draw.range(0.3, 1.0);
-                let aspect = draw.range((0.75f32).ln(), (4.0f32 / 3.0).ln()).exp();
+            for _ in 0..ATTEMPTS {
+                let area = width * height * rng.range(0.3, 1.0);
+                let aspect = rng.range((0.75f32).ln(), (4.0f32 / 3.0).ln()).exp();
                 let extent = [(area * aspect).sqrt(), (area / aspect).sqrt()];
                 if extent[0] <= width && extent[1] <= height {
-                    view.origin = [draw.range(0.0, width - extent[0]), draw.range(0.0, height - extent[1])];
+                    view.origin = [rng.range(0.0, width - extent[0]), rng.range(0.0, height - extent[1])];
                     view.extent = extent;
                     break;
                 }
             }
         }
         if level == AugmentLevel::Full {
-            let most = 10f32.to_radians();
-            view.tilt = draw.range(-most, most);
+            let max = 10f32.to_radians();
+            view.tilt = rng.range(-max, max);
             for (origin, extent) in view.origin.iter_mut().zip(view.extent) {
-                *origin += extent * draw.range(-0.05, 0.05);
+                *origin += extent * rng.range(-0.05, 0.05);
             }
-            view.color = draw.color(0.3);
+            view.color = rng.color(0.3);
         }
         view
     }
@@ -189,13 +189,13 @@ mod tests {
     }
 
     #[test]
-    fn a_generator_never_sees_beyond_a_picture_and_levels_build_on_each_other() {
-        let (side, mut flips, mut most) = (64, 0, 0.0f32);
+    fn generator_views_stay_inside_the_image_and_levels_are_cumulative() {
+        let (side, mut flips, mut max_tilt) = (64, 0, 0.0f32);
         for position in 0..2000 {
-            let draw = |level| View::for_generator(level, 1, position, side);
-            let [none, basic, medium, full] = LEVELS.map(draw);
-            assert_eq!(full, draw(AugmentLevel::Full));
-            assert_eq!(none, View::all((side, side)));
+            let view = |level| View::for_generator(level, 1, position, side);
+            let [none, basic, medium, full] = LEVELS.map(view);
+            assert_eq!(full, view(AugmentLevel::Full));
+            assert_eq!(none, View::full_image((side, side)));
             assert_eq!(basic, View { flip: basic.flip, ..none });
             assert_eq!(medium, View { origin: medium.origin, extent: medium.extent, ..basic });
             assert_eq!((full.flip, full.extent), (medium.flip, medium.extent));
@@ -206,19 +206,19 @@ mod tests {
                 assert!(corners(&view).into_iter().all(inside), "{view:?}");
             }
             flips += u32::from(basic.flip);
-            most = most.max(full.tilt.abs().to_degrees());
+            max_tilt = max_tilt.max(full.tilt.abs().to_degrees());
         }
         assert!((900..1100).contains(&flips), "{flips}");
-        assert!((4.0..=5.001).contains(&most), "{most}");
+        assert!((4.0..=5.001).contains(&max_tilt), "{max_tilt}");
     }
 
     #[test]
-    fn a_classifier_s_levels_build_on_each_other_whatever_the_photograph_s_shape() {
+    fn classifier_levels_are_cumulative_for_any_image_shape() {
         for (i, shape) in [(160, 240), (240, 160), (16, 1000), (1000, 16), (8, 8)].into_iter().enumerate() {
             for position in 0..300 {
-                let draw = |level| View::for_classifier(level, i as u64, position, shape, 128);
-                let [none, basic, medium, full] = LEVELS.map(draw);
-                assert_eq!(full, draw(AugmentLevel::Full));
+                let view = |level| View::for_classifier(level, i as u64, position, shape, 128);
+                let [none, basic, medium, full] = LEVELS.map(view);
+                assert_eq!(full, view(AugmentLevel::Full));
                 assert_eq!(none, View::center(shape, 128));
                 assert_eq!(basic, View { flip: basic.flip, ..none });
                 assert_eq!(medium, View { origin: medium.origin, extent: medium.extent, ..basic });

@@ -1,12 +1,12 @@
 //! Cache files of decoded images, so that each image is decoded once and not once per run.
 //!
-//! A file is named by its content: the form, and the SHA-256 of each image in order. So it never needs an update; it exists or not. It
-//! holds the images' pixels, then a CRC-32C of each image's pixels (4 bytes each, little-endian). Then follows JSON with the images that
-//! could not be decoded and the reasons, then a trailer with lengths and a checksum over all but the pixels. The offset of each image's
-//! pixels follows from the data set.
+//! The name of a file identifies its content: the resize mode, and the SHA-256 of each image in order. So a file is never updated. It holds
+//! the images' pixels, then a CRC-32C of each image's pixels (4 bytes each, little-endian). JSON with the images that could not be decoded
+//! and the reasons follows, then a trailer with lengths and a checksum over all but the pixels. The offset of each image's pixels follows
+//! from the data set.
 //!
-//! Programs map the file into memory. The parts in use are in the system's page cache, which all runs share and which is dropped when
-//! memory is short. So an image's checksum is verified when the image is first used, not before.
+//! Programs map the file into memory. The parts in use are in the system's page cache, which all runs share. So an image's checksum is
+//! verified when the image is first used, not before.
 
 use std::{
     env,
@@ -26,11 +26,11 @@ use super::{Error, Result, index::hex};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Cache {
     /// Files in the folder `TINY_CATS_CACHE`. If that is unset, in `tiny-cats` in the system's folder for caches, which on Linux is
-    /// `XDG_CACHE_HOME` or `~/.cache`. If there is none, in memory.
+    /// `XDG_CACHE_HOME` or `~/.cache`. If there is no such folder, images are kept in memory.
     #[default]
     Default,
     /// Files in this folder.
-    At(PathBuf),
+    Folder(PathBuf),
     /// This program's memory, until it ends.
     Memory,
 }
@@ -42,7 +42,7 @@ impl Cache {
             Self::Default => {
                 default_folder(|name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from))
             }
-            Self::At(folder) => Some(folder.clone()),
+            Self::Folder(folder) => Some(folder.clone()),
             Self::Memory => None,
         }
     }
@@ -51,8 +51,8 @@ impl Cache {
 fn default_folder(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
     let caches = || {
         // The XDG base directory specification: a relative path must be ignored.
-        let named = variable("XDG_CACHE_HOME").filter(|path| path.is_absolute());
-        named.or_else(|| {
+        let xdg = variable("XDG_CACHE_HOME").filter(|path| path.is_absolute());
+        xdg.or_else(|| {
             if cfg!(windows) {
                 return variable("LOCALAPPDATA");
             }
@@ -97,7 +97,7 @@ pub fn list(folder: &Path) -> Result<Vec<CacheFile>> {
     let mut files = Vec::new();
     for entry in entries {
         let path = entry.map_err(Error::io(folder))?.path();
-        let Some(finished) = path.file_name().and_then(|name| finished(name.to_str()?)) else { continue };
+        let Some(finished) = path.file_name().and_then(|name| is_finished(name.to_str()?)) else { continue };
         // The file may have been deleted in the meantime.
         let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
         if metadata.is_file() {
@@ -134,16 +134,16 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Returns whether the cache file of this name is finished; `None` if it is not a cache file.
-fn finished(name: &str) -> Option<bool> {
+/// True if the cache file of this name is finished; `None` if it is not a cache file.
+fn is_finished(name: &str) -> Option<bool> {
     if name.starts_with(TEMP_PREFIX) && name.ends_with(&format!(".{EXTENSION}")) {
         return Some(false);
     }
     let (rest, hash) = name.strip_suffix(&format!(".{EXTENSION}"))?.rsplit_once('-')?;
     let (_, size) = rest.rsplit_once('-')?;
-    let sound =
+    let valid =
         hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit()) && size.parse::<u32>().is_ok();
-    sound.then_some(true)
+    valid.then_some(true)
 }
 
 /// The identity of a cache file.
@@ -155,14 +155,14 @@ pub(super) struct CacheKey {
     /// Number of bytes of pixels.
     pub pixels: u64,
     /// Number of images.
-    pub pictures: u64,
+    pub images: u64,
 }
 
 /// The end of a file. It is written last, so that a truncated file has none.
 struct Trailer {
     hash: [u8; 32],
     pixels: u64,
-    pictures: u64,
+    images: u64,
     reasons: u64,
 }
 
@@ -171,14 +171,14 @@ impl Trailer {
     const MAGIC: &[u8; 16] = b"tiny-cats pixel2";
     const LEN: u64 = 16 + 32 + 8 + 8 + 8 + 4;
 
-    /// The trailer's bytes, with a checksum (CRC-32C) over them and `before`: the checksums and reasons that precede it.
-    fn bytes(&self, before: &[u8]) -> Vec<u8> {
+    /// The trailer's bytes, with a checksum (CRC-32C) over them and `preceding`: the checksums and reasons that precede it.
+    fn bytes(&self, preceding: &[u8]) -> Vec<u8> {
         let mut bytes = Self::MAGIC.to_vec();
         bytes.extend(self.hash);
-        for len in [self.pixels, self.pictures, self.reasons] {
+        for len in [self.pixels, self.images, self.reasons] {
             bytes.extend(len.to_le_bytes());
         }
-        bytes.extend(crc32c::crc32c_append(crc32c::crc32c(before), &bytes).to_le_bytes());
+        bytes.extend(crc32c::crc32c_append(crc32c::crc32c(preceding), &bytes).to_le_bytes());
         bytes
     }
 }
@@ -192,7 +192,7 @@ pub(super) fn checksum(pixels: &[u8]) -> u32 {
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct CacheIndex {
     /// The [checksum] of each image's pixels; 0 if it could not be decoded.
-    pub sums: Vec<u32>,
+    pub checksums: Vec<u32>,
     /// The images that could not be decoded, in order, and the reasons.
     pub reasons: DecodeErrors,
 }
@@ -209,8 +209,8 @@ pub(super) struct MappedFile {
 
 impl MappedFile {
     fn new(file: &File, temporary: Option<TempPath>) -> io::Result<Self> {
-        // SAFETY: the file is in the user's own cache folder under a name that this program gave it, and is not written to after it is
-        // finished. A process that changes or truncates it nevertheless could do anything else to the user's programs too.
+        // SAFETY: the file is in the user's own cache folder under a name that this program chose, and is not written to after it is
+        // finished. A process that can truncate it anyway runs with the user's rights.
         let map = unsafe { Mmap::map(file)? };
         Ok(Self { map, _temporary: temporary })
     }
@@ -233,42 +233,41 @@ impl CacheKey {
         folder: &Path,
     ) -> std::result::Result<Option<(MappedFile, CacheIndex)>, String> {
         let path = self.path(folder);
-        let about = |what: &str| format!("{}: {what}; it is made anew", path.display());
+        let invalid = |reason: &str| format!("{}: {reason}; it will be rewritten", path.display());
         let file = match File::open(&path) {
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 return Ok(None);
             }
-            file => file.map_err(|e| about(&e.to_string()))?,
+            file => file.map_err(|e| invalid(&e.to_string()))?,
         };
-        let metadata = file.metadata().map_err(|e| about(&e.to_string()))?;
-        let sums = self.pictures.saturating_mul(4);
-        let fixed = self.pixels.saturating_add(sums).saturating_add(Trailer::LEN);
+        let metadata = file.metadata().map_err(|e| invalid(&e.to_string()))?;
+        let checksums = self.images.saturating_mul(4);
+        let fixed = self.pixels.saturating_add(checksums).saturating_add(Trailer::LEN);
         let reasons = metadata.len().checked_sub(fixed);
         let (true, Some(reasons)) = (metadata.is_file(), reasons.filter(|&len| len <= MAX_REASON_BYTES))
         else {
-            return Err(about(&format!("{} bytes, expected {fixed} or a few more", metadata.len())));
+            return Err(invalid(&format!("expected at least {fixed} bytes, found {}", metadata.len())));
         };
-        let mapped = MappedFile::new(&file, None).map_err(|e| about(&e.to_string()))?;
-        // There may be many pixels: those of each image are verified when they are first used.
+        let mapped = MappedFile::new(&file, None).map_err(|e| invalid(&e.to_string()))?;
+        // The pixels of each image are verified when they are first used, because there may be many.
         let end = &mapped.bytes()[self.pixels as usize..];
-        let (before, trailer) = end.split_at((sums + reasons) as usize);
-        if trailer != self.trailer(reasons).bytes(before) {
-            return Err(about("its end is damaged, or of another version"));
+        let (preceding, trailer) = end.split_at((checksums + reasons) as usize);
+        if trailer != self.trailer(reasons).bytes(preceding) {
+            return Err(invalid("its trailer is damaged or has another version"));
         }
-        let (sums, text) = before.split_at(sums as usize);
-        let sums = sums.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
-        let reasons = serde_json::from_slice(text).map_err(|e| about(&e.to_string()))?;
-        Ok(Some((mapped, CacheIndex { sums, reasons })))
+        let (checksums, text) = preceding.split_at(checksums as usize);
+        let checksums = checksums.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+        let reasons = serde_json::from_slice(text).map_err(|e| invalid(&e.to_string()))?;
+        Ok(Some((mapped, CacheIndex { checksums, reasons })))
     }
 
     fn trailer(&self, reasons: u64) -> Trailer {
-        Trailer { hash: self.hash, pixels: self.pixels, pictures: self.pictures, reasons }
+        Trailer { hash: self.hash, pixels: self.pixels, images: self.images, reasons }
     }
 
     /// Creates the cache file in `folder`.
     ///
-    /// `write` writes the pixels. It returns the file's index, and whether the result would be the same next time; if not, the file is used
-    /// now and then deleted.
+    /// `write` writes the pixels and returns the file's index, and true if the file may be reused. Otherwise the file is deleted after use.
     ///
     /// The file is written to a temporary name in the same folder, synced, and renamed. So several programs may create it at the same time,
     /// and a killed program leaves no file that is used.
@@ -282,7 +281,7 @@ impl CacheKey {
         let needed = self.pixels.saturating_add(MIN_FREE_BYTES);
         let free = fs4::available_space(folder)?;
         if free < needed {
-            let reason = format!("{} MiB are free, {} needed", free >> 20, needed.div_ceil(1 << 20));
+            let reason = format!("{} MiB are free, {} MiB are needed", free >> 20, needed.div_ceil(1 << 20));
             return Err(io::Error::new(io::ErrorKind::StorageFull, reason));
         }
         let temporary = tempfile::Builder::new()
@@ -292,9 +291,9 @@ impl CacheKey {
             .map_err(strip_temp_name)?;
         let file = temporary.as_file();
         file.set_len(self.pixels)?;
-        let (contents, lasting) = write(file)?;
-        let text = serde_json::to_vec(&contents.reasons)?;
-        let mut end: Vec<u8> = contents.sums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
+        let (index, cacheable) = write(file)?;
+        let text = serde_json::to_vec(&index.reasons)?;
+        let mut end: Vec<u8> = index.checksums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
         end.extend(&text);
         end.extend(self.trailer(text.len() as u64).bytes(&end));
         write_at(file, &end, self.pixels)?;
@@ -302,16 +301,16 @@ impl CacheKey {
             let (file, path) = temporary.into_parts();
             MappedFile::new(&file, Some(path))
         };
-        if !lasting {
-            return Ok((mapped(temporary)?, contents));
+        if !cacheable {
+            return Ok((mapped(temporary)?, index));
         }
         #[cfg(unix)]
         file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
         file.sync_all()?;
         match temporary.persist(self.path(folder)) {
-            Ok(file) => Ok((MappedFile::new(&file, None)?, contents)),
+            Ok(file) => Ok((MappedFile::new(&file, None)?, index)),
             // Some systems do not replace a file that another program has mapped; that file is the same.
-            Err(error) => Ok((mapped(error.file)?, contents)),
+            Err(error) => Ok((mapped(error.file)?, index)),
         }
     }
 }
@@ -351,12 +350,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_folder_is_the_one_that_was_asked_for() {
+    fn the_cache_folder_follows_the_environment() {
         let folder = |set: &[(&str, &str)]| {
             default_folder(|name| set.iter().find(|(n, _)| *n == name).map(|(_, value)| PathBuf::from(value)))
         };
-        let ours = ("TINY_CATS_CACHE", "/ours");
-        assert_eq!(folder(&[ours, ("XDG_CACHE_HOME", "/xdg"), ("HOME", "/home")]), Some("/ours".into()));
+        let own = ("TINY_CATS_CACHE", "/ours");
+        assert_eq!(folder(&[own, ("XDG_CACHE_HOME", "/xdg"), ("HOME", "/home")]), Some("/ours".into()));
         assert_eq!(folder(&[]), None);
         if cfg!(target_os = "linux") {
             let xdg = [("XDG_CACHE_HOME", "/xdg"), ("HOME", "/home")];
@@ -365,17 +364,17 @@ mod tests {
             assert_eq!(folder(&[("XDG_CACHE_HOME", "rel"), xdg[1]]), Some("/home/.cache/tiny-cats".into()));
         }
         assert_eq!(Cache::Memory.folder(), None);
-        assert_eq!(Cache::At("x".into()).folder(), Some("x".into()));
+        assert_eq!(Cache::Folder("x".into()).folder(), Some("x".into()));
     }
 
     #[test]
-    fn only_files_of_ours_are_listed_and_deleted() {
+    fn only_cache_files_are_listed_and_deleted() {
         let dir = tempfile::tempdir().unwrap();
         let hash = "0123456789abcdef".repeat(4);
         let (squares, photographs) =
             (format!("squares-64-{hash}.pixels"), format!("photographs-8-{hash}.pixels"));
-        let theirs = ["a.pixels", "squares-64-12.pixels", "notes.txt", ".writing-x.tmp", &hash];
-        for name in [&squares, &photographs, ".writing-abc.pixels"].into_iter().chain(theirs) {
+        let others = ["a.pixels", "squares-64-12.pixels", "notes.txt", ".writing-x.tmp", &hash];
+        for name in [&squares, &photographs, ".writing-abc.pixels"].into_iter().chain(others) {
             fs::write(dir.path().join(name), name).unwrap();
         }
         fs::create_dir(dir.path().join(squares.replace("64-", "32-"))).unwrap();
@@ -386,12 +385,12 @@ mod tests {
         assert_eq!(found[1].bytes, photographs.len() as u64);
         assert_eq!(clear(dir.path()).unwrap(), found);
         assert!(list(dir.path()).unwrap().is_empty());
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), theirs.len() + 1);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), others.len() + 1);
         assert!(list(&dir.path().join("missing")).unwrap().is_empty());
     }
 
     #[test]
-    fn what_a_killed_program_left_is_forgotten_in_time() {
+    fn abandoned_files_are_removed_after_a_day() {
         let dir = tempfile::tempdir().unwrap();
         for (name, age) in
             [(".writing-old.pixels", 2 * ABANDONED_AFTER), (".writing-new.pixels", Duration::ZERO)]
@@ -399,13 +398,13 @@ mod tests {
             let file = File::create(dir.path().join(name)).unwrap();
             file.set_modified(SystemTime::now() - age).unwrap();
         }
-        let key = CacheKey { kind: "squares-8".into(), hash: [7; 32], pixels: 3, pictures: 2 };
-        let contents =
-            || CacheIndex { sums: vec![checksum(b"abc"), 0], reasons: vec![(1, "why".to_string())] };
-        key.create(dir.path(), |file| write_at(file, b"abc", 0).map(|()| (contents(), true))).unwrap();
+        let key = CacheKey { kind: "squares-8".into(), hash: [7; 32], pixels: 3, images: 2 };
+        let index =
+            || CacheIndex { checksums: vec![checksum(b"abc"), 0], reasons: vec![(1, "why".to_string())] };
+        key.create(dir.path(), |file| write_at(file, b"abc", 0).map(|()| (index(), true))).unwrap();
         let names: Vec<_> = list(dir.path()).unwrap().into_iter().map(|file| file.path).collect();
         assert_eq!(names, [dir.path().join(".writing-new.pixels"), key.path(dir.path())]);
         let (mapped, found) = key.open(dir.path()).unwrap().unwrap();
-        assert_eq!((&mapped.bytes()[..3], found), (&b"abc"[..], contents()));
+        assert_eq!((&mapped.bytes()[..3], found), (&b"abc"[..], index()));
     }
 }

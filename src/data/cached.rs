@@ -20,18 +20,18 @@ use super::{
 };
 
 /// Decoded images in a mapped file. An image whose checksum does not match is decoded again.
-pub(super) struct Cached {
+pub(super) struct CachedImages {
     mapped: MappedFile,
     /// The file. It is deleted as soon as a damaged image is found, so that the next run writes it again.
     path: PathBuf,
-    pictures: Vec<Checked>,
+    images: Vec<CachedChecksum>,
     /// The pixels of damaged images, by index.
     restored: Mutex<HashMap<usize, Arc<[u8]>>>,
 }
 
-/// The checksum of an image, and whether it was compared.
-struct Checked {
-    sum: u32,
+/// The checksum of an image, and the state of its verification.
+struct CachedChecksum {
+    checksum: u32,
     state: AtomicU8,
 }
 
@@ -58,19 +58,20 @@ impl Deref for ImageBytes<'_> {
     }
 }
 
-impl Cached {
+impl CachedImages {
     /// Creates a reader of the images with these checksums in `mapped`, which is the file `path`.
-    pub(super) fn new(mapped: MappedFile, path: PathBuf, sums: impl Iterator<Item = u32>) -> Self {
-        let pictures = sums.map(|sum| Checked { sum, state: AtomicU8::new(UNUSED) }).collect();
-        Self { mapped, path, pictures, restored: Mutex::default() }
+    pub(super) fn new(mapped: MappedFile, path: PathBuf, checksums: impl Iterator<Item = u32>) -> Self {
+        let images =
+            checksums.map(|checksum| CachedChecksum { checksum, state: AtomicU8::new(UNUSED) }).collect();
+        Self { mapped, path, images, restored: Mutex::default() }
     }
 
-    /// The bytes of image `index`, which start at `offset` and have `size`, a width and a height. If they are damaged, `decode` decodes the
-    /// image from its `source` again.
+    /// The bytes of image `index`, which start at `offset`; `size` is its width and height. If they are damaged, `decode` decodes the image
+    /// from its `source` again.
     ///
     /// # Errors
     /// [`Error::Damaged`] if that fails or gives another image.
-    pub(super) fn picture(
+    pub(super) fn image(
         &self,
         index: usize,
         (offset, size): (usize, [u32; 2]),
@@ -78,9 +79,9 @@ impl Cached {
         decode: impl FnOnce() -> std::result::Result<RgbImage, String>,
     ) -> Result<ImageBytes<'_>> {
         let bytes = &self.mapped.bytes()[offset..offset + byte_len(size)];
-        let Checked { sum, state } = &self.pictures[index];
+        let CachedChecksum { checksum: expected, state } = &self.images[index];
         if state.load(Ordering::Relaxed) == UNUSED {
-            state.store(if checksum(bytes) == *sum { VERIFIED } else { DAMAGED }, Ordering::Relaxed);
+            state.store(if checksum(bytes) == *expected { VERIFIED } else { DAMAGED }, Ordering::Relaxed);
         }
         if state.load(Ordering::Relaxed) == VERIFIED {
             return Ok(ImageBytes::Borrowed(bytes));
@@ -90,23 +91,24 @@ impl Cached {
         if let Some(bytes) = restored.get(&index) {
             return Ok(ImageBytes::Restored(bytes.clone()));
         }
-        let same = |pixels: &RgbImage| [pixels.width(), pixels.height()] == size && checksum(pixels) == *sum;
-        let again: Arc<[u8]> = decode()
+        let matches =
+            |pixels: &RgbImage| [pixels.width(), pixels.height()] == size && checksum(pixels) == *expected;
+        let decoded: Arc<[u8]> = decode()
             .and_then(|pixels| {
-                same(&pixels).then_some(pixels).ok_or_else(|| "it is another picture now".into())
+                matches(&pixels).then_some(pixels).ok_or_else(|| "its content has changed".into())
             })
             .map_err(|reason| Error::Damaged { path: source.to_owned(), cache: self.path.clone(), reason })?
             .into_raw()
             .into();
         tracing::warn!(
-            "{}: the pixels of {} are damaged; the picture was decoded again, and the next run writes the file again",
+            "{}: the pixels of {} are damaged; the image was decoded again, and the next run rewrites the file",
             self.path.display(),
             printable(source).display()
         );
         // If that fails, the next run finds the damage again.
         let _ = fs::remove_file(&self.path);
-        restored.insert(index, again.clone());
-        Ok(ImageBytes::Restored(again))
+        restored.insert(index, decoded.clone());
+        Ok(ImageBytes::Restored(decoded))
     }
 }
 

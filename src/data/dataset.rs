@@ -57,7 +57,7 @@ impl Dataset {
     ///
     /// Images are recognized by their content, not by their names. Files that are not PNG, JPEG or WebP images, or are damaged, are
     /// skipped. So are links out of the folder, and files that changed since they were indexed: see [`Dataset::skipped`]. Hidden files,
-    /// those of operating systems, such as `Thumbs.db`, and class folders without an image are left out, too.
+    /// those of operating systems, such as `Thumbs.db`, and class folders without an image are skipped, too.
     ///
     /// Of identical files in one class, one is used; [`Dataset::duplicates`] has those in several classes. An index is not filtered: if it
     /// lists a file and its copy, the data set has both.
@@ -86,7 +86,7 @@ impl Dataset {
         scan::is_split_by_folders(root)
     }
 
-    /// Makes a class of each folder that has images, and splits its images.
+    /// Creates a class for each folder that has images, and splits its images.
     pub(super) fn assemble(
         root: &Path,
         found: FolderScan,
@@ -113,17 +113,17 @@ impl Dataset {
             }
         }
         if files.is_empty() {
-            return Err(Error::no_pictures(root, &skipped));
+            return Err(Error::no_images(root, &skipped));
         }
         for name in folders.iter().filter(|name| !classes.contains(name)) {
-            skipped.push((PathBuf::from(name), "a class folder without a usable picture".to_string()));
+            skipped.push((PathBuf::from(name), "a class folder without a usable image".to_string()));
         }
         drop_duplicates(&mut files, &mut skipped);
         if !is_split_by_folders {
             for class in files.chunk_by_mut(|a, b| a.label == b.label) {
                 let names: Vec<&str> = class.iter().map(ImageFile::name).collect();
                 let splits = shares.split(&names);
-                class.iter_mut().zip(splits).for_each(|(picture, split)| picture.split = split);
+                class.iter_mut().zip(splits).for_each(|(image, split)| image.split = split);
             }
             keep_identical_together(&mut files);
         }
@@ -131,7 +131,7 @@ impl Dataset {
         Ok(Self { root: root.to_path_buf(), index: None, shares, classes, files, skipped, fingerprint })
     }
 
-    /// The images of one part, with the same classes and labels; possibly none. Its fingerprint is its own.
+    /// The images of one part, with the same classes and labels; possibly none. It has its own fingerprint.
     pub fn part(&self, split: Split) -> Self {
         self.parts(&[split])
     }
@@ -145,9 +145,9 @@ impl Dataset {
         Self { root, index, shares: self.shares, classes, files, skipped: Vec::new(), fingerprint }
     }
 
-    /// Reads the bytes of an image, or returns why that failed.
-    pub(super) fn read(&self, picture: &ImageFile) -> std::result::Result<Vec<u8>, String> {
-        decode::read(&self.root.join(&picture.path))
+    /// Reads the bytes of an image, or returns the reason why that failed.
+    pub(super) fn read(&self, image: &ImageFile) -> std::result::Result<Vec<u8>, String> {
+        decode::read(&self.root.join(&image.path))
     }
 }
 
@@ -158,56 +158,55 @@ impl ImageFile {
     }
 }
 
-/// Keeps one of the identical files in one class. If folders define the split, it is the one in `test`, else in `val`, so that the
-/// evaluation data stay complete. Otherwise it is the one in the longest series, so that its neighbors stay together.
+/// Keeps one of the identical files in a class. If folders define the split, it is the one in `test`, else in `val`, so that the evaluation
+/// data stay complete. Otherwise it is the one in the longest series, so that its neighbors stay together.
 fn drop_duplicates(files: &mut Vec<ImageFile>, skipped: &mut Vec<(PathBuf, String)>) {
-    let of_series = |picture: &ImageFile| {
-        (picture.path.parent().map(Path::to_owned), series(picture.name()).0.to_owned())
-    };
-    let mut lengths = HashMap::new();
-    for picture in files.iter() {
-        *lengths.entry(of_series(picture)).or_insert(0usize) += 1;
+    let series_key =
+        |image: &ImageFile| (image.path.parent().map(Path::to_owned), series(image.name()).0.to_owned());
+    let mut series_lengths = HashMap::new();
+    for image in files.iter() {
+        *series_lengths.entry(series_key(image)).or_insert(0usize) += 1;
     }
-    let rank = |picture: &ImageFile| (picture.split, lengths[&of_series(picture)]);
-    let mut kept: HashMap<(u32, [u8; 32]), usize> = HashMap::new();
-    for (i, picture) in files.iter().enumerate() {
-        let best = kept.entry((picture.label, picture.sha256)).or_insert(i);
-        if rank(picture) > rank(&files[*best]) {
-            *best = i;
+    let priority = |image: &ImageFile| (image.split, series_lengths[&series_key(image)]);
+    let mut first_copies: HashMap<(u32, [u8; 32]), usize> = HashMap::new();
+    for (i, image) in files.iter().enumerate() {
+        let kept = first_copies.entry((image.label, image.sha256)).or_insert(i);
+        if priority(image) > priority(&files[*kept]) {
+            *kept = i;
         }
     }
-    let mut left = Vec::with_capacity(kept.len());
-    for (i, picture) in files.iter().enumerate() {
-        match kept[&(picture.label, picture.sha256)] {
-            best if best == i => left.push(picture.clone()),
-            best => {
-                skipped.push((picture.path.clone(), format!("the same image as {}", name(&files[best].path))))
+    let mut unique = Vec::with_capacity(first_copies.len());
+    for (i, image) in files.iter().enumerate() {
+        match first_copies[&(image.label, image.sha256)] {
+            kept if kept == i => unique.push(image.clone()),
+            kept => {
+                skipped.push((image.path.clone(), format!("the same image as {}", name(&files[kept].path))))
             }
         }
     }
-    *files = left;
+    *files = unique;
 }
 
-/// Puts an image that is in several classes into one part, the earliest that it is in. So a model is not evaluated on an image that it was
+/// Puts copies of an image in several classes into one part, the earliest of theirs. So a model is not evaluated on images that it was
 /// trained on.
 fn keep_identical_together(files: &mut [ImageFile]) {
     let mut earliest: HashMap<[u8; 32], Split> = HashMap::new();
-    for picture in files.iter() {
-        let split = earliest.entry(picture.sha256).or_insert(picture.split);
-        *split = picture.split.min(*split);
+    for image in files.iter() {
+        let split = earliest.entry(image.sha256).or_insert(image.split);
+        *split = image.split.min(*split);
     }
-    files.iter_mut().for_each(|picture| picture.split = earliest[&picture.sha256]);
+    files.iter_mut().for_each(|image| image.split = earliest[&image.sha256]);
 }
 
 pub(super) fn fingerprint(files: &[ImageFile]) -> String {
     let mut hash = Sha256::new();
-    for picture in files {
-        let name = name(&picture.path);
+    for image in files {
+        let name = name(&image.path);
         hash.update((name.len() as u64).to_le_bytes());
         hash.update(name.as_bytes());
-        hash.update(picture.bytes.to_le_bytes());
-        hash.update(picture.sha256);
-        hash.update(picture.split.name());
+        hash.update(image.bytes.to_le_bytes());
+        hash.update(image.sha256);
+        hash.update(image.split.name());
     }
     hex(&hash.finalize())
 }
@@ -219,7 +218,7 @@ pub(super) struct FileInfo {
     pub sha256: [u8; 32],
 }
 
-/// Reads the header of an image, or returns why the image is not usable.
+/// Reads the header of an image, or returns the reason why the image is not usable.
 fn examine(path: &Path) -> std::result::Result<FileInfo, String> {
     let bytes = decode::read(path)?;
     let size = decode::check(&bytes)?;
@@ -246,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn content_decides_and_what_is_bad_is_named_with_its_reason() {
+    fn images_are_recognized_by_content_and_invalid_files_are_reported() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
         let (png, jpeg) = (encoded(ImageFormat::Png, 48), encoded(ImageFormat::Jpeg, 48));
@@ -267,7 +266,7 @@ mod tests {
             ("cut.jpg", &jpeg[..jpeg.len() / 2], "end is missing"),
             ("cut.png", &png[..png.len() / 2], "end is missing"),
             ("head.png", &png[..20], "broken"),
-            ("text.jpg", b"hello, I am a cat", "not a picture"),
+            ("text.jpg", b"hello, I am a cat", "not an image"),
             ("empty.png", b"", "empty"),
             ("gif.jpg", b"GIF89a\x01\0\x01\0\0\0\0;", "a GIF"),
             ("huge.png", &huge, "broken"),
@@ -284,8 +283,8 @@ mod tests {
         assert_eq!(data.skipped.len(), bad.len() + 1);
         for (name, _, reason) in bad {
             let top = name.split('/').next().unwrap();
-            let (_, said) = data.skipped.iter().find(|(path, _)| path.ends_with(top)).unwrap();
-            assert!(said.contains(reason), "{name}: {said}");
+            let (_, found) = data.skipped.iter().find(|(path, _)| path.ends_with(top)).unwrap();
+            assert!(found.contains(reason), "{name}: {found}");
         }
     }
 
@@ -296,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_used_at_all_is_one_line() {
+    fn unusable_folders_give_one_line_errors() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
         let open = |name: &str| {
@@ -308,12 +307,12 @@ mod tests {
         fs::create_dir(root.join("bare")).unwrap();
         assert!(open("bare").contains("no class folders"));
         put(root, "hollow/Bengal/a.txt", b"text");
-        assert!(open("hollow").contains("a.txt is not a picture"));
+        assert!(open("hollow").contains("a.txt: not a"));
     }
 
     #[cfg(unix)]
     #[test]
-    fn a_folder_that_can_name_no_class_is_no_class() {
+    fn folders_with_invalid_class_names_are_skipped() {
         let dir = tempfile::tempdir().unwrap();
         for folder in ["Bengal", "two\nlines"] {
             put(dir.path(), &format!("{folder}/a.png"), &encoded(ImageFormat::Png, 8));
@@ -324,24 +323,24 @@ mod tests {
     }
 
     #[test]
-    fn the_fingerprint_is_that_of_names_and_contents() {
+    fn the_fingerprint_depends_on_names_and_contents() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
-        let print = || Dataset::open(root).unwrap().fingerprint;
+        let current = || Dataset::open(root).unwrap().fingerprint;
         put(root, "A/1.png", &encoded(ImageFormat::Png, 8));
-        let first = print();
+        let first = current();
         put(root, "A/.DS_Store", b"x");
         put(root, "A/notes.txt", b"x");
-        assert_eq!(first, print());
+        assert_eq!(first, current());
         put(root, "A/1.png", &encoded(ImageFormat::Png, 9));
-        let second = print();
+        let second = current();
         fs::rename(root.join("A/1.png"), root.join("A/2.png")).unwrap();
-        assert!(first != second && second != print());
+        assert!(first != second && second != current());
         assert_eq!(first.len(), 64);
     }
 
     #[test]
-    fn the_parts_have_each_picture_once_and_fingerprints_of_their_own() {
+    fn each_image_is_in_one_part_and_fingerprints_differ() {
         let dir = tempfile::tempdir().unwrap();
         for i in 0..13 {
             put(dir.path(), &format!("A/{i}.png"), &encoded(ImageFormat::Png, 8 + i));
@@ -354,10 +353,10 @@ mod tests {
         let mut files: Vec<ImageFile> = parts.iter().flat_map(|part| part.files.clone()).collect();
         files.sort_by(|a, b| a.path.cmp(&b.path));
         assert_eq!(files, all.files);
-        let mut prints: Vec<&str> = parts.iter().chain([&all]).map(|data| &*data.fingerprint).collect();
-        prints.sort_unstable();
-        prints.dedup();
-        assert_eq!(prints.len(), 4);
+        let mut fingerprints: Vec<&str> = parts.iter().chain([&all]).map(|data| &*data.fingerprint).collect();
+        fingerprints.sort_unstable();
+        fingerprints.dedup();
+        assert_eq!(fingerprints.len(), 4);
         assert_eq!(all.parts(&[Split::Validation, Split::Test]).files.len(), 2);
         assert_eq!(all.parts(&Split::ALL).fingerprint, all.fingerprint);
         // The split is a part of the identity, too.
@@ -370,7 +369,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn links_are_followed_inside_the_folder_only_and_loops_end() {
+    fn links_are_followed_only_inside_the_folder() {
         use std::os::unix::fs::symlink;
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("data");
@@ -380,25 +379,25 @@ mod tests {
             ("round", ".", "a link back"),
             ("up", "..", "a link back"),
             ("B", "../outside", "out of"),
-            ("nowhere", "missing", "leads nowhere"),
+            ("nowhere", "missing", "a broken link"),
             ("A/out.png", "../../outside/b.png", "out of"),
-            ("A/self.png", "self.png", "leads nowhere"),
+            ("A/self.png", "self.png", "a broken link"),
             ("A/round", "../A", "not a file"),
             ("A/same.png", "a.png", ""),
         ] {
             symlink(target, root.join(link)).unwrap();
             let data = Dataset::open(&root).unwrap();
-            let said = data.skipped.iter().find(|(path, _)| path == Path::new(link));
-            assert!(reason.is_empty() || said.unwrap().1.contains(reason), "{link}: {said:?}");
+            let found = data.skipped.iter().find(|(path, _)| path == Path::new(link));
+            assert!(reason.is_empty() || found.unwrap().1.contains(reason), "{link}: {found:?}");
         }
         let data = Dataset::open(&root).unwrap();
         assert_eq!((data.files.len(), data.skipped.len()), (1, 8), "{:?}", data.skipped);
-        let said = data.skipped.iter().find(|(path, _)| path == Path::new("A/same.png"));
-        assert_eq!(said.unwrap().1, "the same image as A/a.png");
+        let reason = data.skipped.iter().find(|(path, _)| path == Path::new("A/same.png"));
+        assert_eq!(reason.unwrap().1, "the same image as A/a.png");
     }
 
     #[test]
-    fn identical_images_count_once_and_are_never_in_two_parts() {
+    fn identical_images_are_counted_once_and_stay_in_one_part() {
         let dir = tempfile::tempdir().unwrap();
         let image = |side| encoded(ImageFormat::Png, side);
         for number in 0..20 {
@@ -414,29 +413,29 @@ mod tests {
         }
         let data = Dataset::open(dir.path()).unwrap();
         let files = |data: &Dataset| data.files.iter().map(|p| (p.path.clone(), p.split)).collect::<Vec<_>>();
-        // Files in a series stay there, in their part.
+        // Files of a series stay in their part.
         assert_eq!((files(&data), &data.fingerprint), (files(&before), &before.fingerprint));
         assert_eq!((data.duplicate_lines(), data.skipped.len()), (vec![], 4));
-        let said = |name: &str| &data.skipped.iter().find(|(path, _)| path.ends_with(name)).unwrap().1;
-        assert_eq!(said("zzz.png"), "the same image as A/cat_0.png");
-        assert_eq!(said("_1.png"), "the same image as B/cat_0.png");
+        let reason_of = |name: &str| &data.skipped.iter().find(|(path, _)| path.ends_with(name)).unwrap().1;
+        assert_eq!(reason_of("zzz.png"), "the same image as A/cat_0.png");
+        assert_eq!(reason_of("_1.png"), "the same image as B/cat_0.png");
 
-        // In two classes: both stay, in one part, and are reported.
+        // Copies in two classes stay, are in one part, and are reported.
         put(dir.path(), "B/from A.png", &image(20 + 19));
         let data = Dataset::open(dir.path()).unwrap();
         assert_eq!(data.files.len(), 41);
         let repeated = data.files.iter().find(|p| p.path.ends_with("from A.png")).unwrap().sha256;
-        let same = data.files.iter().filter(|picture| picture.sha256 == repeated);
-        let splits: Vec<Split> = same.map(|picture| picture.split).collect();
+        let same = data.files.iter().filter(|image| image.sha256 == repeated);
+        let splits: Vec<Split> = same.map(|image| image.split).collect();
         assert!(splits.len() == 2 && splits[0] == splits[1], "{splits:?}");
-        let said = data.duplicate_lines();
-        assert_eq!(said.len(), 1);
-        assert!(said[0].starts_with("the same image in two classes: A/cat_19.png ("), "{said:?}");
-        assert!(said[0].contains(", B/from A.png ("), "{said:?}");
+        let lines = data.duplicate_lines();
+        assert_eq!(lines.len(), 1);
+        assert!(lines[0].starts_with("the same image in two classes: A/cat_19.png ("), "{lines:?}");
+        assert!(lines[0].contains(", B/from A.png ("), "{lines:?}");
     }
 
     #[test]
-    fn folders_of_a_split_are_used_as_such() {
+    fn split_folders_define_the_split() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
         let image = |side| encoded(ImageFormat::Png, side);
@@ -453,7 +452,7 @@ mod tests {
         {
             put(root, name, &image(10 + i as u32));
         }
-        // A copy of a file in the test part is not trained on, though it comes first.
+        // A copy of a test image is not trained on, although it sorts first.
         put(root, "train/A/0.png", &image(14));
         put(root, "test/notes.txt", b"text");
         put(root, "extra/A/1.png", &image(30));
@@ -474,10 +473,11 @@ mod tests {
         };
         let data = Dataset::open(root).unwrap();
         check(&data);
-        let said = |name: &str| &data.skipped.iter().find(|(path, _)| path == Path::new(name)).unwrap().1;
-        assert_eq!(said("train/A/0.png"), "the same image as test/A/1.png");
-        assert!(said("extra").contains("beside train, val and test"));
-        assert!(said("validation").contains("without class folders"));
+        let reason_of =
+            |name: &str| &data.skipped.iter().find(|(path, _)| path == Path::new(name)).unwrap().1;
+        assert_eq!(reason_of("train/A/0.png"), "the same image as test/A/1.png");
+        assert!(reason_of("extra").contains("next to train, val and test"));
+        assert!(reason_of("validation").contains("without class folders"));
         assert_eq!(data.skipped.len(), 3);
         let index = root.join(INDEX);
         check(&Dataset::index(root, &index, Shares::default(), None, |_| {}).unwrap());
@@ -492,7 +492,7 @@ mod tests {
         }
         assert!(!Dataset::is_split_by_folders(classes.path()).unwrap());
         assert_eq!(Dataset::open(classes.path()).unwrap().classes, ["bus", "test", "train"]);
-        // One part alone is enough.
+        // A single part is enough.
         let alone = tempfile::tempdir().unwrap();
         put(alone.path(), "train/A/1.png", &image(10));
         let data = Dataset::open(alone.path()).unwrap();
@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_breaks_after_its_header_is_skipped_when_loading() {
+    fn images_damaged_after_the_header_are_skipped() {
         let dir = tempfile::tempdir().unwrap();
         let mut png = encoded(ImageFormat::Png, 48);
         put(dir.path(), "A/good.png", &png);

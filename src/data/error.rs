@@ -20,13 +20,13 @@ pub enum Error {
         error: io::Error,
     },
     /// A data folder has no folder that could be a class.
-    #[error("{}: there are no class folders; expected one folder a class, with pictures in it", path.display())]
+    #[error("{}: expected one folder of images per class, found no class folders", path.display())]
     NoClasses {
         /// The data folder.
         path: PathBuf,
     },
     /// A folder holds the unpacked archives of the Oxford-IIIT Pet data set: all breeds in one folder.
-    #[error("{0}: there are no class folders but `images` and `annotations` of the Oxford-IIIT Pet data set; make class folders of them with `tiny-cats data prepare {0} NEW_FOLDER --crop centre --size 160`", path.display())]
+    #[error("{0}: expected class folders, found `images` and `annotations` of the Oxford-IIIT Pet data set; make class folders of them with `tiny-cats data prepare {0} NEW_FOLDER --crop centre --size 160`", path.display())]
     Oxford {
         /// The folder that contains `images`.
         path: PathBuf,
@@ -40,25 +40,25 @@ pub enum Error {
         reason: String,
     },
     /// There are class folders, but no usable image.
-    #[error("{}: there is no usable picture; expected PNG, JPEG or WebP files in class folders{first}", path.display())]
-    NoPictures {
+    #[error("{}: expected PNG, JPEG or WebP files in class folders, found no usable image{first}", path.display())]
+    NoImages {
         /// The data folder.
         path: PathBuf,
         /// An example of a skipped file, ready to be appended; may be empty.
         first: String,
     },
     /// There are more images than labels and positions can count.
-    #[error("{}: there are {count} pictures; at most {most} can be used", path.display())]
+    #[error("{}: expected at most {max} images, found {count}", path.display())]
     TooMany {
         /// The data folder.
         path: PathBuf,
         /// The number of images.
         count: usize,
         /// The largest number of images.
-        most: usize,
+        max: usize,
     },
     /// A number is out of its range.
-    #[error("{name} is {value}; expected {low} to {high}")]
+    #[error("{name}: expected {low} to {high}, found {value}")]
     OutOfRange {
         /// The name of the number.
         name: &'static str,
@@ -70,7 +70,7 @@ pub enum Error {
         high: u64,
     },
     /// The images do not fit into memory.
-    #[error("{count} pictures of {size} x {size} do not fit into memory")]
+    #[error("{count} images of {size} x {size} px do not fit into memory")]
     Memory {
         /// The number of images.
         count: usize,
@@ -78,7 +78,7 @@ pub enum Error {
         size: u32,
     },
     /// An output folder holds other files.
-    #[error("{}: there is something in it that would be lost, {}; expected an empty folder or one of synthetic pictures", folder.display(), stray.display())]
+    #[error("{}: expected an empty folder or one of synthetic images, found {}, which would be lost", folder.display(), stray.display())]
     Occupied {
         /// The folder.
         folder: PathBuf,
@@ -94,7 +94,7 @@ pub enum Error {
         stray: PathBuf,
     },
     /// An output folder is inside the input folder.
-    #[error("{}: is in {}, which it is made of; expected a folder elsewhere", folder.display(), from.display())]
+    #[error("{}: expected a folder outside of {}, the input folder", folder.display(), from.display())]
     InSource {
         /// The folder.
         folder: PathBuf,
@@ -110,7 +110,7 @@ pub enum Error {
         reason: String,
     },
     /// An image's pixels are damaged in the cache, and decoding it again does not restore them.
-    #[error("{}: its pixels in {} are damaged, and it can't be decoded again: {reason}", path.display(), cache.display())]
+    #[error("{}: the pixels in {} are damaged, and the image cannot be decoded again: {reason}", path.display(), cache.display())]
     Damaged {
         /// The image.
         path: PathBuf,
@@ -120,7 +120,7 @@ pub enum Error {
         reason: String,
     },
     /// An image could not be written.
-    #[error("{}: can't write a picture: {reason}", folder.display())]
+    #[error("{}: cannot write an image: {reason}", folder.display())]
     Write {
         /// The folder.
         folder: PathBuf,
@@ -144,12 +144,12 @@ impl Error {
     }
 
     /// The error for a data folder `path` without usable images; `skipped` are its files.
-    pub(crate) fn no_pictures(path: &Path, skipped: &[(PathBuf, String)]) -> Self {
+    pub(crate) fn no_images(path: &Path, skipped: &[(PathBuf, String)]) -> Self {
         let first = match skipped.first() {
-            Some((path, reason)) => format!("; {} is {}", printable(path).display(), excerpt(reason)),
+            Some((path, reason)) => format!("; {}: {}", printable(path).display(), excerpt(reason)),
             None => String::new(),
         };
-        Self::NoPictures { path: path.to_path_buf(), first }
+        Self::NoImages { path: path.to_path_buf(), first }
     }
 }
 

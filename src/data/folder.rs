@@ -9,11 +9,11 @@ use tiny_cats_export::strip_temp_name;
 
 use super::{Error, Result};
 
-/// Calls `fill` to write into a new folder, which then replaces `folder`. If that fails, `folder` is unchanged, and nothing else is left
-/// behind. The caller must check that `folder` may be replaced.
+/// Calls `fill` to write into a new folder, which then replaces `folder`. If that fails, `folder` is unchanged and temporary files are
+/// removed. The caller must check that `folder` may be replaced.
 ///
 /// # Errors
-/// Those of `fill` and of creating and renaming folders.
+/// Returns the errors of `fill` and of creating and renaming folders.
 pub(super) fn replace<T>(folder: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     let (folder, exists) = existing(folder)?;
     let parent = match folder.parent() {
@@ -21,9 +21,9 @@ pub(super) fn replace<T>(folder: &Path, fill: impl FnOnce(&Path) -> Result<T>) -
         _ => Path::new("."),
     };
     fs::create_dir_all(parent).map_err(Error::io(parent))?;
-    let work = tempfile::Builder::new().prefix(".writing-").tempdir_in(parent);
-    let work = work.map_err(strip_temp_name).map_err(Error::io(&folder))?;
-    let (new, old) = (work.path().join("new"), work.path().join("old"));
+    let temporary = tempfile::Builder::new().prefix(".writing-").tempdir_in(parent);
+    let temporary = temporary.map_err(strip_temp_name).map_err(Error::io(&folder))?;
+    let (new, old) = (temporary.path().join("new"), temporary.path().join("old"));
     fs::create_dir(&new).map_err(Error::io(&folder))?;
     let filled = fill(&new)?;
     if exists {
@@ -32,14 +32,14 @@ pub(super) fn replace<T>(folder: &Path, fill: impl FnOnce(&Path) -> Result<T>) -
     if let Err(error) = fs::rename(&new, &folder) {
         if exists && fs::rename(&old, &folder).is_err() {
             // The old folder could not be moved back: at least keep it.
-            let _ = work.keep();
+            let _ = temporary.keep();
         }
         return Err(Error::io(&folder)(error));
     }
     Ok(filled)
 }
 
-/// The path of `folder` without links, and whether it exists.
+/// The path of `folder` without links, and true if it exists.
 pub(super) fn existing(folder: &Path) -> Result<(PathBuf, bool)> {
     if folder.try_exists().map_err(Error::io(folder))? {
         Ok((fs::canonicalize(folder).map_err(Error::io(folder))?, true))

@@ -42,7 +42,8 @@ struct IndexFile {
     folder: PathBuf,
     split: Shares,
     classes: Vec<String>,
-    pictures: Vec<Entry>,
+    #[serde(rename = "pictures")]
+    images: Vec<Entry>,
     skipped: Vec<SkippedEntry>,
 }
 
@@ -59,14 +60,14 @@ struct Entry {
     sha256: [u8; 32],
 }
 
-fn write_hex<S: Serializer>(sha256: &[u8; 32], to: S) -> std::result::Result<S::Ok, S::Error> {
-    to.serialize_str(&hex(sha256))
+fn write_hex<S: Serializer>(sha256: &[u8; 32], serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.serialize_str(&hex(sha256))
 }
 
-fn read_hex<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<[u8; 32], D::Error> {
-    let text = String::deserialize(from)?;
+fn read_hex<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<[u8; 32], D::Error> {
+    let text = String::deserialize(deserializer)?;
     unhex(&text)
-        .ok_or_else(|| D::Error::custom(format!("sha256 is {text:?}; expected 64 hexadecimal digits")))
+        .ok_or_else(|| D::Error::custom(format!("sha256: expected 64 hexadecimal digits, found {text:?}")))
 }
 
 #[derive(Serialize, Deserialize)]
@@ -81,7 +82,7 @@ struct Index {
     folder: PathBuf,
     classes: Vec<String>,
     shares: Shares,
-    pictures: Vec<ImageFile>,
+    images: Vec<ImageFile>,
     skipped: HashSet<PathBuf>,
 }
 
@@ -89,14 +90,14 @@ impl Dataset {
     /// Decodes every image of the folder `root`, splits them, and writes the index `file`.
     ///
     /// Images are split by `shares`, unless the folder has its class folders in `train`, `val` and `test`. With the index `held_out`,
-    /// images that it keeps from training are kept from it here too, recognized by their content. All others are then for training,
-    /// whatever `shares` is. Images whose SHA-256 is in an earlier index at `file` are not decoded again.
+    /// images that it holds out of training are held out here too, recognized by their content. All others are for training, and `shares`
+    /// is not used. Images whose SHA-256 is in an earlier index at `file` are not decoded again.
     ///
     /// `progress` is called from several threads, after each file, with the total number of files.
     ///
     /// # Errors
-    /// Those of [`Dataset::open`] on a folder without index. If another file than an index is at `file`, or it cannot be written. If
-    /// `held_out` is no index, or keeps no image of the folder from training.
+    /// As for [`Dataset::open`] on a folder without index. Also if `file` exists but is not an index, or cannot be written. If `held_out`
+    /// is not an index, or holds out no image of the folder.
     pub fn index(
         root: &Path,
         file: &Path,
@@ -105,7 +106,7 @@ impl Dataset {
         progress: impl Fn(u64) + Sync,
     ) -> Result<Self> {
         let known: HashMap<[u8; 32], [u32; 2]> = match fs::symlink_metadata(file) {
-            Ok(_) => read(file)?.pictures.into_iter().map(|picture| (picture.sha256, picture.size)).collect(),
+            Ok(_) => read(file)?.images.into_iter().map(|image| (image.sha256, image.size)).collect(),
             Err(_) => HashMap::new(),
         };
         let held_out = held_out.map(|index| Ok((index, read(index)?))).transpose()?;
@@ -119,27 +120,27 @@ impl Dataset {
             })
             .collect();
         let mut data = Self::assemble(root, found, contents, shares)?;
-        if let Some((of, index)) = held_out {
-            data.hold_out(of, index)?;
+        if let Some((held_out_index, index)) = held_out {
+            data.hold_out(held_out_index, index)?;
         }
         data.write_index(file)?;
         Ok(data)
     }
 
-    /// Splits the images as in the index that was read from `of`; images that are not in it are for training.
-    fn hold_out(&mut self, of: &Path, index: Index) -> Result<()> {
-        let mut held: HashMap<[u8; 32], Split> = HashMap::new();
-        for picture in index.pictures.iter().filter(|picture| picture.split != Split::Train) {
+    /// Splits the images as in the index that was read from `held_out_index`; images that are not in it are for training.
+    fn hold_out(&mut self, held_out_index: &Path, index: Index) -> Result<()> {
+        let mut held_out_splits: HashMap<[u8; 32], Split> = HashMap::new();
+        for image in index.images.iter().filter(|image| image.split != Split::Train) {
             // An index may have an image in several parts.
-            let split = held.entry(picture.sha256).or_insert(picture.split);
-            *split = picture.split.max(*split);
+            let split = held_out_splits.entry(image.sha256).or_insert(image.split);
+            *split = image.split.max(*split);
         }
-        for picture in &mut self.files {
-            picture.split = held.get(&picture.sha256).copied().unwrap_or(Split::Train);
+        for image in &mut self.files {
+            image.split = held_out_splits.get(&image.sha256).copied().unwrap_or(Split::Train);
         }
-        if self.files.iter().all(|picture| picture.split == Split::Train) {
-            let reason = format!("keeps nothing from training that is in {}", self.root.display());
-            return Err(Error::Index { path: of.to_path_buf(), reason });
+        if self.files.iter().all(|image| image.split == Split::Train) {
+            let reason = format!("holds out no image of {}", self.root.display());
+            return Err(Error::Index { path: held_out_index.to_path_buf(), reason });
         }
         self.fingerprint = fingerprint(&self.files);
         Ok(())
@@ -148,46 +149,45 @@ impl Dataset {
     /// Opens the images of the index `file` that have not changed since; [`Dataset::skipped`] has the others.
     pub(super) fn open_index(file: &Path) -> Result<Self> {
         let index = read(file)?;
-        let FolderScan { files, skipped: astray, .. } = scan::scan(&index.folder)?;
-        let astray: HashMap<PathBuf, String> = astray.into_iter().collect();
+        let FolderScan { files, skipped: skipped_links, .. } = scan::scan(&index.folder)?;
+        let skipped_links: HashMap<PathBuf, String> = skipped_links.into_iter().collect();
         let present: HashSet<&PathBuf> = files.iter().map(|(_, path)| path).collect();
-        let now: Vec<_> = (index.pictures.par_iter())
-            .map(|picture| match astray.get(&picture.path) {
+        let changes: Vec<_> = (index.images.par_iter())
+            .map(|image| match skipped_links.get(&image.path) {
                 Some(reason) => Err(reason.clone()),
-                None if !present.contains(&picture.path) => {
-                    Err(format!("gone since it was indexed; {REINDEX_HINT}"))
+                None if !present.contains(&image.path) => {
+                    Err(format!("missing since it was indexed; {REINDEX_HINT}"))
                 }
-                None => unchanged(&index.folder.join(&picture.path), picture),
+                None => unchanged(&index.folder.join(&image.path), image),
             })
             .collect();
-        let indexed: HashSet<&PathBuf> =
-            index.pictures.iter().map(|p| &p.path).chain(&index.skipped).collect();
-        let new: Vec<&&PathBuf> = present.iter().filter(|path| !indexed.contains(**path)).collect();
+        let indexed: HashSet<&PathBuf> = index.images.iter().map(|p| &p.path).chain(&index.skipped).collect();
+        let added: Vec<&&PathBuf> = present.iter().filter(|path| !indexed.contains(**path)).collect();
         let mut skipped = Vec::new();
-        if let Some(first) = new.iter().min() {
-            let more = match new.len() - 1 {
+        if let Some(first) = added.iter().min() {
+            let more = match added.len() - 1 {
                 0 => String::new(),
-                others => format!(", like {}", pluralize(others, "other")),
+                count => format!(", like {}", pluralize(count, "other")),
             };
             skipped.push((first.to_path_buf(), format!("not in the index{more}; {REINDEX_HINT}")));
         }
-        let mut pictures = Vec::new();
-        for (picture, now) in index.pictures.into_iter().zip(now) {
-            match now {
-                Ok(()) => pictures.push(picture),
-                Err(reason) => skipped.push((picture.path, reason)),
+        let mut images = Vec::new();
+        for (image, changes) in index.images.into_iter().zip(changes) {
+            match changes {
+                Ok(()) => images.push(image),
+                Err(reason) => skipped.push((image.path, reason)),
             }
         }
-        if pictures.is_empty() {
-            return Err(Error::no_pictures(&index.folder, &skipped));
+        if images.is_empty() {
+            return Err(Error::no_images(&index.folder, &skipped));
         }
         Ok(Self {
-            fingerprint: fingerprint(&pictures),
+            fingerprint: fingerprint(&images),
             root: index.folder,
             index: Some(file.to_path_buf()),
             classes: index.classes,
             shares: index.shares,
-            files: pictures,
+            files: images,
             skipped,
         })
     }
@@ -199,14 +199,14 @@ impl Dataset {
             folder: folder_from(file, &self.root)?,
             split: self.shares,
             classes: self.classes.clone(),
-            pictures: (self.files.iter())
-                .map(|picture| Entry {
-                    path: name(&picture.path),
-                    split: picture.split,
-                    width: picture.size[0],
-                    height: picture.size[1],
-                    bytes: picture.bytes,
-                    sha256: picture.sha256,
+            images: (self.files.iter())
+                .map(|image| Entry {
+                    path: name(&image.path),
+                    split: image.split,
+                    width: image.size[0],
+                    height: image.size[1],
+                    bytes: image.bytes,
+                    sha256: image.sha256,
                 })
                 .collect(),
             skipped: (self.skipped.iter())
@@ -227,7 +227,7 @@ impl IndexFile {
         write!(w, ",\n\"split\": ")?;
         serde_json::to_writer(&mut *w, &self.split)?;
         list(w, "classes", &self.classes)?;
-        list(w, "pictures", &self.pictures)?;
+        list(w, "pictures", &self.images)?;
         list(w, "skipped", &self.skipped)?;
         w.write_all(b"\n}\n")
     }
@@ -245,16 +245,16 @@ pub(super) fn list<T: Serialize>(w: &mut impl Write, name: &str, all: &[T]) -> i
 
 /// The path of the folder `root` in an index at `file`.
 fn folder_from(file: &Path, root: &Path) -> Result<PathBuf> {
-    let beside = match file.parent() {
+    let index_folder = match file.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
     let root = fs::canonicalize(root).map_err(Error::io(root))?;
-    if fs::canonicalize(beside).map_err(Error::io(file))? == root {
+    if fs::canonicalize(index_folder).map_err(Error::io(file))? == root {
         return Ok(PathBuf::from("."));
     }
     if root.to_str().is_none() {
-        let reason = format!("{} is not UTF-8, so an index elsewhere can't name it", root.display());
+        let reason = format!("{} is not UTF-8; expected the index in the data folder", root.display());
         return Err(Error::Index { path: file.to_path_buf(), reason });
     }
     Ok(root)
@@ -271,15 +271,14 @@ fn decode_entry(path: &Path, known: &HashMap<[u8; 32], [u32; 2]>) -> std::result
     Ok(FileInfo { size, bytes: bytes.len() as u64, sha256 })
 }
 
-fn unchanged(path: &Path, picture: &ImageFile) -> std::result::Result<(), String> {
+fn unchanged(path: &Path, image: &ImageFile) -> std::result::Result<(), String> {
     let bytes = decode::read(path)?;
-    let same =
-        bytes.len() as u64 == picture.bytes && <[u8; 32]>::from(Sha256::digest(&bytes)) == picture.sha256;
+    let same = bytes.len() as u64 == image.bytes && <[u8; 32]>::from(Sha256::digest(&bytes)) == image.sha256;
     if same { Ok(()) } else { Err(format!("changed since it was indexed; {REINDEX_HINT}")) }
 }
 
 fn other_version(version: u32) -> String {
-    format!("is of version {version}; expected {VERSION}; {REINDEX_HINT}")
+    format!("expected version {VERSION}, found {version}; {REINDEX_HINT}")
 }
 
 /// Reads an index and validates every field.
@@ -290,7 +289,7 @@ fn read(file: &Path) -> Result<Index> {
     if !metadata.is_file() || metadata.len() > MAX_BYTES {
         return Err(invalid(format!("expected a file of at most {} MiB", MAX_BYTES >> 20)));
     }
-    // Read piece by piece: for a million images the text alone would take 200 MB.
+    // Streamed: the text of a million images would take 200 MB.
     let text = || Ok(BufReader::new(File::open(file).map_err(Error::io(file))?.take(MAX_BYTES)));
     let contents: IndexFile = match serde_json::from_reader(text()?) {
         Ok(contents) => contents,
@@ -301,78 +300,83 @@ fn read(file: &Path) -> Result<Index> {
                 version: u32,
             }
             return Err(invalid(match serde_json::from_reader(text()?) {
-                Ok(Kind { format, .. }) if format != FORMAT => "is no index of a data folder".to_string(),
+                Ok(Kind { format, .. }) if format != FORMAT => "not an index of a data folder".to_string(),
                 Ok(Kind { version, .. }) if version != VERSION => other_version(version),
                 Ok(_) => error.to_string(),
-                Err(error) => format!("is no index of a data folder: {error}"),
+                Err(error) => format!("not an index of a data folder: {error}"),
             }));
         }
     };
     if contents.format != FORMAT {
-        return Err(invalid("is no index of a data folder".to_string()));
+        return Err(invalid("not an index of a data folder".to_string()));
     }
     if contents.version != VERSION {
         return Err(invalid(other_version(contents.version)));
     }
-    let beside = file.parent().unwrap_or(Path::new(""));
-    contents.validate(beside).map_err(invalid)
+    let index_folder = file.parent().unwrap_or(Path::new(""));
+    contents.validate(index_folder).map_err(invalid)
 }
 
 impl IndexFile {
-    fn validate(self, beside: &Path) -> std::result::Result<Index, String> {
+    fn validate(self, index_folder: &Path) -> std::result::Result<Index, String> {
         let mut labels = HashMap::new();
         for (label, name) in self.classes.iter().enumerate() {
             if !is_class_name(name) {
-                return Err(format!("classes[{label}] is {name:?}, which no class can be called"));
+                return Err(format!("classes[{label}]: expected a valid class name, found {name:?}"));
             }
             if labels.insert(name.clone(), label as u32).is_some() {
-                return Err(format!("classes[{label}] is {name:?} for the second time"));
+                return Err(format!("classes[{label}]: {name:?} is listed twice"));
             }
         }
         let order = |name: &String| (name.eq_ignore_ascii_case(OTHER), name.clone());
         if !self.classes.is_sorted_by_key(order) {
-            return Err("classes: expected them sorted, `other` last".to_string());
+            return Err("classes: expected sorted names, `other` last".to_string());
         }
-        let mut pictures = Vec::with_capacity(self.pictures.len());
-        for (i, entry) in self.pictures.into_iter().enumerate() {
-            let about = |field: &str, found: &str, expected: &str| {
-                format!("pictures[{i}].{field} is {found}; expected {expected}")
+        let mut images = Vec::with_capacity(self.images.len());
+        for (i, entry) in self.images.into_iter().enumerate() {
+            let invalid_field = |field: &str, found: &str, expected: &str| {
+                format!("pictures[{i}].{field}: expected {expected}, found {found}")
             };
-            let path = inside(&entry.path).ok_or_else(|| {
-                about("path", &format!("{:?}", entry.path), "a class folder and a file in it")
+            let path = class_path(&entry.path).ok_or_else(|| {
+                invalid_field("path", &format!("{:?}", entry.path), "a class folder and a file in it")
             })?;
             let folder = path.parent().and_then(Path::file_name);
             let class = folder.and_then(|folder| folder.to_str()).unwrap_or_default();
             let label = *labels
                 .get(class)
-                .ok_or_else(|| about("path", &format!("{:?}", entry.path), "one of the classes"))?;
+                .ok_or_else(|| invalid_field("path", &format!("{:?}", entry.path), "one of the classes"))?;
             let size = [entry.width, entry.height];
             if size.iter().any(|side| !(1..=decode::MAX_SIDE).contains(side))
                 || u64::from(size[0]) * u64::from(size[1]) > decode::MAX_PIXELS
             {
                 let found = format!("{} x {}", size[0], size[1]);
-                return Err(about("width and height", &found, "the size of a picture"));
+                return Err(invalid_field("width and height", &found, "the size of an image"));
             }
             if !(1..=decode::MAX_BYTES).contains(&entry.bytes) {
-                return Err(about("bytes", &entry.bytes.to_string(), &format!("1 to {}", decode::MAX_BYTES)));
+                return Err(invalid_field(
+                    "bytes",
+                    &entry.bytes.to_string(),
+                    &format!("1 to {}", decode::MAX_BYTES),
+                ));
             }
             let Entry { split, bytes, sha256, .. } = entry;
-            pictures.push(ImageFile { path, label, split, size, bytes, sha256 });
+            images.push(ImageFile { path, label, split, size, bytes, sha256 });
         }
-        pictures.sort_by(|a, b| (a.label, &a.path).cmp(&(b.label, &b.path)));
-        if let Some(twice) = pictures.windows(2).find(|pair| pair[0].path == pair[1].path) {
-            let path = name(&twice[0].path);
-            return Err(format!("pictures: path {path:?} is there twice; expected each file once"));
+        images.sort_by(|a, b| (a.label, &a.path).cmp(&(b.label, &b.path)));
+        if let Some(duplicate) = images.windows(2).find(|pair| pair[0].path == pair[1].path) {
+            let path = name(&duplicate[0].path);
+            return Err(format!("pictures: path {path:?} is listed twice; expected each file once"));
         }
         let skipped = self.skipped.into_iter().map(|skipped| skipped.path.into()).collect();
-        let folder = beside.join(if self.folder == Path::new(".") { Path::new("") } else { &self.folder });
+        let folder =
+            index_folder.join(if self.folder == Path::new(".") { Path::new("") } else { &self.folder });
         let folder = if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder };
-        Ok(Index { folder, classes: self.classes, shares: self.split, pictures, skipped })
+        Ok(Index { folder, classes: self.classes, shares: self.split, images, skipped })
     }
 }
 
 /// Returns `path` if it is `FOLDER/FILE` on this system, perhaps in a folder such as `train`.
-fn inside(path: &str) -> Option<PathBuf> {
+fn class_path(path: &str) -> Option<PathBuf> {
     let (part, path) = match path.split_once('/')? {
         (part, rest) if rest.contains('/') => (Some(part), rest),
         _ => (None, path),
@@ -381,13 +385,13 @@ fn inside(path: &str) -> Option<PathBuf> {
         return None;
     }
     let (folder, file) = path.split_once('/')?;
-    let plain = |name: &str| {
+    let is_plain = |name: &str| {
         let mut parts = Path::new(name).components();
-        let alone = parts.next() == Some(Component::Normal(name.as_ref())) && parts.next().is_none();
-        alone && !name.contains(|c: char| c.is_control() || c == '/')
+        let is_single = parts.next() == Some(Component::Normal(name.as_ref())) && parts.next().is_none();
+        is_single && !name.contains(|c: char| c.is_control() || c == '/')
     };
-    let within = Path::new(part.unwrap_or_default());
-    (plain(folder) && plain(file)).then(|| within.join(folder).join(file))
+    let parent = Path::new(part.unwrap_or_default());
+    (is_plain(folder) && is_plain(file)).then(|| parent.join(folder).join(file))
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
@@ -431,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_indexed_is_what_is_opened_and_the_file_does_not_change_by_itself() {
+    fn an_index_round_trips_and_is_deterministic() {
         let (dir, elsewhere) = (folder(), tempfile::tempdir().unwrap());
         let (inside, outside) = (dir.path().join(INDEX), elsewhere.path().join("cats.json"));
         let scanned = Dataset::open(dir.path()).unwrap();
@@ -445,9 +449,9 @@ mod tests {
             index(dir.path(), file);
             assert_eq!(fs::read(file).unwrap(), bytes);
             let text = String::from_utf8(bytes).unwrap();
-            let pictures =
+            let image_lines =
                 text.lines().filter(|line| line.starts_with("{\"path\":\"") && line.contains("sha256"));
-            assert_eq!(pictures.count(), 24, "one picture a line");
+            assert_eq!(image_lines.count(), 24, "one image a line");
         }
         assert_eq!(Dataset::open(dir.path()).unwrap().index, Some(inside));
         // A folder can be moved with the index in it.
@@ -458,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn a_split_that_was_asked_for_is_kept_and_known_pictures_are_not_decoded_again() {
+    fn the_requested_split_is_kept_and_known_images_are_not_decoded_again() {
         let dir = folder();
         let file = dir.path().join(INDEX);
         let half = Dataset::index(dir.path(), &file, "1,1,0".parse().unwrap(), None, |_| {}).unwrap();
@@ -474,60 +478,67 @@ mod tests {
     }
 
     #[test]
-    fn more_pictures_are_for_training_and_what_was_held_out_stays_so() {
-        let (dir, more) = (folder(), tempfile::tempdir().unwrap());
+    fn new_images_are_for_training_and_held_out_images_stay_held_out() {
+        let (dir, more_folder) = (folder(), tempfile::tempdir().unwrap());
         let file = dir.path().join(INDEX);
         let before = index(dir.path(), &file);
         // The same contents under other names, which would be split otherwise, and new ones.
         for number in 0..12 {
-            put(more.path(), &format!("A/z_{number}.png"), 200 + number);
+            put(more_folder.path(), &format!("A/z_{number}.png"), 200 + number);
             for (class, old) in [("A", number), ("other", 100 + number)] {
-                put(more.path(), &format!("{class}/y_{}.png", 40 - number), old);
+                put(more_folder.path(), &format!("{class}/y_{}.png", 40 - number), old);
             }
         }
-        let to = more.path().join(INDEX);
-        let hold =
-            |held_out: &Path| Dataset::index(more.path(), &to, Shares::default(), Some(held_out), |_| {});
-        let both = hold(&file).unwrap();
+        let output = more_folder.path().join(INDEX);
+        let index_holding_out = |held_out: &Path| {
+            Dataset::index(more_folder.path(), &output, Shares::default(), Some(held_out), |_| {})
+        };
+        let both = index_holding_out(&file).unwrap();
         assert_eq!(both.files.len(), 36);
-        for picture in &both.files {
-            let known = before.files.iter().find(|p| p.sha256 == picture.sha256);
-            assert_eq!(picture.split, known.map_or(Split::Train, |p| p.split), "{}", picture.path.display());
+        for image in &both.files {
+            let known = before.files.iter().find(|p| p.sha256 == image.sha256);
+            assert_eq!(image.split, known.map_or(Split::Train, |p| p.split), "{}", image.path.display());
         }
-        let opened = Dataset::open(more.path()).unwrap();
+        let opened = Dataset::open(more_folder.path()).unwrap();
         assert_eq!((&opened.files, &opened.fingerprint), (&both.files, &both.fingerprint));
         // If nothing would be held out, the existing index stays.
-        let written = fs::read(&to).unwrap();
+        let written = fs::read(&output).unwrap();
         let all = dir.path().join("all.json");
         Dataset::index(dir.path(), &all, "1,0,0".parse().unwrap(), None, |_| {}).unwrap();
-        let error = hold(&all).unwrap_err().to_string();
-        assert!(error.contains("all.json") && error.contains("keeps nothing from training"), "{error}");
-        assert!(hold(&more.path().join("A/z_0.png")).unwrap_err().to_string().contains("no index"));
-        assert_eq!(fs::read(&to).unwrap(), written);
+        let error = index_holding_out(&all).unwrap_err().to_string();
+        assert!(error.contains("all.json") && error.contains("holds out no image of"), "{error}");
+        assert!(
+            index_holding_out(&more_folder.path().join("A/z_0.png"))
+                .unwrap_err()
+                .to_string()
+                .contains("not an index")
+        );
+        assert_eq!(fs::read(&output).unwrap(), written);
     }
 
     /// As an earlier version wrote them: a run that started with one can resume.
     #[test]
-    fn an_index_that_has_copies_is_taken_as_it_is_and_says_so() {
+    fn duplicates_in_an_index_are_kept_and_reported() {
         let dir = folder();
         let file = dir.path().join(INDEX);
         let before = index(dir.path(), &file);
         fs::copy(dir.path().join("A/a_0.png"), dir.path().join("A/copy.png")).unwrap();
         let text = fs::read_to_string(&file).unwrap();
-        let first = text.lines().find(|line| line.contains("A/a_0.png")).unwrap().trim_end_matches(',');
-        let copy = first.replace("A/a_0.png", "A/copy.png").replace("\"train\"", "\"test\"");
-        fs::write(&file, text.replacen(first, &format!("{first},\n{copy}"), 1)).unwrap();
+        let first_entry = text.lines().find(|line| line.contains("A/a_0.png")).unwrap().trim_end_matches(',');
+        let copy = first_entry.replace("A/a_0.png", "A/copy.png").replace("\"train\"", "\"test\"");
+        fs::write(&file, text.replacen(first_entry, &format!("{first_entry},\n{copy}"), 1)).unwrap();
         let opened = Dataset::open(dir.path()).unwrap();
         assert_eq!((opened.files.len(), before.files.len()), (25, 24));
-        let said = "the same image twice in the index: A/a_0.png (train), A/copy.png (test); run `tiny-cats data index` again";
-        assert_eq!(opened.duplicate_lines(), [said]);
+        let expected_line = "the same image twice in the index: A/a_0.png (train), A/copy.png (test); run `tiny-cats data index` again";
+        assert_eq!(opened.duplicate_lines(), [expected_line]);
         // An image that it held out of training is held out under any name.
-        let more = tempfile::tempdir().unwrap();
-        put(more.path(), "A/x.png", 0);
-        put(more.path(), "A/y.png", 0);
-        put(more.path(), "A/z.png", 300);
-        let to = more.path().join(INDEX);
-        let held = Dataset::index(more.path(), &to, Shares::default(), Some(&file), |_| {}).unwrap();
+        let more_folder = tempfile::tempdir().unwrap();
+        put(more_folder.path(), "A/x.png", 0);
+        put(more_folder.path(), "A/y.png", 0);
+        put(more_folder.path(), "A/z.png", 300);
+        let output = more_folder.path().join(INDEX);
+        let held =
+            Dataset::index(more_folder.path(), &output, Shares::default(), Some(&file), |_| {}).unwrap();
         let splits: Vec<_> = held.files.iter().map(|p| (name(&p.path), p.split)).collect();
         assert_eq!(splits, [("A/x.png".to_owned(), Split::Test), ("A/z.png".to_owned(), Split::Train)]);
         // Indexed again, it has each image once.
@@ -536,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_changed_since_is_left_out_and_named() {
+    fn changed_files_are_skipped_and_reported() {
         let dir = folder();
         let file = dir.path().join(INDEX);
         let before = index(dir.path(), &file);
@@ -548,75 +559,80 @@ mod tests {
         let now = Dataset::open(dir.path()).unwrap();
         assert_eq!((now.files.len(), &now.classes), (21, &before.classes));
         assert_ne!(now.fingerprint, before.fingerprint);
-        let said = |name: &str| {
+        let reason_of = |name: &str| {
             let found = now.skipped.iter().find(|(path, _)| path == Path::new(name));
             found.unwrap_or_else(|| panic!("{name} is not in {:?}", now.skipped)).1.clone()
         };
-        assert!(said("A/a_0.png").contains("changed since it was indexed; run `tiny-cats data index` again"));
-        assert!(said("A/a_1.png").contains("gone"));
-        assert!(said("A/a_2.png").contains("empty"));
-        assert!(said("A/c.png").contains("not in the index, like 1 other;"));
+        assert!(
+            reason_of("A/a_0.png").contains("changed since it was indexed; run `tiny-cats data index` again")
+        );
+        assert!(reason_of("A/a_1.png").contains("missing"));
+        assert!(reason_of("A/a_2.png").contains("empty"));
+        assert!(reason_of("A/c.png").contains("not in the index, like 1 other;"));
         assert_eq!(now.skipped.len(), 4);
-        // The split is that of the index, whatever images are left.
-        assert!(now.files.iter().all(|picture| before.files.contains(picture)));
+        // The split is that of the index, regardless of the remaining images.
+        assert!(now.files.iter().all(|image| before.files.contains(image)));
     }
 
     #[test]
-    fn an_index_that_lies_is_refused_in_one_line_that_names_the_field() {
+    fn invalid_indexes_give_one_line_errors_with_the_field() {
         let dir = folder();
         let file = dir.path().join(INDEX);
         index(dir.path(), &file);
         let good = fs::read_to_string(&file).unwrap();
-        let (first, width) = ("\"path\":\"A/a_0.png\"", "\"width\":8");
+        let (first_entry, width) = ("\"path\":\"A/a_0.png\"", "\"width\":8");
         let hash = good.split("\"sha256\":\"").nth(1).unwrap()[..64].to_string();
-        for (from, to, says) in [
-            (first, "\"path\":\"/etc/passwd\"", "pictures[0].path is \"/etc/passwd\""),
-            (first, "\"path\":\"../A/a_0.png\"", "pictures[0].path"),
-            (first, "\"path\":\"A/../a_0.png\"", "pictures[0].path"),
-            (first, "\"path\":\"A/b/a_0.png\"", "pictures[0].path"),
-            (first, "\"path\":\"train/../a_0.png\"", "pictures[0].path"),
-            (first, "\"path\":\"train/A/b/a_0.png\"", "pictures[0].path"),
-            (first, "\"path\":\"train/C/a_0.png\"", "one of the classes"),
-            (first, "\"path\":\"A/./a_0.png\"", "pictures[0].path"),
-            (first, "\"path\":\"A/\"", "pictures[0].path"),
-            (first, "\"path\":\"A\"", "pictures[0].path"),
-            (first, "\"path\":\"A/a\\n0.png\"", "pictures[0].path"),
-            (first, "\"path\":\"C/a_0.png\"", "one of the classes"),
-            (first, "\"path\":\"A/a_1.png\"", "each file once"),
-            (first, "\"path\":3", "line"),
-            (first, "\"label\":99,\"path\":\"A/a_0.png\"", "unknown field `label`"),
-            (width, "\"width\":0", "width and height is 0 x 8"),
+        for (from, to, expected) in [
+            (first_entry, "\"path\":\"/etc/passwd\"", "pictures[0].path: "),
+            (first_entry, "\"path\":\"../A/a_0.png\"", "pictures[0].path"),
+            (first_entry, "\"path\":\"A/../a_0.png\"", "pictures[0].path"),
+            (first_entry, "\"path\":\"A/b/a_0.png\"", "pictures[0].path"),
+            (first_entry, "\"path\":\"train/../a_0.png\"", "pictures[0].path"),
+            (first_entry, "\"path\":\"train/A/b/a_0.png\"", "pictures[0].path"),
+            (first_entry, "\"path\":\"train/C/a_0.png\"", "one of the classes"),
+            (first_entry, "\"path\":\"A/./a_0.png\"", "pictures[0].path"),
+            (first_entry, "\"path\":\"A/\"", "pictures[0].path"),
+            (first_entry, "\"path\":\"A\"", "pictures[0].path"),
+            (first_entry, "\"path\":\"A/a\\n0.png\"", "pictures[0].path"),
+            (first_entry, "\"path\":\"C/a_0.png\"", "one of the classes"),
+            (first_entry, "\"path\":\"A/a_1.png\"", "each file once"),
+            (first_entry, "\"path\":3", "line"),
+            (first_entry, "\"label\":99,\"path\":\"A/a_0.png\"", "unknown field `label`"),
+            (width, "\"width\":0", "width and height: expected the size of an image, found 0 x 8"),
             (width, "\"width\":99999", "width and height"),
             (width, "\"width\":-8", "line"),
             ("\"height\":8", "\"height\":4294967295", "width and height"),
             ("\"bytes\":", "\"bytes\":9999999", "bytes"),
             ("\"split\":\"train\"", "\"split\":\"all\"", "`train`, `val`, `test`"),
-            ("[80,10,10]", "[0,10,10]", "more than nothing for training"),
+            ("[80,10,10]", "[0,10,10]", "share for training greater than 0"),
             (&hash, "zz", "64 hexadecimal digits"),
             ("\"A\",\n\"other\"", "\"other\",\n\"A\"", "sorted"),
-            ("\"A\",\n\"other\"", "\"A\",\n\"A\",\n\"other\"", "second time"),
-            ("\"A\",\n\"other\"", "\"A\",\n\"a\\tb\",\n\"other\"", "no class can be called"),
-            ("\"version\": 1", "\"version\": 2", "version 2; expected 1"),
-            ("tiny-cats index", "something else", "no index"),
+            ("\"A\",\n\"other\"", "\"A\",\n\"A\",\n\"other\"", "listed twice"),
+            ("\"A\",\n\"other\"", "\"A\",\n\"a\\tb\",\n\"other\"", "expected a valid class name"),
+            ("\"version\": 1", "\"version\": 2", "expected version 1, found 2"),
+            ("tiny-cats index", "something else", "not an index"),
             ("\n}\n", "", "line"),
         ] {
             assert!(good.contains(from), "{from}");
             fs::write(&file, good.replacen(from, to, 1)).unwrap();
             let error = Dataset::open(dir.path()).unwrap_err().to_string();
-            assert!(error.contains(INDEX) && error.contains(says) && !error.contains('\n'), "{to}: {error}");
+            assert!(
+                error.contains(INDEX) && error.contains(expected) && !error.contains('\n'),
+                "{to}: {error}"
+            );
             // Nor is it overwritten: it may be another program's file.
             assert!(Dataset::index(dir.path(), &file, Shares::default(), None, |_| {}).is_err());
         }
         for text in ["", "[]", "nothing", "{\"format\":", &"[".repeat(100_000)] {
             fs::write(&file, text).unwrap();
             let error = Dataset::open(dir.path()).unwrap_err().to_string();
-            assert!(error.contains("no index") && !error.contains('\n'), "{error}");
+            assert!(error.contains("not an index") && !error.contains('\n'), "{error}");
         }
     }
 
     #[cfg(unix)]
     #[test]
-    fn an_index_leads_nowhere_through_links() {
+    fn links_out_of_the_folder_are_skipped() {
         let (dir, elsewhere) = (folder(), tempfile::tempdir().unwrap());
         let file = dir.path().join(INDEX);
         index(dir.path(), &file);

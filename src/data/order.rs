@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tiny_cats_models::random::{Purpose, Stream};
 
 /// An endless order of `len` images: each epoch has each of them once, and is shuffled by its own random stream. The image at a position
-/// depends on the seed and the position alone. So the number of images taken so far is all that is needed to resume.
+/// depends only on the seed and the position. So a run can resume with the number of images drawn so far.
 #[derive(Debug)]
 pub struct Order {
     seed: u64,
@@ -24,12 +24,12 @@ impl Order {
     /// # Panics
     /// If `len` is 0.
     pub fn new(seed: u64, len: u32) -> Self {
-        assert!(len > 0, "there is no order of nothing");
+        assert!(len > 0, "expected at least one image");
         Self { seed, len, shuffled: Mutex::default() }
     }
 
     /// The index of the image at `position`, the number of images before it. Fast while positions stay in one epoch.
-    pub fn at(&self, position: u64) -> usize {
+    pub fn index_at(&self, position: u64) -> usize {
         let (epoch, offset) = (position / u64::from(self.len), position % u64::from(self.len));
         self.epoch(epoch)[offset as usize] as usize
     }
@@ -47,7 +47,7 @@ impl Order {
     }
 
     fn epoch(&self, epoch: u64) -> Arc<[u32]> {
-        // A panic elsewhere leaves complete permutations.
+        // After a panic of another thread, the permutations are still complete.
         let mut shuffled = self.shuffled.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, order)) = shuffled.iter().flatten().find(|known| known.0 == epoch) {
             return order.clone();
@@ -65,11 +65,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_epoch_has_each_picture_once_and_its_own_order() {
+    fn each_epoch_is_a_different_permutation() {
         for len in [1, 2, 7, 100] {
             let order = Order::new(3, len);
             let epochs: Vec<Vec<usize>> =
-                (0..3).map(|e| (0..len).map(|i| order.at(u64::from(e * len + i))).collect()).collect();
+                (0..3).map(|e| (0..len).map(|i| order.index_at(u64::from(e * len + i))).collect()).collect();
             for epoch in &epochs {
                 let mut sorted = epoch.clone();
                 sorted.sort_unstable();
@@ -80,19 +80,19 @@ mod tests {
     }
 
     #[test]
-    fn a_position_is_all_there_is_to_resume() {
-        let straight = Order::new(5, 13);
-        let expected: Vec<usize> = (0..60).map(|p| straight.at(p)).collect();
-        let jumping = Order::new(5, 13);
+    fn the_order_depends_only_on_seed_and_position() {
+        let sequential = Order::new(5, 13);
+        let expected: Vec<usize> = (0..60).map(|p| sequential.index_at(p)).collect();
+        let random_access = Order::new(5, 13);
         for step in 0..60u64 {
             let position = step * 37 % 60;
-            assert_eq!(jumping.at(position), expected[position as usize]);
-            assert_eq!(Order::new(5, 13).at(position), expected[position as usize]);
+            assert_eq!(random_access.index_at(position), expected[position as usize]);
+            assert_eq!(Order::new(5, 13).index_at(position), expected[position as usize]);
         }
-        assert_ne!(expected[..13], (0..13).map(|p| Order::new(6, 13).at(p)).collect::<Vec<_>>());
-        assert!(jumping.at(u64::MAX) < 13);
+        assert_ne!(expected[..13], (0..13).map(|p| Order::new(6, 13).index_at(p)).collect::<Vec<_>>());
+        assert!(random_access.index_at(u64::MAX) < 13);
         for (position, len) in [(0, 60), (5, 8), (12, 2), (26, 1), (30, 0)] {
-            assert_eq!(jumping.range(position, len), expected[position as usize..][..len]);
+            assert_eq!(random_access.range(position, len), expected[position as usize..][..len]);
         }
     }
 }

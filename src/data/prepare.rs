@@ -1,4 +1,4 @@
-//! Makes class folders of images of one size, from class folders of photographs or the Oxford-IIIT Pet data set's archives.
+//! Makes class folders with images of one size, from class folders of photographs or the Oxford-IIIT Pet data set's archives.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -28,13 +28,13 @@ const SOURCE: &str = "SOURCE.md";
 /// The largest source file that is copied, in bytes.
 const MAX_SOURCE_BYTES: u64 = 1 << 20;
 const OXFORD: &str = "\
-# Where these pictures are from
+# Source of these images
 
 Parts of photographs of the Oxford-IIIT Pet Dataset: O. M. Parkhi, A. Vedaldi, A. Zisserman, C. V. Jawahar, \"Cats and Dogs\", IEEE
 Conference on Computer Vision and Pattern Recognition, 2012, https://www.robots.ox.ac.uk/~vgg/data/pets/
 
-They were cut and resized by `tiny-cats data prepare`; PREPARED.json says how. The data set is published under the Creative Commons
-Attribution-ShareAlike 4.0 International licence (CC BY-SA 4.0, https://creativecommons.org/licenses/by-sa/4.0/), and so are these parts;
+They were cut and resized by `tiny-cats data prepare`; PREPARED.json has the settings. The data set is published under the Creative Commons
+Attribution-ShareAlike 4.0 International license (CC BY-SA 4.0, https://creativecommons.org/licenses/by-sa/4.0/), and so are these parts;
 the copyright of each photograph remains with its owner. Keep this file with them.
 ";
 
@@ -45,8 +45,9 @@ pub enum Crop {
     /// The square around the head, of 1.6 times the longer side of its box, moved inside the photograph.
     Head,
     /// The largest square in the middle.
-    #[value(alias = "center")]
-    Centre,
+    #[value(name = "centre", alias = "center")]
+    #[serde(rename = "centre")]
+    Center,
     /// The whole photograph; the shorter side gets the size.
     None,
 }
@@ -69,7 +70,7 @@ pub struct Prepare {
     pub crop: Crop,
     /// Width and height of the squares, or of the shorter side, in pixels: 8 to 1024.
     pub size: u32,
-    /// A CSV file or a folder of XML files with a box around each head; if unset, the boxes that come with the photographs.
+    /// A CSV file or a folder of XML files with a box around each head; if unset, the boxes in the input folder.
     pub boxes: Option<PathBuf>,
     /// True if the dogs of the Oxford-IIIT Pet data set become the class `other`; otherwise they are skipped.
     pub other: bool,
@@ -120,11 +121,11 @@ struct SourceImages {
 }
 
 impl Prepare {
-    /// Makes `output`, which must be new or empty, from the photographs in `input`.
+    /// Creates `output`, which must be new or empty, from the photographs in `input`.
     ///
-    /// `input` is class folders (or an index of them), or the folder that the archives of the Oxford-IIIT Pet data set were unpacked to.
-    /// There, the names of files determine the breeds. With [`Crop::Head`], photographs without a box are skipped. `progress` is called
-    /// from several threads, after each photograph, with the total number of photographs.
+    /// `input` is class folders (or an index of them), or the folder that the archives of the Oxford-IIIT Pet data set were unpacked to. In
+    /// that folder, file names determine the breeds. With [`Crop::Head`], photographs without a box are skipped. `progress` is called from
+    /// several threads, after each photograph, with the total number of photographs.
     ///
     /// # Errors
     /// If a setting is invalid, there is nothing to read, or `output` is in use or cannot be written; it is then unchanged.
@@ -132,7 +133,7 @@ impl Prepare {
         if !(8..=1024).contains(&self.size) {
             return Err(Error::OutOfRange { name: "size", value: self.size.into(), low: 8, high: 1024 });
         }
-        let (root, photographs) = match Dataset::open(input) {
+        let (root, photos) = match Dataset::open(input) {
             Ok(data) => (data.root.clone(), SourceImages::from_classes(data)),
             Err(Error::Oxford { path }) => (path.clone(), SourceImages::from_oxford(&path, self.other)?),
             Err(error) => return Err(error),
@@ -140,74 +141,73 @@ impl Prepare {
         check_output_free(output, &root)?;
         let boxes = match (self.crop, &self.boxes) {
             (Crop::Head, Some(path)) => Some(Boxes::read(path)?),
-            (Crop::Head, None) if !photographs.boxes.exists() => {
-                let reason = "there is no such file or folder; say where the boxes of heads are with --boxes"
-                    .to_string();
-                return Err(Error::Boxes { path: photographs.boxes, reason });
+            (Crop::Head, None) if !photos.boxes.exists() => {
+                let reason = "no such file or folder; pass --boxes with the head boxes".to_string();
+                return Err(Error::Boxes { path: photos.boxes, reason });
             }
-            (Crop::Head, None) => Some(Boxes::read(&photographs.boxes)?),
+            (Crop::Head, None) => Some(Boxes::read(&photos.boxes)?),
             _ => None,
         };
         folder::replace(output, |new| {
-            let to = |error| Error::Io { path: output.to_path_buf(), error };
-            let SourceImages { files, mut skipped, dogs, index, source, .. } = photographs;
-            for folder in files.iter().map(|photograph| &photograph.folder).collect::<BTreeSet<_>>() {
-                fs::create_dir_all(new.join(folder)).map_err(to)?;
+            let io_error = |error| Error::Io { path: output.to_path_buf(), error };
+            let SourceImages { files, mut skipped, dogs, index, source, .. } = photos;
+            for folder in files.iter().map(|photo| &photo.folder).collect::<BTreeSet<_>>() {
+                fs::create_dir_all(new.join(folder)).map_err(io_error)?;
             }
             let results: Vec<std::result::Result<PreparedImage, String>> =
                 (files.par_iter().zip(self.names(&files)))
-                    .map(|(photograph, file)| {
+                    .map(|(photo, file)| {
                         progress(files.len() as u64);
-                        match self.make(&root, &photograph.from, file, boxes.as_ref()) {
-                            Ok((bytes, made)) => {
-                                fs::write(new.join(&made.file), bytes).map_err(to).map(|()| Ok(made))
-                            }
+                        match self.make(&root, &photo.from, file, boxes.as_ref()) {
+                            Ok((bytes, written)) => fs::write(new.join(&written.file), bytes)
+                                .map_err(io_error)
+                                .map(|()| Ok(written)),
                             Err(reason) => Ok(Err(reason)),
                         }
                     })
                     .collect::<Result<_>>()?;
-            let (mut classes, mut made) = (BTreeMap::new(), Vec::new());
-            let mut gone = BTreeSet::new();
+            let (mut classes, mut written) = (BTreeMap::new(), Vec::new());
+            let mut dropped_classes = BTreeSet::new();
             for (SourceImage { from, class, folder }, result) in files.into_iter().zip(results) {
                 match result {
-                    Ok(one) => {
+                    Ok(image) => {
                         *classes.entry(class).or_insert(0) += 1;
-                        made.push(one);
+                        written.push(image);
                     }
                     Err(reason) => {
-                        // This removes the folder of a class without images; any other is not empty, so that it stays.
+                        // This removes the folder of a class without images; other folders are not empty, so they stay.
                         let _ = fs::remove_dir(new.join(folder));
                         skipped.push((from, reason));
-                        gone.insert(class);
+                        dropped_classes.insert(class);
                     }
                 }
             }
-            if made.is_empty() {
-                return Err(Error::no_pictures(&root, &skipped));
+            if written.is_empty() {
+                return Err(Error::no_images(&root, &skipped));
             }
-            for class in gone.into_iter().filter(|class| !classes.contains_key(class)) {
-                skipped.push((PathBuf::from(class), "a class of which no picture is left".to_string()));
+            for class in dropped_classes.into_iter().filter(|class| !classes.contains_key(class)) {
+                skipped.push((PathBuf::from(class), "a class without images".to_string()));
             }
             if let Some(source) = source {
-                fs::write(new.join(SOURCE), source).map_err(to)?;
+                fs::write(new.join(SOURCE), source).map_err(io_error)?;
             }
-            self.describe(&new.join(PREPARED), &made).map_err(to)?;
+            self.describe(&new.join(PREPARED), &written).map_err(io_error)?;
             Ok(Prepared { classes, skipped, dogs, index })
         })
     }
 
-    /// The paths of the output images. A name that is taken already, on any system, gets `_` appended, which does not change its series and
+    /// The paths of the output images. A name that is in use, ignoring case, gets `_` appended, which does not change its series and
     /// number.
     fn names(&self, files: &[SourceImage]) -> Vec<String> {
         let extension = match self.encoding {
             Encoding::Jpeg => "jpg",
             Encoding::Png => "png",
         };
-        let mut taken = HashSet::new();
+        let mut used_names = HashSet::new();
         (files.iter())
             .map(|SourceImage { from, folder, .. }| {
                 let mut stem = from.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-                while !taken.insert((folder, stem.to_lowercase())) {
+                while !used_names.insert((folder, stem.to_lowercase())) {
                     stem.push('_');
                 }
                 format!("{}/{stem}.{extension}", name(folder))
@@ -215,7 +215,7 @@ impl Prepare {
             .collect()
     }
 
-    /// The content of `file`, made from the photograph `from`.
+    /// Encodes the content of `file` from the photograph `from`.
     fn make(
         &self,
         root: &Path,
@@ -224,17 +224,17 @@ impl Prepare {
         boxes: Option<&Boxes>,
     ) -> std::result::Result<(Vec<u8>, PreparedImage), String> {
         let head = match boxes {
-            Some(boxes) => Some(boxes.of(from).ok_or("without a box around its head")??),
+            Some(boxes) => Some(boxes.get(from).ok_or("without a box around its head")??),
             None => None,
         };
-        let photograph = decode::read(&root.join(from))?;
-        let (bytes, part) = decode::decode_with(&photograph, |upright| {
+        let photo = decode::read(&root.join(from))?;
+        let (bytes, part) = decode::decode_with(&photo, |upright| {
             let (part, size) = self.part(upright.size, head)?;
-            let resized = decode::resize_region(&upright.picture, upright.part(part), size);
+            let resized = decode::resize_region(&upright.image, upright.part(part), size);
             Ok::<_, String>((self.encode(&resized)?, part))
         })??;
         let from = name(from);
-        Ok((bytes, PreparedImage { file, from, sha256: hex(&Sha256::digest(&photograph)), part }))
+        Ok((bytes, PreparedImage { file, from, sha256: hex(&Sha256::digest(&photo)), part }))
     }
 
     /// The part of an image of this width and height that is kept, and its output size.
@@ -252,61 +252,61 @@ impl Prepare {
             (Crop::None, _) => {
                 let scaled =
                     |n: u32| (u64::from(n) * u64::from(self.size) + u64::from(side) / 2) / u64::from(side);
-                let (w, h) = (scaled(width), scaled(height));
-                if w * h > decode::FULL_SIZE_PIXELS || w.max(h) > decode::MAX_SIDE.into() {
+                let (writer, h) = (scaled(width), scaled(height));
+                if writer * h > decode::FULL_SIZE_PIXELS || writer.max(h) > decode::MAX_SIDE.into() {
                     return Err(format!(
-                        "{width} x {height}, too long to be enlarged to a short side of {}",
+                        "{width} x {height}, too long to be resized to a short side of {}",
                         self.size
                     ));
                 }
-                ([0, 0, width, height], [w as u32, h as u32])
+                ([0, 0, width, height], [writer as u32, h as u32])
             }
             _ => ([(width - side) / 2, (height - side) / 2, side, side], [self.size; 2]),
         })
     }
 
-    fn encode(&self, picture: &RgbImage) -> std::result::Result<Vec<u8>, String> {
+    fn encode(&self, image: &RgbImage) -> std::result::Result<Vec<u8>, String> {
         let mut bytes = Vec::new();
-        let (width, height) = picture.dimensions();
+        let (width, height) = image.dimensions();
         match self.encoding {
             Encoding::Jpeg => JpegEncoder::new_with_quality(&mut bytes, 92).write_image(
-                picture,
+                image,
                 width,
                 height,
                 ExtendedColorType::Rgb8,
             ),
             Encoding::Png => {
-                PngEncoder::new(&mut bytes).write_image(picture, width, height, ExtendedColorType::Rgb8)
+                PngEncoder::new(&mut bytes).write_image(image, width, height, ExtendedColorType::Rgb8)
             }
         }
-        .map_err(|error| format!("not to be written again: {error}"))?;
+        .map_err(|error| format!("cannot be encoded: {error}"))?;
         Ok(bytes)
     }
 
-    fn describe(&self, path: &Path, made: &[PreparedImage]) -> io::Result<()> {
+    fn describe(&self, path: &Path, written: &[PreparedImage]) -> io::Result<()> {
         use io::Write;
-        let mut w = io::BufWriter::new(fs::File::create(path)?);
-        let about = serde_json::json!({
+        let mut writer = io::BufWriter::new(fs::File::create(path)?);
+        let settings = serde_json::json!({
             "crop": self.crop, "encoding": self.encoding, "program": concat!("tiny-cats ", env!("CARGO_PKG_VERSION")), "size": self.size,
         });
-        write!(w, "{{\n\"made\": {about}")?;
-        list(&mut w, "pictures", made)?;
-        w.write_all(b"\n}\n")?;
-        w.flush()
+        write!(writer, "{{\n\"made\": {settings}")?;
+        list(&mut writer, "pictures", written)?;
+        writer.write_all(b"\n}\n")?;
+        writer.flush()
     }
 }
 
 /// Checks that `output` is new or empty, and not in the input folder.
 fn check_output_free(output: &Path, root: &Path) -> Result<()> {
     let (folder, exists) = folder::existing(output)?;
-    if exists && let Some(stray) = fs::read_dir(&folder).map_err(Error::io(output))?.next() {
-        let stray = stray.map_err(Error::io(output))?.file_name().into();
-        return Err(Error::NotEmpty { folder: output.to_path_buf(), stray });
+    if exists && let Some(other_file) = fs::read_dir(&folder).map_err(Error::io(output))?.next() {
+        let other_file = other_file.map_err(Error::io(output))?.file_name().into();
+        return Err(Error::NotEmpty { folder: output.to_path_buf(), stray: other_file });
     }
     let from = fs::canonicalize(root).map_err(Error::io(root))?;
     let folder = std::path::absolute(folder).map_err(Error::io(output))?;
-    let there = folder.ancestors().find_map(|above| fs::canonicalize(above).ok());
-    if there.is_some_and(|there| there.starts_with(&from)) {
+    let nearest = folder.ancestors().find_map(|above| fs::canonicalize(above).ok());
+    if nearest.is_some_and(|nearest| nearest.starts_with(&from)) {
         return Err(Error::InSource { folder: output.to_path_buf(), from: root.to_path_buf() });
     }
     Ok(())
@@ -316,13 +316,13 @@ impl SourceImages {
     fn from_classes(data: Dataset) -> Self {
         let source = data.root.join(SOURCE);
         let plain = fs::symlink_metadata(&source).is_ok_and(|m| m.is_file() && m.len() <= MAX_SOURCE_BYTES);
-        let photograph = |picture: ImageFile| SourceImage {
-            folder: picture.path.parent().unwrap_or(Path::new("")).to_path_buf(),
-            class: data.classes[picture.label as usize].clone(),
-            from: picture.path,
+        let photo = |image: ImageFile| SourceImage {
+            folder: image.path.parent().unwrap_or(Path::new("")).to_path_buf(),
+            class: data.classes[image.label as usize].clone(),
+            from: image.path,
         };
         Self {
-            files: data.files.into_iter().map(photograph).collect(),
+            files: data.files.into_iter().map(photo).collect(),
             skipped: data.skipped,
             dogs: 0,
             index: data.index,
@@ -354,7 +354,7 @@ impl SourceImages {
             }
         }
         if files.is_empty() {
-            return Err(Error::no_pictures(&root.join("images"), &skipped));
+            return Err(Error::no_images(&root.join("images"), &skipped));
         }
         files.sort_by(|a, b| (&a.class, &a.from).cmp(&(&b.class, &b.from)));
         let source = Some(OXFORD.as_bytes().to_vec());
@@ -393,14 +393,14 @@ mod tests {
     }
 
     #[test]
-    fn each_way_of_cropping_keeps_its_part() {
+    fn each_crop_keeps_its_region() {
         let dir = tempfile::tempdir().unwrap();
         let input = dir.path().join("in");
         put(&input, "A/1.png", 100, 60);
         put(&input, "B/2.png", 64, 200);
         fs::write(input.join("heads.csv"), "file,xmin,ymin,xmax,ymax\nA/1.png,85,20,95,30\n").unwrap();
         fs::write(input.join(SOURCE), "from somewhere").unwrap();
-        let made = |crop: Crop| {
+        let run_crop = |crop: Crop| {
             let output = dir.path().join(format!("{crop:?}"));
             let prepared = prepare(crop).run(&input, &output, |all| assert_eq!(all, 2)).unwrap();
             (output, prepared)
@@ -408,16 +408,16 @@ mod tests {
         let part = |output: &Path, from: &str| -> Vec<u64> {
             let json: serde_json::Value =
                 serde_json::from_slice(&fs::read(output.join(PREPARED)).unwrap()).unwrap();
-            let pictures = json["pictures"].as_array().unwrap();
-            let picture = pictures.iter().find(|picture| picture["from"] == from).unwrap();
-            picture["part"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect()
+            let images = json["pictures"].as_array().unwrap();
+            let image = images.iter().find(|image| image["from"] == from).unwrap();
+            image["part"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect()
         };
-        let (output, prepared) = made(Crop::Head);
+        let (output, prepared) = run_crop(Crop::Head);
         assert_eq!(prepared.classes, [("A".to_string(), 1)].into());
         assert_eq!(
             prepared.skipped,
-            [("B/2.png", "without a box around its head"), ("B", "a class of which no picture is left")]
-                .map(|(path, why)| (PathBuf::from(path), why.to_string()))
+            [("B/2.png", "without a box around its head"), ("B", "a class without images")]
+                .map(|(path, reason)| (PathBuf::from(path), reason.to_string()))
         );
         assert_eq!(files(&output), ["A/1.png", PREPARED, SOURCE]);
         assert_eq!(part(&output, "A/1.png"), [82, 17, 16, 16]);
@@ -427,25 +427,25 @@ mod tests {
             ((16, 16), &Rgb([82, 17, 0]), &Rgb([97, 32, 0]))
         );
 
-        let (output, prepared) = made(Crop::Centre);
+        let (output, prepared) = run_crop(Crop::Center);
         assert_eq!(prepared.classes.len(), 2);
         assert_eq!(part(&output, "A/1.png"), [20, 0, 60, 60]);
         assert_eq!(part(&output, "B/2.png"), [0, 68, 64, 64]);
-        let (output, _) = made(Crop::None);
+        let (output, _) = run_crop(Crop::None);
         assert_eq!(image::image_dimensions(output.join("A/1.png")).unwrap(), (27, 16));
         assert_eq!(image::image_dimensions(output.join("B/2.png")).unwrap(), (16, 50));
         assert_eq!(fs::read_to_string(output.join(SOURCE)).unwrap(), "from somewhere");
     }
 
     #[test]
-    fn breeds_are_read_off_the_names_in_the_official_archives() {
+    fn breeds_are_read_from_the_file_names() {
         let dir = tempfile::tempdir().unwrap();
         let input = dir.path().join("in");
         for cat in ["British_Shorthair_1.jpg", "British_Shorthair_12.jpg", "Sphynx_3.jpg"] {
             put(&input, &format!("images/{cat}"), 40, 40);
         }
         put(&input, "images/pug_1.jpg", 40, 40);
-        fs::write(input.join("images/Sphynx_4.mat"), "no picture").unwrap();
+        fs::write(input.join("images/Sphynx_4.mat"), "not an image").unwrap();
         fs::create_dir_all(input.join("annotations/xmls")).unwrap();
         for name in ["Sphynx_3", "British_Shorthair_12", "pug_1"] {
             let edges = "<xmin>10</xmin><ymin>10</ymin><xmax>20</xmax><ymax>20</ymax>";
@@ -463,7 +463,7 @@ mod tests {
             files(&heads),
             ["British_Shorthair/British_Shorthair_12.png", PREPARED, SOURCE, "Sphynx/Sphynx_3.png"]
         );
-        let mut with_dogs = prepare(Crop::Centre);
+        let mut with_dogs = prepare(Crop::Center);
         (with_dogs.other, with_dogs.encoding) = (true, Encoding::Jpeg);
         let prepared = with_dogs.run(&input.join("images"), &all, |_| {}).unwrap();
         assert_eq!(prepared.classes[OTHER], 1);
@@ -471,20 +471,20 @@ mod tests {
             prepared
                 .skipped
                 .iter()
-                .any(|(path, why)| path.ends_with("Sphynx_4.mat") && why == "not a picture")
+                .any(|(path, reason)| path.ends_with("Sphynx_4.mat") && reason == "not an image")
         );
         assert_eq!(Dataset::open(&all).unwrap().classes, ["British_Shorthair", "Sphynx", OTHER]);
         assert!(fs::read_to_string(all.join(SOURCE)).unwrap().contains("CC BY-SA 4.0"));
     }
 
     #[test]
-    fn two_pictures_of_one_name_are_not_written_over_each_other() {
+    fn images_with_the_same_name_are_not_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         let input = dir.path().join("in");
         for (name, width) in [("A/1.png", 20), ("A/1.jpg", 22), ("B/1.png", 24)] {
             put(&input, name, width, 20);
         }
-        let prepared = prepare(Crop::Centre).run(&input, &dir.path().join("out"), |_| {}).unwrap();
+        let prepared = prepare(Crop::Center).run(&input, &dir.path().join("out"), |_| {}).unwrap();
         assert_eq!(prepared.classes, [("A".to_string(), 2), ("B".to_string(), 1)].into());
         assert_eq!(prepared.skipped, []);
         assert_eq!(files(&dir.path().join("out")), ["A/1.png", "A/1_.png", "B/1.png", PREPARED]);
@@ -493,14 +493,14 @@ mod tests {
     }
 
     #[test]
-    fn a_split_in_folders_is_kept_and_classes_that_are_left_out_are_said() {
+    fn split_folders_are_kept_and_dropped_classes_are_reported() {
         let dir = tempfile::tempdir().unwrap();
         let input = dir.path().join("in");
         for (name, width) in [("train/A/1.png", 20), ("train/B/1.png", 22), ("val/A/1.png", 24)] {
             put(&input, name, width, 20);
         }
         let out = dir.path().join("out");
-        let prepared = prepare(Crop::Centre).run(&input, &out, |_| {}).unwrap();
+        let prepared = prepare(Crop::Center).run(&input, &out, |_| {}).unwrap();
         assert_eq!(prepared.classes, [("A".to_string(), 2), ("B".to_string(), 1)].into());
         assert_eq!(files(&out), [PREPARED, "train/A/1.png", "train/B/1.png", "val/A/1.png"]);
         assert_eq!(Dataset::open(&out).unwrap().counts(), Dataset::open(&input).unwrap().counts());
@@ -513,34 +513,46 @@ mod tests {
         let heads = Prepare { boxes: Some(dir.path().join("heads.csv")), ..prepare(Crop::Head) };
         let prepared = heads.run(&input, &dir.path().join("heads"), |_| {}).unwrap();
         assert_eq!(prepared.classes, [("A".to_string(), 1)].into());
-        let said = (PathBuf::from("B"), "a class of which no picture is left".to_string());
+        let dropped_class = (PathBuf::from("B"), "a class without images".to_string());
         let shares = &prepared.skipped.iter().find(|(path, _)| path == Path::new("val/A/1.png")).unwrap().1;
         assert_eq!(shares, "24 x 20, but its box is 0.1, 0.2, 0.5, 0.6; expected edges in pixels");
-        assert!(prepared.skipped.len() == 3 && prepared.skipped.contains(&said), "{:?}", prepared.skipped);
+        assert!(
+            prepared.skipped.len() == 3 && prepared.skipped.contains(&dropped_class),
+            "{:?}",
+            prepared.skipped
+        );
     }
 
     #[test]
-    fn what_can_not_be_made_leaves_nothing_behind() {
+    fn failed_preparations_leave_no_files() {
         let dir = tempfile::tempdir().unwrap();
         let input = dir.path().join("in");
         put(&input, "A/1.png", 20, 20);
-        let left = files(dir.path());
-        let fails = |prepare: Prepare, output: &str, says: &str| {
+        let files_before = files(dir.path());
+        let check_error = |prepare: Prepare, output: &str, expected: &str| {
             let error = prepare.run(&input, &dir.path().join(output), |_| {}).unwrap_err().to_string();
-            assert!(error.contains(says) && !error.contains('\n'), "{error}");
-            assert_eq!(files(dir.path()), left, "{says}");
+            assert!(error.contains(expected) && !error.contains('\n'), "{error}");
+            assert_eq!(files(dir.path()), files_before, "{expected}");
         };
-        fails(Prepare { size: 7, ..prepare(Crop::Centre) }, "out", "size is 7; expected 8 to 1024");
-        fails(Prepare { size: 2000, ..prepare(Crop::Centre) }, "out", "size is 2000");
-        fails(prepare(Crop::Head), "out", "--boxes");
-        fails(Prepare { boxes: Some(dir.path().join("no.csv")), ..prepare(Crop::Head) }, "out", "no.csv");
-        fails(Prepare { boxes: Some(input.join("A")), ..prepare(Crop::Head) }, "out", "no boxes");
-        fails(prepare(Crop::Centre), "in", "expected a new or an empty folder, found A in it");
-        fails(prepare(Crop::Centre), "in/deep/out", "which it is made of");
-        fails(prepare(Crop::Centre), "in/A/1.png/out", "");
+        check_error(Prepare { size: 7, ..prepare(Crop::Center) }, "out", "size: expected 8 to 1024, found 7");
+        check_error(
+            Prepare { size: 2000, ..prepare(Crop::Center) },
+            "out",
+            "size: expected 8 to 1024, found 2000",
+        );
+        check_error(prepare(Crop::Head), "out", "--boxes");
+        check_error(
+            Prepare { boxes: Some(dir.path().join("no.csv")), ..prepare(Crop::Head) },
+            "out",
+            "no.csv",
+        );
+        check_error(Prepare { boxes: Some(input.join("A")), ..prepare(Crop::Head) }, "out", "no boxes");
+        check_error(prepare(Crop::Center), "in", "expected a new or an empty folder, found A in it");
+        check_error(prepare(Crop::Center), "in/deep/out", "expected a folder outside of");
+        check_error(prepare(Crop::Center), "in/A/1.png/out", "");
         // An existing empty folder can be the output.
         fs::create_dir(dir.path().join("empty")).unwrap();
-        prepare(Crop::Centre).run(&input, &dir.path().join("empty"), |_| {}).unwrap();
+        prepare(Crop::Center).run(&input, &dir.path().join("empty"), |_| {}).unwrap();
         assert!(dir.path().join("empty/A/1.png").exists());
         assert!(!dir.path().join("in/deep").exists());
     }

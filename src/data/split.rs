@@ -1,8 +1,8 @@
 //! Splits of a data set into training, validation and test images.
 //!
-//! Photographs with neighboring numbers are often of one animal on one day, and a model that has seen one knows the other. So a class is
-//! not shuffled but cut into ranges: each series of numbered files at two places at most. Identical images are never in two parts. A data
-//! folder whose class folders are in folders `train`, `val` and `test` is split already, and stays so.
+//! Photographs with neighboring numbers are often of one animal on one day, so a model that was trained on one recognizes the other. So a
+//! class is not shuffled but cut into ranges: each series of numbered files at two positions at most. Identical images are never in two
+//! parts. A data folder whose class folders are in folders `train`, `val` and `test` keeps that split.
 
 use std::{fmt, str::FromStr};
 
@@ -17,7 +17,7 @@ pub enum Split {
     /// Images that select the best state of a model.
     #[serde(rename = "val")]
     Validation,
-    /// Images that measure the selected model, and are used for nothing else.
+    /// Images that are only used to measure the selected model.
     #[serde(rename = "test")]
     Test,
 }
@@ -52,7 +52,7 @@ impl fmt::Display for Split {
     }
 }
 
-/// The proportions of the parts, in the order of [`Split::ALL`]: 80, 10, 10 and 8, 1, 1 are the same. That for training is not 0.
+/// The proportions of the parts, in the order of [`Split::ALL`]: 80, 10, 10 and 8, 1, 1 are the same. The share for training is not 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "[u32; 3]", into = "[u32; 3]")]
 pub struct Shares([u32; 3]);
@@ -74,7 +74,7 @@ impl TryFrom<[u32; 3]> for Shares {
 
     fn try_from(shares: [u32; 3]) -> Result<Self, String> {
         match shares {
-            [0, ..] => Err("expected more than nothing for training".to_string()),
+            [0, ..] => Err("expected a share for training greater than 0".to_string()),
             _ if shares.iter().any(|&share| share > 1_000_000) => Err("expected at most 1000000".to_string()),
             _ => Ok(Self(shares)),
         }
@@ -93,36 +93,36 @@ impl FromStr for Shares {
 }
 
 impl Shares {
-    /// The part of each file of one class. It depends on the names alone.
+    /// The part of each file of one class. It depends only on the names.
     ///
-    /// Each series is cut by itself. Those too short for a file in each part are cut together, like one series. Training has the first
+    /// Each series is cut separately. Series too short for a file in each part are cut together, like one series. Training has the first
     /// files of each, the test the last. Each count is within one file of its proportion, but a class of a few files has one in each part,
     /// in training first.
     pub(super) fn split(self, names: &[&str]) -> Vec<Split> {
         let mut order: Vec<usize> = (0..names.len()).collect();
         order.sort_by_cached_key(|&i| key(names[i]));
-        let short = |series: &[usize]| {
+        let is_short = |series: &[usize]| {
             let smallest = self.0.iter().filter(|&&share| share > 0).min().copied().unwrap_or(0);
             (series.len() as u64) * u64::from(smallest) < self.total()
         };
-        let (pool, mut stretches): (Vec<&[usize]>, Vec<&[usize]>) = order
+        let (pool, mut groups): (Vec<&[usize]>, Vec<&[usize]>) = order
             .chunk_by(|&a, &b| series(names[a]).0 == series(names[b]).0)
-            .partition(|series| short(series));
+            .partition(|series| is_short(series));
         let pool = pool.concat();
         if !pool.is_empty() {
-            stretches.push(&pool);
+            groups.push(&pool);
         }
 
         let mut splits = vec![Split::Train; names.len()];
-        let alone = stretches.len() == 1;
-        for stretch in stretches {
-            let mut counts = self.apportion(stretch.len());
-            if alone {
+        let is_only_group = groups.len() == 1;
+        for group in groups {
+            let mut counts = self.apportion(group.len());
+            if is_only_group {
                 self.fill_empty_splits(&mut counts);
             }
             let parts = Split::ALL.into_iter().zip(counts);
             let parts = parts.flat_map(|(split, count)| std::iter::repeat_n(split, count));
-            stretch.iter().zip(parts).for_each(|(&i, split)| splits[i] = split);
+            group.iter().zip(parts).for_each(|(&i, split)| splits[i] = split);
         }
         splits
     }
@@ -137,8 +137,8 @@ impl Shares {
         let mut counts = exact.map(|n| (n / self.total()) as usize);
         let mut by_remainder = [0, 1, 2];
         by_remainder.sort_by_key(|&part| std::cmp::Reverse(exact[part] % self.total()));
-        let left = count - counts.iter().sum::<usize>();
-        by_remainder[..left].iter().for_each(|&part| counts[part] += 1);
+        let remaining = count - counts.iter().sum::<usize>();
+        by_remainder[..remaining].iter().for_each(|&part| counts[part] += 1);
         counts
     }
 
@@ -146,9 +146,9 @@ impl Shares {
     fn fill_empty_splits(self, counts: &mut [usize; 3]) {
         for part in (0..3).filter(|&part| self.0[part] > 0) {
             if counts[part] == 0 {
-                let givers = (0..3).filter(|&giver| counts[giver] > usize::from(giver < part));
-                if let Some(giver) = givers.max_by_key(|&giver| counts[giver]) {
-                    counts[giver] -= 1;
+                let donors = (0..3).filter(|&donor| counts[donor] > usize::from(donor < part));
+                if let Some(donor) = donors.max_by_key(|&donor| counts[donor]) {
+                    counts[donor] -= 1;
                     counts[part] += 1;
                 }
             }
@@ -157,7 +157,7 @@ impl Shares {
 }
 
 /// The series of a file and its number in it, in decimal digits: (`pug_`, `12`) for `pug_12.jpg`, (`pug (`, `12`) for `pug (12).jpg`. A
-/// file without a number is a series of its own.
+/// file without a number is its own series.
 pub(super) fn series(name: &str) -> (&str, &str) {
     let stem = name.rsplit_once('.').map_or(name, |(stem, _)| if stem.is_empty() { name } else { stem });
     let stem = stem.trim_end_matches(|c: char| !c.is_alphanumeric());
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn series_and_number_are_read_off_the_name() {
+    fn series_and_number_are_parsed_from_the_name() {
         for (name, expected) in [
             ("american_bulldog_12.jpg", ("american_bulldog_", "12")),
             ("12.jpg", ("", "12")),
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn small_classes_have_training_first_and_then_one_of_each() {
+    fn small_classes_fill_training_first() {
         for (count, expected) in [
             (0, [0, 0, 0]),
             (1, [1, 0, 0]),
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_are_no_shares_is_refused() {
+    fn invalid_shares_are_rejected() {
         for bad in ["", "80,10", "80,10,10,0", "0,50,50", "a,b,c", "-1,1,1", "80;10;10", "1,1,9999999"] {
             assert!(bad.parse::<Shares>().is_err(), "{bad}");
         }
@@ -239,14 +239,18 @@ mod tests {
     }
 
     /// Classes of several series with gaps in their numbers, in random order.
-    fn drawn(stream: &mut Stream) -> Vec<String> {
+    fn random_names(stream: &mut Stream) -> Vec<String> {
         let mut names = Vec::new();
-        for series in 0..1 + stream.below(5) {
-            let size = if stream.below(2) == 0 { stream.below(12) } else { stream.below(150) };
+        for series in 0..1 + stream.uniform_int(5) {
+            let size =
+                if stream.uniform_int(2) == 0 { stream.uniform_int(12) } else { stream.uniform_int(150) };
             let mut number = 0;
             for _ in 0..size {
-                number += 1 + stream.below(3);
-                names.push(format!("series{series}x_{number:0width$}.jpg", width = stream.below(4) as usize));
+                number += 1 + stream.uniform_int(3);
+                names.push(format!(
+                    "series{series}x_{number:0width$}.jpg",
+                    width = stream.uniform_int(4) as usize
+                ));
             }
         }
         let order = stream.permutation(names.len());
@@ -254,14 +258,14 @@ mod tests {
     }
 
     #[test]
-    fn every_series_is_cut_at_two_places_at_most_and_close_to_its_shares() {
+    fn each_series_has_at_most_two_boundaries_and_its_shares() {
         for (case, shares) in [[80, 10, 10], [70, 15, 15], [8, 1, 1], [1, 1, 1], [90, 10, 0], [60, 40, 0]]
             .into_iter()
             .cycle()
             .take(300)
             .enumerate()
         {
-            let names = drawn(&mut Stream::new(1, Purpose::Order, case as u64));
+            let names = random_names(&mut Stream::new(1, Purpose::Order, case as u64));
             let shares = Shares(shares);
             let splits = split(shares, &names);
             assert_eq!(splits.len(), names.len());
@@ -282,9 +286,9 @@ mod tests {
     }
 
     #[test]
-    fn the_order_of_the_files_changes_nothing() {
+    fn the_split_does_not_depend_on_file_order() {
         let mut stream = Stream::new(2, Purpose::Order, 0);
-        let names = drawn(&mut stream);
+        let names = random_names(&mut stream);
         let by_name = |names: &[String]| -> std::collections::BTreeMap<String, Split> {
             names.iter().cloned().zip(split(Shares::default(), names)).collect()
         };

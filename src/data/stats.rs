@@ -22,14 +22,15 @@ pub struct Stats {
     /// The classes, in the order of their labels.
     pub classes: Vec<ClassCount>,
     /// Number of images.
-    pub pictures: usize,
+    #[serde(rename = "pictures")]
+    pub images: usize,
     /// Total size of all files, in bytes.
     pub bytes: u64,
     /// The images' shorter sides, in pixels.
     pub short_side: ValueRange,
     /// The images' aspect ratios, width divided by height.
     pub aspect: ValueRange,
-    /// The mean of red, green and blue, from 0 (black) to 1. Each image has the same weight, whatever its size.
+    /// The mean of red, green and blue, from 0 (black) to 1. Each image has the same weight, regardless of its size.
     pub mean: [f64; 3],
     /// The standard deviation of red, green and blue, with the same weights.
     pub std: [f64; 3],
@@ -66,7 +67,7 @@ pub struct ValueRange {
 
 impl ValueRange {
     /// The range of `values`; `None` if there are none.
-    fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
+    fn from_values(values: impl Iterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.collect();
         values.sort_by(f64::total_cmp);
         Some(Self { min: *values.first()?, median: values[values.len() / 2], max: *values.last()? })
@@ -77,8 +78,8 @@ impl Dataset {
     /// The number of images of each class in each part, in the order of their labels.
     pub fn counts(&self) -> Vec<ClassCount> {
         let mut counts = vec![[0; 3]; self.classes.len()];
-        for picture in &self.files {
-            counts[picture.label as usize][picture.split as usize] += 1;
+        for image in &self.files {
+            counts[image.label as usize][image.split as usize] += 1;
         }
         let named = self.classes.iter().cloned().zip(counts);
         named.map(|(name, [train, val, test])| ClassCount { name, train, val, test }).collect()
@@ -86,14 +87,14 @@ impl Dataset {
 
     /// Groups of images with identical files, in the order of the first of each.
     pub fn duplicates(&self) -> Vec<Vec<&ImageFile>> {
-        let mut places: HashMap<[u8; 32], usize> = HashMap::new();
+        let mut group_indexes: HashMap<[u8; 32], usize> = HashMap::new();
         let mut groups: Vec<Vec<&ImageFile>> = Vec::new();
-        for picture in &self.files {
-            let place = *places.entry(picture.sha256).or_insert(groups.len());
-            if place == groups.len() {
+        for image in &self.files {
+            let group_index = *group_indexes.entry(image.sha256).or_insert(groups.len());
+            if group_index == groups.len() {
                 groups.push(Vec::new());
             }
-            groups[place].push(picture);
+            groups[group_index].push(image);
         }
         groups.retain(|group| group.len() > 1);
         groups
@@ -103,15 +104,15 @@ impl Dataset {
     pub fn duplicate_lines(&self) -> Vec<String> {
         let line = |group: Vec<&ImageFile>| {
             let files: Vec<String> =
-                group.iter().map(|picture| format!("{} ({})", name(&picture.path), picture.split)).collect();
-            let mut labels: Vec<u32> = group.iter().map(|picture| picture.label).collect();
+                group.iter().map(|image| format!("{} ({})", name(&image.path), image.split)).collect();
+            let mut labels: Vec<u32> = group.iter().map(|image| image.label).collect();
             labels.dedup();
-            let (which, then) = match labels.len() {
+            let (location, hint) = match labels.len() {
                 1 => ("twice in the index", "; run `tiny-cats data index` again"),
                 2 => ("in two classes", ""),
                 _ => ("in several classes", ""),
             };
-            format!("the same image {which}: {}{then}", files.join(", "))
+            format!("the same image {location}: {}{hint}", files.join(", "))
         };
         self.duplicates().into_iter().map(line).collect()
     }
@@ -124,86 +125,88 @@ impl Dataset {
     pub fn stats(mut self, progress: impl Fn(u64) + Sync) -> Result<Stats> {
         let all = self.files.len() as u64;
         let moments: Vec<_> = (self.files.par_iter())
-            .map(|picture| {
+            .map(|image| {
                 let moments = self
-                    .read(picture)
-                    .and_then(|bytes| decode::decode_with(&bytes, |upright| moments(&upright.picture)));
+                    .read(image)
+                    .and_then(|bytes| decode::decode_with(&bytes, |upright| moments(&upright.image)));
                 progress(all);
                 moments
             })
             .collect();
-        let (mut files, mut good) = (Vec::new(), Vec::new());
-        for (picture, moments) in std::mem::take(&mut self.files).into_iter().zip(moments) {
+        let (mut files, mut decoded) = (Vec::new(), Vec::new());
+        for (image, moments) in std::mem::take(&mut self.files).into_iter().zip(moments) {
             match moments {
                 Ok(moments) => {
-                    good.push(moments);
-                    files.push(picture);
+                    decoded.push(moments);
+                    files.push(image);
                 }
-                Err(reason) => self.skipped.push((picture.path, reason)),
+                Err(reason) => self.skipped.push((image.path, reason)),
             }
         }
         self.files = files;
         let average = |f: fn(&[[f64; 2]; 3]) -> [f64; 3]| {
-            let sum = good.iter().map(f).fold([0.0; 3], |sum, one| std::array::from_fn(|c| sum[c] + one[c]));
-            sum.map(|sum| sum / good.len() as f64)
+            let sum =
+                decoded.iter().map(f).fold([0.0; 3], |sum, image| std::array::from_fn(|c| sum[c] + image[c]));
+            sum.map(|sum| sum / decoded.len() as f64)
         };
         let (mean, square) = (average(|m| m.map(|[mean, _]| mean)), average(|m| m.map(|[_, square]| square)));
         let sides = self.files.iter().map(|p| f64::from(p.size[0].min(p.size[1])));
         let aspects = self.files.iter().map(|p| f64::from(p.size[0]) / f64::from(p.size[1]));
-        let (Some(short_side), Some(aspect)) = (ValueRange::of(sides), ValueRange::of(aspects)) else {
-            return Err(Error::no_pictures(&self.root, &self.skipped));
+        let (Some(short_side), Some(aspect)) =
+            (ValueRange::from_values(sides), ValueRange::from_values(aspects))
+        else {
+            return Err(Error::no_images(&self.root, &self.skipped));
         };
         Ok(Stats {
             classes: self.counts(),
-            pictures: self.files.len(),
-            bytes: self.files.iter().map(|picture| picture.bytes).sum(),
+            images: self.files.len(),
+            bytes: self.files.iter().map(|image| image.bytes).sum(),
             short_side,
             aspect,
             mean,
             std: std::array::from_fn(|c| (square[c] - mean[c] * mean[c]).max(0.0).sqrt()),
             duplicates: (self.duplicates().into_iter())
-                .map(|group| group.into_iter().map(|picture| name(&picture.path)).collect())
+                .map(|group| group.into_iter().map(|image| name(&image.path)).collect())
                 .collect(),
             skipped: self.skipped.iter().map(|(path, reason)| (name(path), reason.clone())).collect(),
             fingerprint: self.fingerprint,
         })
     }
 
-    /// Makes a contact sheet: a row of evenly spread images of each class, the middle square of each with `size` × `size` pixels. It shows
+    /// Makes a contact sheet: a row of evenly spaced images of each class, the middle square of each with `size` × `size` pixels. It shows
     /// at most 64 classes; images that cannot be decoded are left blank.
     pub fn sheet(&self, size: u32) -> RgbImage {
         let rows: Vec<&[ImageFile]> = self.files.chunk_by(|a, b| a.label == b.label).take(MAX_ROWS).collect();
-        let chosen: Vec<Option<&ImageFile>> = (rows.iter())
+        let selected: Vec<Option<&ImageFile>> = (rows.iter())
             .flat_map(|row| {
                 let shown = row.len().min(COLUMNS);
                 (0..COLUMNS).map(move |i| (i < shown).then(|| &row[i * row.len() / shown]))
             })
             .collect();
-        let pictures: Vec<RgbImage> = (chosen.par_iter())
-            .map(|picture| {
-                picture
-                    .and_then(|picture| decode::decode_square(&self.read(picture).ok()?, size).ok())
+        let images: Vec<RgbImage> = (selected.par_iter())
+            .map(|image| {
+                image
+                    .and_then(|image| decode::decode_square(&self.read(image).ok()?, size).ok())
                     .unwrap_or_default()
             })
             .collect();
-        let label = |picture: &Option<&ImageFile>| {
-            picture.map_or("", |p| &self.classes[p.label as usize]).to_string()
-        };
-        let labels: Vec<String> = chosen.iter().map(label).collect();
-        grid(&pictures, COLUMNS, Some(&labels))
+        let label =
+            |image: &Option<&ImageFile>| image.map_or("", |p| &self.classes[p.label as usize]).to_string();
+        let labels: Vec<String> = selected.iter().map(label).collect();
+        grid(&images, COLUMNS, Some(&labels))
     }
 }
 
 /// The mean of each channel's values, from 0 to 1, and of their squares.
-fn moments(picture: &RgbImage) -> [[f64; 2]; 3] {
+fn moments(image: &RgbImage) -> [[f64; 2]; 3] {
     let mut sums = [[0u64; 2]; 3];
-    for pixel in picture.pixels() {
+    for pixel in image.pixels() {
         for (sum, value) in sums.iter_mut().zip(pixel.0.map(u64::from)) {
             sum[0] += value;
             sum[1] += value * value;
         }
     }
-    let pixels = picture.width() as f64 * picture.height() as f64;
+    let pixels = image.width() as f64 * image.height() as f64;
     sums.map(|[sum, squares]| [sum as f64 / 255.0 / pixels, squares as f64 / (255.0 * 255.0) / pixels])
 }
 
@@ -213,34 +216,34 @@ mod tests {
     use image::Rgb;
     use std::path::Path;
 
-    fn put(root: &Path, name: &str, picture: &RgbImage) {
+    fn put(root: &Path, name: &str, image: &RgbImage) {
         let path = root.join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        picture.save(path).unwrap();
+        image.save(path).unwrap();
     }
 
     #[test]
-    fn numbers_are_those_of_the_pictures() {
+    fn statistics_match_the_images() {
         let dir = tempfile::tempdir().unwrap();
-        let halves = RgbImage::from_fn(40, 20, |x, _| Rgb([if x < 20 { 0 } else { 255 }, 51, 0]));
-        put(dir.path(), "A/1.png", &halves);
+        let two_colors = RgbImage::from_fn(40, 20, |x, _| Rgb([if x < 20 { 0 } else { 255 }, 51, 0]));
+        put(dir.path(), "A/1.png", &two_colors);
         put(dir.path(), "A/2.png", &RgbImage::from_pixel(10, 30, Rgb([255, 102, 0])));
         put(dir.path(), "A/3.png", &RgbImage::from_pixel(8, 8, Rgb([0, 153, 0])));
-        put(dir.path(), "B/1.png", &halves);
+        put(dir.path(), "B/1.png", &two_colors);
         let mut broken = std::fs::read(dir.path().join("A/1.png")).unwrap();
         let middle = broken.len() / 2;
         broken[middle..middle + 8].fill(0);
         std::fs::write(dir.path().join("B/2.png"), broken).unwrap();
         let stats = Dataset::open(dir.path()).unwrap().stats(|all| assert_eq!(all, 5)).unwrap();
-        assert_eq!((stats.pictures, stats.skipped.len()), (4, 1));
+        assert_eq!((stats.images, stats.skipped.len()), (4, 1));
         assert_eq!(stats.classes[0], ClassCount { name: "A".into(), train: 1, val: 1, test: 1 });
         assert_eq!(stats.short_side, ValueRange { min: 8.0, median: 20.0, max: 20.0 });
         assert_eq!(stats.aspect, ValueRange { min: 1.0 / 3.0, median: 2.0, max: 2.0 });
         assert_eq!(stats.duplicates, [["A/1.png", "B/1.png"]]);
-        let near = |a: [f64; 3], b: [f64; 3]| a.into_iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12);
-        assert!(near(stats.mean, [0.5, 0.35, 0.0]), "{:?}", stats.mean);
+        let is_close = |a: [f64; 3], b: [f64; 3]| a.into_iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12);
+        assert!(is_close(stats.mean, [0.5, 0.35, 0.0]), "{:?}", stats.mean);
         assert!(
-            near(
+            is_close(
                 stats.std,
                 [0.5, f64::sqrt((0.2f64 * 0.2 * 2.0 + 0.4 * 0.4 + 0.6 * 0.6) / 4.0 - 0.35 * 0.35), 0.0]
             ),
@@ -250,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sheet_has_a_row_for_each_class() {
+    fn the_contact_sheet_has_one_row_per_class() {
         let dir = tempfile::tempdir().unwrap();
         for number in 0..20u8 {
             put(

@@ -9,7 +9,7 @@ pub struct View {
     pub origin: [f32; 2],
     /// Width and height of the part, in pixels of the image.
     pub extent: [f32; 2],
-    /// The angle by which the part is tilted about its middle, in radians; the result appears tilted the other way.
+    /// The angle by which the part is tilted about its middle, in radians. The result appears tilted in the opposite direction.
     pub tilt: f32,
     /// True if the result is mirrored.
     pub flip: bool,
@@ -38,7 +38,7 @@ struct Tap {
 }
 
 impl Tap {
-    /// The pixels on both sides of `place` on an axis of `len` pixels, of which pixel 0 is at 0.
+    /// The pixels on both sides of `place` on an axis of `len` pixels. Pixel 0 is at 0.
     fn new(place: f32, len: usize) -> Self {
         let parts = to_subpixels(place);
         let pixel = parts.div_euclid(SUBPIXELS as i32);
@@ -50,9 +50,9 @@ impl Tap {
 /// Rounds `place` to the nearest [`SUBPIXELS`] of a pixel.
 fn to_subpixels(place: f32) -> i32 {
     let parts = place * SUBPIXELS as f32 + 0.5;
-    // Rounded down by hand: `f32::floor` is a function call on the CPUs that programs are built for by default.
-    let whole = parts as i32;
-    whole.saturating_sub(i32::from(whole as f32 > parts))
+    // Rounds down without `f32::floor`, which is a function call on the default target CPU.
+    let floor = parts as i32;
+    floor.saturating_sub(i32::from(floor as f32 > parts))
 }
 
 /// The index of the pixel at `pixel` if an axis of `len` pixels is mirrored repeatedly at its ends, which include the last pixels.
@@ -62,8 +62,8 @@ pub(crate) fn mirrored(pixel: i32, len: usize) -> usize {
 }
 
 impl View {
-    /// The whole of an image of this width and height, unchanged.
-    pub fn all((width, height): (u32, u32)) -> Self {
+    /// The whole image of this width and height, unchanged.
+    pub fn full_image((width, height): (u32, u32)) -> Self {
         let extent = [width as f32, height as f32];
         Self { origin: [0.0; 2], extent, tilt: 0.0, flip: false, color: ColorJitter::default() }
     }
@@ -72,35 +72,35 @@ impl View {
     pub fn center((width, height): (u32, u32), side: u32) -> Self {
         let side = side.min(width).min(height);
         let origin = [width, height].map(|n| ((n - side) / 2) as f32);
-        Self { origin, ..Self::all((side, side)) }
+        Self { origin, ..Self::full_image((side, side)) }
     }
 
-    /// Writes the view of `picture` into `out`, `[3, size, size]`, with values from −1 (black) to 1. Values between pixels are interpolated
+    /// Writes the view of `image` into `out`, `[3, size, size]`, with values from −1 (black) to 1. Values between pixels are interpolated
     /// linearly; beyond its borders the image is mirrored.
-    pub(super) fn fill(&self, picture: Bytes, size: usize, out: &mut [f32]) {
-        assert_eq!(out.len(), 3 * size * size, "the place for a picture has the wrong size");
+    pub(super) fn fill(&self, image: Bytes, size: usize, out: &mut [f32]) {
+        assert_eq!(out.len(), 3 * size * size, "the output has the wrong size");
         if self.tilt == 0.0 {
-            match self.whole_pixels(picture, size) {
-                Some([left, top]) => self.copy(picture, [left, top], size, out),
-                None => self.straight(picture, size, out),
+            match self.aligned_origin(image, size) {
+                Some([left, top]) => self.copy(image, [left, top], size, out),
+                None => self.fill_untilted(image, size, out),
             }
         } else {
-            self.tilted(picture, size, out);
+            self.fill_tilted(image, size, out);
         }
         self.color.apply(out);
     }
 
     /// The left and upper edge if the view shows unscaled pixels.
-    fn whole_pixels(&self, picture: Bytes, size: usize) -> Option<[usize; 2]> {
+    fn aligned_origin(&self, image: Bytes, size: usize) -> Option<[usize; 2]> {
         let [left, top] = self.origin.map(|edge| edge as usize);
-        let whole = self.extent == [size as f32; 2] && self.origin == [left as f32, top as f32];
-        (whole && left + size <= picture.width && top + size <= picture.height).then_some([left, top])
+        let is_aligned = self.extent == [size as f32; 2] && self.origin == [left as f32, top as f32];
+        (is_aligned && left + size <= image.width && top + size <= image.height).then_some([left, top])
     }
 
-    fn copy(&self, picture: Bytes, [left, top]: [usize; 2], size: usize, out: &mut [f32]) {
+    fn copy(&self, image: Bytes, [left, top]: [usize; 2], size: usize, out: &mut [f32]) {
         for (channel, plane) in out.chunks_exact_mut(size * size).enumerate() {
             for (row, line) in plane.chunks_exact_mut(size).enumerate() {
-                let from = &picture.bytes[((top + row) * picture.width + left) * 3..][..size * 3];
+                let from = &image.bytes[((top + row) * image.width + left) * 3..][..size * 3];
                 let values = from.iter().skip(channel).step_by(3).map(|&byte| f32::from(byte) / 127.5 - 1.0);
                 if self.flip {
                     line.iter_mut().rev().zip(values).for_each(|(place, value)| *place = value);
@@ -112,16 +112,16 @@ impl View {
     }
 
     /// Renders a view without tilt: interpolates between rows first, for all columns at once, then between columns.
-    fn straight(&self, picture: Bytes, size: usize, out: &mut [f32]) {
+    fn fill_untilted(&self, image: Bytes, size: usize, out: &mut [f32]) {
         let taps = |axis: usize, len: usize| -> Vec<Tap> {
             let step = self.extent[axis] / size as f32;
             (0..size).map(|i| Tap::new(self.origin[axis] + (i as f32 + 0.5) * step - 0.5, len)).collect()
         };
-        let (mut columns, rows) = (taps(0, picture.width), taps(1, picture.height));
+        let (mut columns, rows) = (taps(0, image.width), taps(1, image.height));
         if self.flip {
             columns.reverse();
         }
-        let (mut low, mut high) = (picture.width, 0);
+        let (mut low, mut high) = (image.width, 0);
         for tap in &columns {
             (low, high) = (low.min(tap.first).min(tap.second), high.max(tap.first).max(tap.second));
         }
@@ -133,7 +133,7 @@ impl View {
         let (red, rest) = out.split_at_mut(size * size);
         let (green, blue) = rest.split_at_mut(size * size);
         for (i, row) in rows.iter().enumerate() {
-            let line = |y: usize| &picture.bytes[(y * picture.width + low) * 3..][..mixed.len()];
+            let line = |y: usize| &image.bytes[(y * image.width + low) * 3..][..mixed.len()];
             let (upper, lower) = (line(row.first), line(row.second));
             let weight = row.weight as u16;
             for (mixed, (&a, &b)) in mixed.iter_mut().zip(upper.iter().zip(lower)) {
@@ -150,7 +150,7 @@ impl View {
         scale(out);
     }
 
-    fn tilted(&self, picture: Bytes, size: usize, out: &mut [f32]) {
+    fn fill_tilted(&self, image: Bytes, size: usize, out: &mut [f32]) {
         let (sin, cos) = self.tilt.sin_cos();
         // Pixel 0 has its middle at 0.
         let middle = [0, 1].map(|axis| self.origin[axis] + self.extent[axis] / 2.0 - 0.5);
@@ -169,7 +169,7 @@ impl View {
             let line = row * size..(row + 1) * size;
             let line = red[line.clone()].iter_mut().zip(&mut green[line.clone()]).zip(&mut blue[line]);
             for (&place, ((red, green), blue)) in places.iter().zip(line) {
-                [*red, *green, *blue] = picture.interpolate(place);
+                [*red, *green, *blue] = image.interpolate(place);
             }
         }
         scale(out);
@@ -186,13 +186,19 @@ impl Bytes<'_> {
         let weights = [x, y].map(|parts| (parts as u32 % SUBPIXELS) as f32);
         if left < self.width - 1 && top < self.height - 1 {
             let from = (top * self.width + left) * 3;
-            // Both pixels and both below, and one byte of the pixels behind them, if there are any.
+            // Both pixels, both pixels below, and one byte more of each row if it exists.
             let (upper, lower) = (
                 self.bytes.get(from..from + 7),
                 self.bytes.get(from + self.width * 3..from + self.width * 3 + 7),
             );
             if let (Some(upper), Some(lower)) = (upper, lower) {
-                return mix([[four(upper, 0), four(upper, 3)], [four(lower, 0), four(lower, 3)]], weights);
+                return mix(
+                    [
+                        [first_four(upper, 0), first_four(upper, 3)],
+                        [first_four(lower, 0), first_four(lower, 3)],
+                    ],
+                    weights,
+                );
             }
         }
         let at = |x: i32, y: i32| {
@@ -207,7 +213,7 @@ impl Bytes<'_> {
 }
 
 #[inline]
-fn four(bytes: &[u8], from: usize) -> [f32; 4] {
+fn first_four(bytes: &[u8], from: usize) -> [f32; 4] {
     let bytes: [u8; 4] = bytes[from..from + 4].try_into().expect("four bytes");
     bytes.map(f32::from)
 }
@@ -241,42 +247,42 @@ mod tests {
     const LEVELS: [AugmentLevel; 4] =
         [AugmentLevel::None, AugmentLevel::Basic, AugmentLevel::Medium, AugmentLevel::Full];
 
-    fn fill(picture: &RgbImage, view: &View, size: usize) -> Vec<f32> {
-        let (width, height) = (picture.width() as usize, picture.height() as usize);
+    fn fill(image: &RgbImage, view: &View, size: usize) -> Vec<f32> {
+        let (width, height) = (image.width() as usize, image.height() as usize);
         let mut out = vec![0.0; 3 * size * size];
-        view.fill(Bytes { bytes: picture.as_raw(), width, height }, size, &mut out);
+        view.fill(Bytes { bytes: image.as_raw(), width, height }, size, &mut out);
         out
     }
 
     #[test]
-    fn the_middle_is_the_pixels_themselves() {
-        let picture = RgbImage::from_fn(12, 8, |x, y| Rgb([(x * 20) as u8, (y * 30) as u8, 255]));
+    fn center_views_copy_pixels() {
+        let image = RgbImage::from_fn(12, 8, |x, y| Rgb([(x * 20) as u8, (y * 30) as u8, 255]));
         let view = View::center((12, 8), 8);
-        let middle = imageops::crop_imm(&picture, 2, 0, 8, 8).to_image();
-        let plain = fill(&picture, &view, 8);
+        let middle = imageops::crop_imm(&image, 2, 0, 8, 8).to_image();
+        let plain = fill(&image, &view, 8);
         assert_eq!(tiny_cats_export::to_rgb(&plain, 8), middle);
-        let flipped = fill(&picture, &View { flip: true, ..view }, 8);
+        let flipped = fill(&image, &View { flip: true, ..view }, 8);
         assert_eq!(tiny_cats_export::to_rgb(&flipped, 8), imageops::flip_horizontal(&middle));
         // All three implementations must agree.
         let mut out = vec![0.0; 192];
-        let bytes = Bytes { bytes: picture.as_raw(), width: 12, height: 8 };
+        let bytes = Bytes { bytes: image.as_raw(), width: 12, height: 8 };
         for (view, expected) in [(view, &plain), (View { flip: true, ..view }, &flipped)] {
-            view.straight(bytes, 8, &mut out);
+            view.fill_untilted(bytes, 8, &mut out);
             assert_eq!(&out, expected);
-            view.tilted(bytes, 8, &mut out);
+            view.fill_tilted(bytes, 8, &mut out);
             assert_eq!(&out, expected);
         }
     }
 
     #[test]
-    fn a_part_of_a_ramp_is_the_ramp_in_the_part_tilted_or_not() {
-        let picture = RgbImage::from_fn(40, 20, |x, y| Rgb([(x * 6) as u8, (y * 12) as u8, 0]));
-        let view = View { origin: [7.0, 4.0], extent: [24.0, 10.0], ..View::all((40, 20)) };
-        // Half a 256th of a pixel in each direction, times the ramp.
+    fn views_of_a_ramp_are_exact_with_and_without_tilt() {
+        let image = RgbImage::from_fn(40, 20, |x, y| Rgb([(x * 6) as u8, (y * 12) as u8, 0]));
+        let view = View { origin: [7.0, 4.0], extent: [24.0, 10.0], ..View::full_image((40, 20)) };
+        // The rounding error of half a subpixel in each direction, times the slope.
         let near = |a: f32, b: f32| (a - b).abs() <= 12.0 / 512.0 / 127.5 + 1e-5;
         for tilt in [0.0f32, 0.1, -0.2] {
             for flip in [false, true] {
-                let out = fill(&picture, &View { tilt, flip, ..view }, 16);
+                let out = fill(&image, &View { tilt, flip, ..view }, 16);
                 for i in 0..256 {
                     let column = if flip { 15 - i % 16 } else { i % 16 };
                     let (x, y) = (column as f32 + 0.5 - 8.0, (i / 16) as f32 + 0.5 - 8.0);
@@ -291,18 +297,15 @@ mod tests {
     }
 
     #[test]
-    fn no_view_shows_what_is_not_in_the_picture() {
+    fn views_stay_within_the_value_range_of_the_image() {
         let mut stream = Stream::new(7, Purpose::Synthetic, 0);
         for position in 0..150 {
-            let [width, height] = [(); 2].map(|()| 1 + stream.below(40));
-            let (low, span) = (stream.below(200) as u8, 1 + stream.below(55));
-            let picture =
-                RgbImage::from_fn(
-                    width,
-                    height,
-                    |_, _| Rgb([(); 3].map(|()| low + stream.below(span) as u8)),
-                );
-            let range = picture.iter().fold((255, 0), |(a, b), &v| (a.min(v), b.max(v)));
+            let [width, height] = [(); 2].map(|()| 1 + stream.uniform_int(40));
+            let (low, span) = (stream.uniform_int(200) as u8, 1 + stream.uniform_int(55));
+            let image = RgbImage::from_fn(width, height, |_, _| {
+                Rgb([(); 3].map(|()| low + stream.uniform_int(span) as u8))
+            });
+            let range = image.iter().fold((255, 0), |(a, b), &v| (a.min(v), b.max(v)));
             let constant = RgbImage::from_pixel(width, height, Rgb([low, 255 - low, 77]));
             let side = width.min(height);
             let mut views: Vec<View> = LEVELS
@@ -312,15 +315,15 @@ mod tests {
                     [square, View::for_classifier(level, 3, position, (width, height), side)]
                 })
                 .collect();
-            // Far outside, and larger than the image.
+            // Views far outside of the image and larger than it.
             let mut far = views[views.len() - 1];
             far.origin = [stream.normal() as f32 * 300.0, stream.normal() as f32 * 300.0];
-            far.extent = [1.0 + stream.below(200) as f32; 2];
+            far.extent = [1.0 + stream.uniform_int(200) as f32; 2];
             views.extend([far, View { tilt: 0.0, ..far }, View { tilt: 3.0, ..far }]);
             for view in views {
                 let view = View { color: ColorJitter::default(), ..view };
                 let value = |byte: u8| f32::from(byte) / 127.5 - 1.0;
-                let out = fill(&picture, &view, 11);
+                let out = fill(&image, &view, 11);
                 let inside = out.iter().all(|v| (value(range.0)..=value(range.1)).contains(v));
                 assert!(inside, "{view:?} of {width}x{height}");
                 let out = fill(&constant, &view, 11);
@@ -332,12 +335,11 @@ mod tests {
     }
 
     #[test]
-    fn beyond_its_border_a_picture_is_its_own_mirror() {
-        let picture =
-            RgbImage::from_fn(6, 6, |x, y| Rgb([(x * 40) as u8, (y * 40) as u8, (x * y * 7) as u8]));
-        let view = |x: f32, y: f32| View { origin: [x, y], ..View::all((6, 6)) };
-        let plain = tiny_cats_export::to_rgb(&fill(&picture, &view(0.0, 0.0), 6), 6);
-        let shown = |x, y| tiny_cats_export::to_rgb(&fill(&picture, &view(x, y), 6), 6);
+    fn images_are_mirrored_at_the_border() {
+        let image = RgbImage::from_fn(6, 6, |x, y| Rgb([(x * 40) as u8, (y * 40) as u8, (x * y * 7) as u8]));
+        let view = |x: f32, y: f32| View { origin: [x, y], ..View::full_image((6, 6)) };
+        let plain = tiny_cats_export::to_rgb(&fill(&image, &view(0.0, 0.0), 6), 6);
+        let shown = |x, y| tiny_cats_export::to_rgb(&fill(&image, &view(x, y), 6), 6);
         assert_eq!(shown(6.0, 0.0), imageops::flip_horizontal(&plain));
         assert_eq!(shown(-6.0, 0.0), imageops::flip_horizontal(&plain));
         assert_eq!(shown(0.0, -6.0), imageops::flip_vertical(&plain));
@@ -349,11 +351,11 @@ mod tests {
     }
 
     #[test]
-    fn places_are_rounded_to_the_nearest_part() {
-        for (place, parts) in
+    fn positions_are_rounded_to_the_nearest_subpixel() {
+        for (position, subpixels) in
             [(0.0, 0), (1.0, 256), (-1.0, -256), (-0.5, -128), (0.75, 192), (-0.001, 0), (-0.003, -1)]
         {
-            assert_eq!(to_subpixels(place), parts, "{place}");
+            assert_eq!(to_subpixels(position), subpixels, "{position}");
         }
         assert_eq!(
             (to_subpixels(f32::MAX), to_subpixels(f32::MIN), to_subpixels(f32::NAN)),

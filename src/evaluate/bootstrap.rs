@@ -10,24 +10,24 @@ const Z: f64 = 1.959_963_984_540_054;
 /// The largest number of resamples; more do not improve an interval.
 const MAX_RESAMPLES: usize = 100_000;
 
-/// The 95 % interval of a proportion of `part` in `of` (Wilson 1927), which also holds for few images.
-pub fn wilson_interval(part: u32, of: u32) -> [f64; 2] {
-    let n = f64::from(of);
-    if of == 0 {
+/// The 95 % interval of a proportion of `count` in `total` (Wilson 1927), which also holds for few images.
+pub fn wilson_interval(count: u32, total: u32) -> [f64; 2] {
+    let n = f64::from(total);
+    if total == 0 {
         return [0.0, 1.0];
     }
-    let p = f64::from(part) / n;
+    let p = f64::from(count) / n;
     let center = (p + Z * Z / (2.0 * n)) / (1.0 + Z * Z / n);
-    let half = Z / (1.0 + Z * Z / n) * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
-    [center - half, center + half]
+    let half_width = Z / (1.0 + Z * Z / n) * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
+    [center - half_width, center + half_width]
 }
 
 /// The sampling variation of a metric, by the bootstrap (Efron 1979): both sets of images are resampled with replacement, and the metric is
 /// computed again.
 ///
-/// A resample has fewer different images than the sample. A metric that depends on their number, as the Fréchet distance does, is larger
-/// for it. So the percentiles are of the resamples' deviations from their own mean. The interval is that of the metric for this number of
-/// images, not of its limit for infinitely many.
+/// A resample has fewer different images than the sample. A metric that depends on their number, such as the Fréchet distance, is then
+/// larger. So the percentiles are those of the resamples' deviations from their own mean. The interval is that of the metric for this
+/// number of images, not of its limit for infinitely many.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Interval {
     /// The metric plus the 2.5 % quantile of the resamples' deviations from their mean.
@@ -42,23 +42,23 @@ pub struct Interval {
 
 impl Interval {
     /// The interval from the resamples of a metric; `None` if there are fewer than two.
-    pub(super) fn new(figure: f64, mut resampled: Vec<f64>) -> Option<Self> {
+    pub(super) fn new(metric: f64, mut resampled: Vec<f64>) -> Option<Self> {
         if resampled.len() < 2 {
             return None;
         }
         resampled.sort_by(f64::total_cmp);
         let mean = resampled.iter().sum::<f64>() / resampled.len() as f64;
-        let at = |share| figure + quantile(&resampled, share) - mean;
-        Some(Self { low: at(0.025), high: at(0.975), bias: mean - figure, resamples: resampled.len() })
+        let bound = |share| metric + quantile(&resampled, share) - mean;
+        Some(Self { low: bound(0.025), high: bound(0.975), bias: mean - metric, resamples: resampled.len() })
     }
 }
 
-/// The quantile `share` of sorted numbers, at least one; linear between neighbors, as NumPy's default is.
+/// The quantile `share` of sorted numbers, at least one; linear between neighbors, as by default in NumPy.
 pub(super) fn quantile(sorted: &[f64], share: f64) -> f64 {
-    let place = share * (sorted.len() - 1) as f64;
-    let low = place as usize;
+    let position = share * (sorted.len() - 1) as f64;
+    let low = position as usize;
     let high = (low + 1).min(sorted.len() - 1);
-    sorted[low] + (sorted[high] - sorted[low]) * place.fract()
+    sorted[low] + (sorted[high] - sorted[low]) * position.fract()
 }
 
 /// The multiplicity of each of `n` images in resample number `number`; `side` distinguishes the two sets.
@@ -66,7 +66,7 @@ pub(super) fn resample(seed: u64, number: usize, side: u64, n: usize) -> Vec<f64
     let mut stream = Stream::new(seed, Purpose::Evaluation, 2 * number as u64 + side);
     let mut counts = vec![0.0; n];
     for _ in 0..n {
-        counts[stream.below(n as u32) as usize] += 1.0;
+        counts[stream.uniform_int(n as u32) as usize] += 1.0;
     }
     counts
 }
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_interval_is_as_wide_as_the_resamples_and_lies_around_the_figure() {
+    fn intervals_are_as_wide_as_the_resamples_and_centered_on_the_metric() {
         let resampled: Vec<f64> = (0..=1000).rev().map(f64::from).collect();
         let interval = Interval::new(100.0, resampled).unwrap();
         assert_eq!((interval.low, interval.high), (100.0 + 25.0 - 500.0, 100.0 + 975.0 - 500.0));
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resample_has_as_many_pictures_and_is_like_no_other() {
+    fn resamples_keep_the_number_of_images_and_differ() {
         let counts = resample(1, 0, 0, 50);
         assert_eq!(counts.iter().sum::<f64>(), 50.0);
         assert_eq!(counts, resample(1, 0, 0, 50));

@@ -9,7 +9,8 @@ pub const BINS: usize = 15;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Bin {
     /// Number of images.
-    pub pictures: u32,
+    #[serde(rename = "pictures")]
+    pub images: u32,
     /// Number of correctly classified images.
     pub correct: u32,
     /// Sum of the highest probabilities.
@@ -19,12 +20,12 @@ pub struct Bin {
 impl Bin {
     /// The mean of the highest probabilities; `None` if there are no images.
     pub fn confidence(&self) -> Option<f64> {
-        (self.pictures > 0).then(|| self.sum / f64::from(self.pictures))
+        (self.images > 0).then(|| self.sum / f64::from(self.images))
     }
 
     /// The fraction of correctly classified images; `None` if there are no images.
     pub fn accuracy(&self) -> Option<f64> {
-        (self.pictures > 0).then(|| f64::from(self.correct) / f64::from(self.pictures))
+        (self.images > 0).then(|| f64::from(self.correct) / f64::from(self.images))
     }
 }
 
@@ -37,21 +38,21 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// Adds an image whose highest probability is `confidence`, for the correct class or not. `of_truth` is the probability of the true
+    /// Adds an image whose highest probability is `confidence`, for the correct class or not. `true_probability` is the probability of the true
     /// class.
-    pub fn add(&mut self, confidence: f64, correct: bool, of_truth: f64) {
+    pub fn add(&mut self, confidence: f64, correct: bool, true_probability: f64) {
         let bin = ((confidence * BINS as f64).ceil() as usize).clamp(1, BINS) - 1;
         let bin = &mut self.bins[bin];
-        bin.pictures += 1;
+        bin.images += 1;
         bin.correct += u32::from(correct);
         bin.sum += confidence;
         // A probability that underflows to 0 must not give an infinite loss.
-        self.log_likelihood += of_truth.max(f64::MIN_POSITIVE).ln();
+        self.log_likelihood += true_probability.max(f64::MIN_POSITIVE).ln();
     }
 
     /// The number of images.
     pub fn total(&self) -> u32 {
-        self.bins.iter().map(|bin| bin.pictures).sum()
+        self.bins.iter().map(|bin| bin.images).sum()
     }
 
     /// The expected calibration error: the absolute difference between accuracy and mean confidence in each bin, averaged over images. 0 if
@@ -72,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bins_have_their_upper_ends_and_the_error_is_the_mean_gap() {
+    fn bins_include_their_upper_bounds_and_the_error_is_the_mean_gap() {
         let mut calibration = Calibration::default();
         assert_eq!(
             (calibration.expected_calibration_error(), calibration.negative_log_likelihood()),
@@ -81,7 +82,7 @@ mod tests {
         for (confidence, correct) in [(0.2, true), (0.2, false), (1.0, true), (0.95, false), (0.0, false)] {
             calibration.add(confidence, correct, 0.5);
         }
-        let counts: Vec<u32> = calibration.bins.iter().map(|bin| bin.pictures).collect();
+        let counts: Vec<u32> = calibration.bins.iter().map(|bin| bin.images).collect();
         assert_eq!(counts, [1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
         let expected = (0.0 + 2.0 * (0.5f64 - 0.2).abs() + 2.0 * (0.5f64 - 0.975).abs()) / 5.0;
         assert!(
@@ -93,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_classifier_that_is_right_as_often_as_it_says_has_no_error() {
+    fn a_calibrated_classifier_has_no_calibration_error() {
         let mut calibration = Calibration::default();
         for confidence in [0.3, 0.5, 0.8] {
             (0..10).for_each(|i| calibration.add(confidence, f64::from(i) < 10.0 * confidence, confidence));

@@ -17,13 +17,17 @@ pub struct Classification {
     pub confusion: Confusion,
     /// The calibration of the probabilities.
     pub calibration: Calibration,
-    among_top: u32,
+    top_k_correct_count: u32,
 }
 
 impl Classification {
     /// Creates empty statistics.
     pub fn new(classes: &[String]) -> Self {
-        Self { confusion: Confusion::new(classes), calibration: Calibration::default(), among_top: 0 }
+        Self {
+            confusion: Confusion::new(classes),
+            calibration: Calibration::default(),
+            top_k_correct_count: 0,
+        }
     }
 
     /// Adds the prediction for an image of class `truth`.
@@ -33,10 +37,11 @@ impl Classification {
     pub fn add(&mut self, truth: usize, prediction: &Prediction) {
         let Some(best) = prediction.candidates.first() else { return };
         self.confusion.add(truth, best.label);
-        self.among_top += u32::from(prediction.top(TOP).iter().any(|candidate| candidate.label == truth));
-        let of_truth = prediction.candidates.iter().find(|candidate| candidate.label == truth);
-        let of_truth = of_truth.map_or(0.0, |candidate| candidate.probability);
-        self.calibration.add(best.probability, best.label == truth, of_truth);
+        self.top_k_correct_count +=
+            u32::from(prediction.top(TOP).iter().any(|candidate| candidate.label == truth));
+        let true_probability = prediction.candidates.iter().find(|candidate| candidate.label == truth);
+        let true_probability = true_probability.map_or(0.0, |candidate| candidate.probability);
+        self.calibration.add(best.probability, best.label == truth, true_probability);
     }
 
     /// The number of images.
@@ -46,7 +51,7 @@ impl Classification {
 
     /// The number of images whose class is among the three most probable.
     pub fn top_k_correct(&self) -> u32 {
-        self.among_top
+        self.top_k_correct_count
     }
 
     /// All statistics as JSON.
@@ -54,12 +59,12 @@ impl Classification {
         let Self { confusion, calibration, .. } = self;
         let share = |part| f64::from(part) / f64::from(self.total().max(1));
         let class = |(i, name): (usize, &String)| {
-            let pictures: u32 = confusion.counts[i].iter().sum();
+            let images: u32 = confusion.counts[i].iter().sum();
             json!({
                 "class": name,
-                "pictures": pictures,
+                "pictures": images,
                 "recall": confusion.recall(i),
-                "recall_interval": wilson_interval(confusion.counts[i][i], pictures),
+                "recall_interval": wilson_interval(confusion.counts[i][i], images),
                 "precision": confusion.precision(i),
             })
         };
@@ -68,7 +73,7 @@ impl Classification {
             json!({
                 "from": i as f64 * width,
                 "to": (i + 1) as f64 * width,
-                "pictures": bin.pictures,
+                "pictures": bin.images,
                 "confidence": bin.confidence(),
                 "accuracy": bin.accuracy(),
             })
@@ -77,9 +82,9 @@ impl Classification {
             "pictures": self.total(),
             "top1": {"accuracy": confusion.accuracy(), "correct": confusion.correct(), "interval": confusion.interval()},
             "top3": {
-                "accuracy": share(self.among_top),
-                "correct": self.among_top,
-                "interval": wilson_interval(self.among_top, self.total()),
+                "accuracy": share(self.top_k_correct_count),
+                "correct": self.top_k_correct_count,
+                "interval": wilson_interval(self.top_k_correct_count, self.total()),
             },
             "mean_recall": confusion.mean_recall(),
             "per_class": confusion.classes.iter().enumerate().map(class).collect::<Vec<_>>(),
@@ -95,25 +100,25 @@ impl fmt::Display for Classification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let percent = |share: f64| format!("{:.1} %", 100.0 * share);
         writeln!(f, "{}", self.confusion)?;
-        let [low, high] = wilson_interval(self.among_top, self.total());
-        let share = f64::from(self.among_top) / f64::from(self.total().max(1));
+        let [low, high] = wilson_interval(self.top_k_correct_count, self.total());
+        let share = f64::from(self.top_k_correct_count) / f64::from(self.total().max(1));
         writeln!(
             f,
-            "the right class among the first {TOP}: {} ({} of {}; 95 % interval {:.1} to {:.1} %)\n",
+            "correct class among the first {TOP}: {} ({} of {}; 95 % interval {:.1} to {:.1} %)\n",
             percent(share),
-            self.among_top,
+            self.top_k_correct_count,
             self.total(),
             100.0 * low,
             100.0 * high
         )?;
-        writeln!(f, "confidence       pictures  mean confidence  accuracy")?;
-        let bins = self.calibration.bins.iter().enumerate().filter(|(_, bin)| bin.pictures > 0);
+        writeln!(f, "confidence         images  mean confidence  accuracy")?;
+        let bins = self.calibration.bins.iter().enumerate().filter(|(_, bin)| bin.images > 0);
         for (i, bin) in bins {
             let ends = [i, i + 1].map(|i| 100.0 * i as f64 / self.calibration.bins.len() as f64);
             let [confidence, accuracy] =
                 [bin.confidence(), bin.accuracy()].map(|v| percent(v.unwrap_or(0.0)));
-            let of = format!("{:.1} to {:.1} %", ends[0], ends[1]);
-            writeln!(f, "{of:<16} {:>8}  {confidence:>15}  {accuracy:>8}", bin.pictures)?;
+            let range = format!("{:.1} to {:.1} %", ends[0], ends[1]);
+            writeln!(f, "{range:<16} {:>8}  {confidence:>15}  {accuracy:>8}", bin.images)?;
         }
         write!(
             f,
@@ -131,9 +136,9 @@ mod tests {
     use tiny_cats_export::Candidate;
 
     #[test]
-    fn each_picture_is_counted_once_everywhere() {
+    fn each_image_is_counted_once() {
         let classes: Vec<String> = ["a", "b", "c", "d"].map(String::from).to_vec();
-        let mut all = Classification::new(&classes);
+        let mut evaluation = Classification::new(&classes);
         // The most probable first: labels with probabilities 0.4, 0.3, 0.2, 0.1.
         for (truth, order) in [(0, [0, 1, 2, 3]), (1, [0, 1, 2, 3]), (3, [2, 1, 0, 3]), (2, [3, 1, 2, 0])] {
             let candidate = |(label, probability): (usize, f64)| Candidate {
@@ -142,15 +147,18 @@ mod tests {
                 probability,
             };
             let candidates = order.into_iter().zip([0.4, 0.3, 0.2, 0.1]).map(candidate).collect();
-            all.add(truth, &Prediction { candidates });
+            evaluation.add(truth, &Prediction { candidates });
         }
-        assert_eq!((all.total(), all.confusion.correct(), all.top_k_correct()), (4, 1, 3));
-        assert_eq!(all.calibration.total(), 4);
+        assert_eq!(
+            (evaluation.total(), evaluation.confusion.correct(), evaluation.top_k_correct()),
+            (4, 1, 3)
+        );
+        assert_eq!(evaluation.calibration.total(), 4);
         let likelihood = -[0.4f64, 0.3, 0.1, 0.2].iter().map(|p| p.ln()).sum::<f64>() / 4.0;
-        let report = all.report();
+        let report = evaluation.report();
         assert!((report["negative_log_likelihood"].as_f64().unwrap() - likelihood).abs() < 1e-12);
         assert!((report["expected_calibration_error"].as_f64().unwrap() - 0.15).abs() < 1e-12);
         assert_eq!(report["per_class"][2]["recall"], 0.0);
-        assert!(all.to_string().contains("among the first 3: 75.0 % (3 of 4;"), "{all}");
+        assert!(evaluation.to_string().contains("among the first 3: 75.0 % (3 of 4;"), "{evaluation}");
     }
 }

@@ -11,7 +11,7 @@ use super::{
 /// Images in a subset of the kernel distance, unless there are fewer.
 const SUBSET: usize = 1000;
 const SUBSETS: usize = 100;
-/// The number of the random stream for halves, far from those for resamples and subsets.
+/// The number of the random stream for halves, far from the streams for resamples and subsets.
 const HALVES_STREAM: u64 = 1 << 48;
 
 /// The options of [`compare`].
@@ -31,7 +31,8 @@ pub struct Comparison {
     /// Number of real images.
     pub real: usize,
     /// Number of generated images.
-    pub drawn: usize,
+    #[serde(rename = "drawn")]
+    pub generated: usize,
     /// Number of features of each image.
     pub features: usize,
     /// The [Fréchet distance](frechet_distance).
@@ -53,39 +54,40 @@ pub struct Comparison {
 /// # Errors
 /// As [`frechet_distance`] and [`kernel_distance`]: fewer than two images on a side, features of different kinds or too many of them, too
 /// many resamples.
-pub fn compare(real: &Features, drawn: &Features, options: &CompareOptions) -> Result<Comparison> {
-    let fewest = real.len().min(drawn.len());
-    let frechet = frechet_distance(real, drawn)?;
+pub fn compare(real: &Features, generated: &Features, options: &CompareOptions) -> Result<Comparison> {
+    let smaller_count = real.len().min(generated.len());
+    let frechet = frechet_distance(real, generated)?;
     let interval = match options.frechet_resamples {
         0 => None,
-        resamples => frechet_interval(real, drawn, resamples, options.seed)?,
+        resamples => frechet_interval(real, generated, resamples, options.seed)?,
     };
-    let subsets = (SUBSETS, fewest.min(SUBSET));
-    let kernel = kernel_distance(real, drawn, subsets, options.kernel_resamples, options.seed)?;
+    let subsets = (SUBSETS, smaller_count.min(SUBSET));
+    let kernel = kernel_distance(real, generated, subsets, options.kernel_resamples, options.seed)?;
     let mut warnings = Vec::new();
-    if fewest <= real.dims() {
+    if smaller_count <= real.dims() {
         warnings.push(format!(
-            "Fréchet distance: {fewest} pictures are too few for {} features: it says more about their number than about them; expected \
-             more pictures than features",
+            "Fréchet distance: {smaller_count} images are too few for {} features: the distance depends mainly on their number; expected \
+             more images than features",
             real.dims()
         ));
     }
-    let mut enough = |measure: &str, neighbours: usize| {
-        if fewest <= neighbours {
-            let expected = format!("expected more than {neighbours} on each side");
-            warnings.push(format!("{measure}: left out for too few pictures; {expected}, found {fewest}"));
+    let mut enough = |measure: &str, neighbors: usize| {
+        if smaller_count <= neighbors {
+            let expected = format!("expected more than {neighbors} on each side");
+            warnings
+                .push(format!("{measure}: skipped for too few images; {expected}, found {smaller_count}"));
         }
-        fewest > neighbours
+        smaller_count > neighbors
     };
     let precision = enough("precision and recall", PRECISION_NEIGHBORS)
-        .then(|| precision_recall(real, drawn, PRECISION_NEIGHBORS))
+        .then(|| precision_recall(real, generated, PRECISION_NEIGHBORS))
         .transpose()?;
     let density = enough("density and coverage", DENSITY_NEIGHBORS)
-        .then(|| density_coverage(real, drawn, DENSITY_NEIGHBORS))
+        .then(|| density_coverage(real, generated, DENSITY_NEIGHBORS))
         .transpose()?;
     Ok(Comparison {
         real: real.len(),
-        drawn: drawn.len(),
+        generated: generated.len(),
         features: real.dims(),
         frechet,
         frechet_interval: interval,
@@ -108,18 +110,18 @@ pub fn random_halves(features: &Features, seed: u64) -> Result<[Features; 2]> {
 }
 
 /// The number of images to generate for each class, `total` in all, in proportion to `counts`. Uses the method of largest remainders; of
-/// equal remainders, the earlier class comes first. All are 0 if all counts are.
+/// equal remainders, the earlier class comes first. All are 0 if all counts are 0.
 pub fn proportional(counts: &[usize], total: usize) -> Vec<usize> {
-    let all: u128 = counts.iter().map(|&count| count as u128).sum();
-    if all == 0 {
+    let sum: u128 = counts.iter().map(|&count| count as u128).sum();
+    if sum == 0 {
         return vec![0; counts.len()];
     }
     let exact: Vec<u128> = counts.iter().map(|&count| count as u128 * total as u128).collect();
-    let mut shares: Vec<usize> = exact.iter().map(|exact| (exact / all) as usize).collect();
+    let mut shares: Vec<usize> = exact.iter().map(|exact| (exact / sum) as usize).collect();
     let mut order: Vec<usize> = (0..counts.len()).collect();
-    order.sort_by_key(|&i| std::cmp::Reverse(exact[i] % all));
-    let left = total - shares.iter().sum::<usize>();
-    order.into_iter().take(left).for_each(|i| shares[i] += 1);
+    order.sort_by_key(|&i| std::cmp::Reverse(exact[i] % sum));
+    let remaining = total - shares.iter().sum::<usize>();
+    order.into_iter().take(remaining).for_each(|i| shares[i] += 1);
     shares
 }
 
@@ -129,7 +131,7 @@ mod tests {
     use crate::evaluate::features::tests::normal;
 
     #[test]
-    fn shares_are_within_one_of_their_proportion_and_sum_up() {
+    fn proportional_counts_are_within_one_and_add_up() {
         assert_eq!(proportional(&[1, 1, 1], 2), [1, 1, 0]);
         assert_eq!(proportional(&[3, 0, 1], 8), [6, 0, 2]);
         assert_eq!(proportional(&[0, 0], 8), [0, 0]);
@@ -146,28 +148,31 @@ mod tests {
     }
 
     #[test]
-    fn halves_have_each_picture_once() {
+    fn random_halves_partition_the_images() {
         let all = normal(1, 21, 2, 0.0);
         let halves = random_halves(&all, 5).unwrap();
         assert_eq!([halves[0].len(), halves[1].len()], [10, 11]);
         let rows = |f: &Features| (0..f.len()).map(|i| f.row(i).to_vec()).collect::<Vec<_>>();
-        let mut both: Vec<Vec<f32>> = halves.iter().flat_map(rows).collect();
-        let mut each = rows(&all);
-        both.sort_by(|a, b| a[0].total_cmp(&b[0]));
-        each.sort_by(|a, b| a[0].total_cmp(&b[0]));
-        assert_eq!(both, each);
+        let mut joined: Vec<Vec<f32>> = halves.iter().flat_map(rows).collect();
+        let mut expected = rows(&all);
+        joined.sort_by(|a, b| a[0].total_cmp(&b[0]));
+        expected.sort_by(|a, b| a[0].total_cmp(&b[0]));
+        assert_eq!(joined, expected);
     }
 
     #[test]
-    fn too_few_pictures_are_warned_of_or_refused() {
+    fn too_few_images_give_warnings_or_errors() {
         let options = CompareOptions { frechet_resamples: 0, kernel_resamples: 0, seed: 0 };
-        let of = |n| compare(&normal(1, n, 4, 0.0), &normal(2, 40, 4, 0.0), &options);
-        let warnings = |n| of(n).unwrap().warnings;
+        let compare_n = |n| compare(&normal(1, n, 4, 0.0), &normal(2, 40, 4, 0.0), &options);
+        let warnings = |n| compare_n(n).unwrap().warnings;
         assert_eq!(warnings(6), Vec::<String>::new());
-        assert!(warnings(5)[0].starts_with("density and coverage: left out"));
-        assert!(warnings(4)[0].contains("4 pictures are too few for 4 features"));
-        let few = of(3).unwrap();
-        assert_eq!((few.warnings.len(), few.precision_recall, few.density_coverage), (3, None, None));
-        assert!(of(1).is_err());
+        assert!(warnings(5)[0].starts_with("density and coverage: skipped"));
+        assert!(warnings(4)[0].contains("4 images are too few for 4 features"));
+        let too_few = compare_n(3).unwrap();
+        assert_eq!(
+            (too_few.warnings.len(), too_few.precision_recall, too_few.density_coverage),
+            (3, None, None)
+        );
+        assert!(compare_n(1).is_err());
     }
 }

@@ -53,14 +53,14 @@ impl Confusion {
 
     /// The fraction of a class's images that are predicted as that class; `None` if it has no images.
     pub fn recall(&self, class: usize) -> Option<f64> {
-        let of = self.counts[class].iter().sum();
-        (of > 0).then(|| share(self.counts[class][class], of))
+        let total = self.counts[class].iter().sum();
+        (total > 0).then(|| share(self.counts[class][class], total))
     }
 
     /// The fraction of the images predicted as a class that are of that class; `None` if there are none.
     pub fn precision(&self, class: usize) -> Option<f64> {
-        let of = self.counts.iter().map(|row| row[class]).sum();
-        (of > 0).then(|| share(self.counts[class][class], of))
+        let total = self.counts.iter().map(|row| row[class]).sum();
+        (total > 0).then(|| share(self.counts[class][class], total))
     }
 
     /// The mean of the classes' recalls, in which each class has the same weight.
@@ -70,7 +70,7 @@ impl Confusion {
     }
 
     /// Renders the matrix: a row for each true class, darker for larger fractions of its images.
-    pub fn picture(&self) -> RgbImage {
+    pub fn to_image(&self) -> RgbImage {
         const CELL: u32 = 44;
         const SPACE: u32 = 10;
         const SCALE: u32 = 2;
@@ -88,28 +88,28 @@ impl Confusion {
         for (i, name) in names.iter().enumerate() {
             let middle = left + i as u32 * CELL + (CELL - height) / 2;
             draw_text(&mut sheet, name, left - SPACE - text_size(name, SCALE).0, middle, SCALE, TEXT_COLOR);
-            let mut turned = RgbImage::from_pixel(
+            let mut rotated = RgbImage::from_pixel(
                 text_size(name, SCALE).0.max(1),
                 height,
                 Rgb(BACKGROUND.map(|v| v as u8)),
             );
-            draw_text(&mut turned, name, 0, 0, SCALE, TEXT_COLOR);
-            let turned = imageops::rotate270(&turned);
-            let top = left - SPACE - turned.height().min(left - SPACE);
-            imageops::replace(&mut sheet, &turned, i64::from(middle), i64::from(top));
+            draw_text(&mut rotated, name, 0, 0, SCALE, TEXT_COLOR);
+            let rotated = imageops::rotate270(&rotated);
+            let top = left - SPACE - rotated.height().min(left - SPACE);
+            imageops::replace(&mut sheet, &rotated, i64::from(middle), i64::from(top));
         }
         for (truth, row) in self.counts.iter().enumerate() {
-            let of: u32 = row.iter().sum();
+            let total: u32 = row.iter().sum();
             for (predicted, &count) in row.iter().enumerate() {
-                let part = share(count, of) as f32;
-                let color = [0, 1, 2].map(|c| (BACKGROUND[c] + (FULL[c] - BACKGROUND[c]) * part) as u8);
+                let fraction = share(count, total) as f32;
+                let color = [0, 1, 2].map(|c| (BACKGROUND[c] + (FULL[c] - BACKGROUND[c]) * fraction) as u8);
                 let (x, y) = (left + predicted as u32 * CELL, left + truth as u32 * CELL);
                 for (dx, dy) in (0..CELL - 1).flat_map(|dx| (0..CELL - 1).map(move |dy| (dx, dy))) {
                     sheet.put_pixel(x + dx, y + dy, Rgb(color));
                 }
                 let text = if count > 0 { count.to_string() } else { String::new() };
                 let (w, h) = text_size(&text, SCALE);
-                let ink = if part > 0.5 { LIGHT } else { TEXT_COLOR };
+                let ink = if fraction > 0.5 { LIGHT } else { TEXT_COLOR };
                 draw_text(
                     &mut sheet,
                     &text,
@@ -124,19 +124,19 @@ impl Confusion {
     }
 }
 
-fn share(part: u32, of: u32) -> f64 {
-    f64::from(part) / f64::from(of.max(1))
+fn share(count: u32, total: u32) -> f64 {
+    f64::from(count) / f64::from(total.max(1))
 }
 
 impl fmt::Display for Confusion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = self.classes.iter().map(|name| name.chars().count()).max().unwrap_or(0).max(5);
-        writeln!(f, "{:<width$}  pictures  recall  precision", "class")?;
+        writeln!(f, "{:<width$}      images  recall  precision", "class")?;
         let percent = |share: Option<f64>| share.map_or("-".into(), |s| format!("{:.1} %", 100.0 * s));
         for (i, name) in self.classes.iter().enumerate() {
-            let of: u32 = self.counts[i].iter().sum();
+            let total: u32 = self.counts[i].iter().sum();
             let (recall, precision) = (percent(self.recall(i)), percent(self.precision(i)));
-            writeln!(f, "{name:<width$}  {of:>8}  {recall:>6}  {precision:>9}")?;
+            writeln!(f, "{name:<width$}  {total:>8}  {recall:>6}  {precision:>9}")?;
         }
         let [low, high] = self.interval();
         write!(
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_those_of_the_counts() {
+    fn rates_match_the_counts() {
         let c = example();
         assert_eq!((c.total(), c.correct()), (14, 11));
         assert_eq!((c.recall(0), c.recall(1), c.recall(2)), (Some(0.8), Some(0.75), None));
@@ -174,18 +174,18 @@ mod tests {
         // From statsmodels: proportion_confint(11, 14, method="wilson").
         let [low, high] = c.interval();
         assert!((low - 0.524_127).abs() < 1e-4 && (high - 0.924_286).abs() < 1e-4, "{low} to {high}");
-        let nothing = Confusion::new(&["A".into()]);
-        assert_eq!((nothing.accuracy(), nothing.interval()), (0.0, [0.0, 1.0]));
+        let empty = Confusion::new(&["A".into()]);
+        assert_eq!((empty.accuracy(), empty.interval()), (0.0, [0.0, 1.0]));
         assert!(c.to_string().contains("accuracy 78.6 % (11 of 14;"), "{c}");
     }
 
     #[test]
-    fn larger_shares_are_darker() {
-        let picture = example().picture();
-        let size = picture.width();
+    fn larger_fractions_are_darker() {
+        let image = example().to_image();
+        let size = image.width();
         let at = |truth: u32, predicted: u32| {
             let cell = |i: u32| size - 10 - 3 * 44 + i * 44 + 2;
-            picture.get_pixel(cell(predicted), cell(truth)).0[0]
+            image.get_pixel(cell(predicted), cell(truth)).0[0]
         };
         assert!(at(0, 0) < at(1, 1) && at(1, 1) < at(0, 1) && at(0, 1) < at(0, 2));
         // A class without images has an empty row, and every name is readable.

@@ -5,7 +5,7 @@
 #[non_exhaustive]
 pub enum Error {
     /// A feature is not a finite number.
-    #[error("features: those of picture {row} hold something that is no finite number")]
+    #[error("features: expected finite numbers, found others in image {row}")]
     NotFinite {
         /// The first image with such a feature.
         row: usize,
@@ -19,11 +19,11 @@ pub enum Error {
         found: String,
     },
     /// There are too few images for a metric.
-    #[error("{measure}: expected at least {expected} pictures on each side, found {found}")]
+    #[error("{measure}: expected at least {expected} images on each side, found {found}")]
     TooFew {
         /// The metric.
         measure: &'static str,
-        /// The fewest images that it is defined for.
+        /// The smallest number of images that it is defined for.
         expected: usize,
         /// The number of images.
         found: usize,

@@ -21,14 +21,14 @@ impl Features {
     /// [`Error::Shape`] if there is not an integral number of rows, at least one, of 1 to [`MAX_FEATURES`] numbers; [`Error::NotFinite`].
     pub fn new(dims: usize, data: Vec<f32>) -> Result<Self> {
         if !(1..=MAX_FEATURES).contains(&dims) {
-            return Err(Error::shape(format!("1 to {MAX_FEATURES} numbers for each picture"), dims));
+            return Err(Error::shape(format!("1 to {MAX_FEATURES} numbers for each image"), dims));
         }
         if data.is_empty() || !data.len().is_multiple_of(dims) {
-            let expected = format!("{dims} numbers for each picture, at least one picture");
+            let expected = format!("{dims} numbers for each image, at least one image");
             return Err(Error::shape(expected, format!("{} numbers", data.len())));
         }
         match data.iter().position(|value| !value.is_finite()) {
-            Some(place) => Err(Error::NotFinite { row: place / dims }),
+            Some(position) => Err(Error::NotFinite { row: position / dims }),
             None => Ok(Self { dims, data }),
         }
     }
@@ -70,18 +70,13 @@ impl Features {
     }
 }
 
-/// Checks that `measure` can compare two sets: features of the same kind, and at least `least` images in each.
-pub(super) fn check_comparable(
-    a: &Features,
-    b: &Features,
-    measure: &'static str,
-    least: usize,
-) -> Result<()> {
+/// Checks that `measure` can compare two sets: features of the same kind, and at least `min` images in each.
+pub(super) fn check_comparable(a: &Features, b: &Features, measure: &'static str, min: usize) -> Result<()> {
     if a.dims() != b.dims() {
-        return Err(Error::shape(format!("{} numbers for each picture", a.dims()), b.dims()));
+        return Err(Error::shape(format!("{} numbers for each image", a.dims()), b.dims()));
     }
     match a.len().min(b.len()) {
-        found if found < least => Err(Error::TooFew { measure, expected: least, found }),
+        found if found < min => Err(Error::TooFew { measure, expected: min, found }),
         _ => Ok(()),
     }
 }
@@ -98,14 +93,14 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_no_features_is_refused_by_what_is_wrong() {
-        let said = |dims, data| Features::new(dims, data).unwrap_err().to_string();
-        assert!(said(0, vec![1.0]).contains("expected 1 to 65536"), "{}", said(0, vec![1.0]));
-        assert!(said(usize::MAX, vec![1.0]).contains("expected 1 to 65536"));
-        assert!(said(2, vec![1.0; 3]).contains("found 3 numbers"));
-        assert!(said(2, vec![]).contains("at least one picture"));
+    fn invalid_features_give_specific_errors() {
+        let error = |dims, data| Features::new(dims, data).unwrap_err().to_string();
+        assert!(error(0, vec![1.0]).contains("expected 1 to 65536"), "{}", error(0, vec![1.0]));
+        assert!(error(usize::MAX, vec![1.0]).contains("expected 1 to 65536"));
+        assert!(error(2, vec![1.0; 3]).contains("found 3 numbers"));
+        assert!(error(2, vec![]).contains("at least one image"));
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            assert!(said(2, vec![0.0, 0.0, 1.0, bad]).contains("picture 1 hold"));
+            assert!(error(2, vec![0.0, 0.0, 1.0, bad]).contains("in image 1"));
         }
     }
 }

@@ -9,7 +9,7 @@ use super::{
     features::check_comparable,
 };
 
-/// The number of parts in which means and covariances are summed, sequentially within each. It is fixed, whatever the number of threads.
+/// The number of parts in which means and covariances are summed, sequentially within each. It does not depend on the number of threads.
 const PARTS: usize = 8;
 /// The number of images that are multiplied at once.
 const CHUNK: usize = 256;
@@ -39,10 +39,7 @@ impl Moments {
             return Err(Error::TooFew { measure: "Fréchet distance", expected: 2, found: n });
         }
         if dims > MAX_COVARIANCE_FEATURES {
-            return Err(Error::shape(
-                format!("at most {MAX_COVARIANCE_FEATURES} of which to take a covariance"),
-                dims,
-            ));
+            return Err(Error::shape(format!("at most {MAX_COVARIANCE_FEATURES} features"), dims));
         }
         let part = n.div_ceil(PARTS);
         let ranges: Vec<(usize, usize)> =
@@ -63,12 +60,12 @@ impl Moments {
                 let mut product = DMatrix::zeros(dims, dims);
                 for from in (from..to).step_by(CHUNK) {
                     let to = to.min(from + CHUNK);
-                    let mut centred = features.columns(from, to);
-                    for (mut column, weight) in centred.column_iter_mut().zip(&weights[from..to]) {
+                    let mut centered = features.columns(from, to);
+                    for (mut column, weight) in centered.column_iter_mut().zip(&weights[from..to]) {
                         column -= &mean;
                         column *= weight.sqrt();
                     }
-                    product.gemm(1.0, &centred, &centred.transpose(), 1.0);
+                    product.gemm(1.0, &centered, &centered.transpose(), 1.0);
                 }
                 product
             })
@@ -88,19 +85,19 @@ impl Moments {
     pub fn distance(&self, other: &Self) -> Result<f64> {
         let (dims, found) = (self.mean.len(), other.mean.len());
         if dims != found {
-            return Err(Error::shape(format!("{dims} numbers for each picture"), found));
+            return Err(Error::shape(format!("{dims} numbers for each image"), found));
         }
-        let apart = (&self.mean - &other.mean).norm_squared();
+        let mean_distance = (&self.mean - &other.mean).norm_squared();
         let factor = factor(&self.covariance);
         let product = factor.transpose() * (&other.covariance * &factor);
-        let common = roots((&product + product.transpose()) * 0.5);
-        let distance = apart + self.covariance.trace() + other.covariance.trace() - 2.0 * common;
+        let cross_term = roots((&product + product.transpose()) * 0.5);
+        let distance = mean_distance + self.covariance.trace() + other.covariance.trace() - 2.0 * cross_term;
         Ok(distance.max(0.0))
     }
 }
 
-/// A matrix L with as many columns as the covariance has rank, and LLᵀ the covariance. This is Cholesky's decomposition, in which the
-/// largest remaining variance comes next until only rounding errors remain. It always exists, and nothing has to converge.
+/// A matrix L with as many columns as the covariance has rank, and LLᵀ the covariance. This is a pivoted Cholesky decomposition, which
+/// stops when only rounding errors remain. It always exists, and needs no iteration to convergence.
 fn factor(covariance: &DMatrix<f64>) -> DMatrix<f64> {
     let dims = covariance.nrows();
     let mut remaining: Vec<f64> = covariance.diagonal().iter().copied().collect();
@@ -116,7 +113,7 @@ fn factor(covariance: &DMatrix<f64>) -> DMatrix<f64> {
         let mut column: DVector<f64> = (covariance.column(next) - explained) / remaining[next].sqrt();
         column[next] = remaining[next].sqrt();
         for (i, (left, value)) in remaining.iter_mut().zip(column.iter_mut()).enumerate() {
-            // A former pivot has no remaining variance, except for rounding.
+            // An earlier pivot has no remaining variance, except for rounding.
             if *left == f64::NEG_INFINITY {
                 *value = 0.0;
             } else if i == next {
@@ -131,8 +128,8 @@ fn factor(covariance: &DMatrix<f64>) -> DMatrix<f64> {
     factor.resize_horizontally(rank, 0.0)
 }
 
-/// The sum of the square roots of a symmetric matrix's positive eigenvalues. They are those of the tridiagonal matrix that it is similar
-/// to. Each is found by bisection (Givens 1954), which takes a fixed number of steps for any matrix.
+/// The sum of the square roots of a symmetric matrix's positive eigenvalues. The eigenvalues are computed from the similar tridiagonal
+/// matrix by bisection (Givens 1954), in a fixed number of steps.
 fn roots(symmetric: DMatrix<f64>) -> f64 {
     /// Bisections of an interval from 0 to a bound of all eigenvalues; smaller values are rounding errors.
     const HALVINGS: usize = 64;
@@ -141,22 +138,22 @@ fn roots(symmetric: DMatrix<f64>) -> f64 {
         return 0.0;
     }
     let scaled = symmetric / largest;
-    let (diagonal, beside) = match scaled.nrows() {
+    let (diagonal, off_diagonal) = match scaled.nrows() {
         1 => (vec![scaled[0]], Vec::new()),
         _ => {
-            let (diagonal, beside) = scaled.symmetric_tridiagonalize().unpack_tridiagonal();
-            (diagonal.as_slice().to_vec(), beside.as_slice().to_vec())
+            let (diagonal, off_diagonal) = scaled.symmetric_tridiagonalize().unpack_tridiagonal();
+            (diagonal.as_slice().to_vec(), off_diagonal.as_slice().to_vec())
         }
     };
     let n = diagonal.len();
-    let reach = |i: usize| {
-        let left = if i > 0 { beside[i - 1].abs() } else { 0.0 };
-        diagonal[i].abs() + left + beside.get(i).map_or(0.0, |b| b.abs())
+    let radius = |i: usize| {
+        let left = if i > 0 { off_diagonal[i - 1].abs() } else { 0.0 };
+        diagonal[i].abs() + left + off_diagonal.get(i).map_or(0.0, |b| b.abs())
     };
-    let bound = (0..n).map(reach).fold(0.0, f64::max);
-    let squares: Vec<f64> = std::iter::once(0.0).chain(beside.iter().map(|b| b * b)).collect();
+    let bound = (0..n).map(radius).fold(0.0, f64::max);
+    let squares: Vec<f64> = std::iter::once(0.0).chain(off_diagonal.iter().map(|b| b * b)).collect();
     // By Sylvester's law of inertia, T − xI has as many negative pivots as there are eigenvalues below x.
-    let below = |x: f64| {
+    let eigenvalues_below = |x: f64| {
         let (mut pivot, mut count) = (1.0, 0);
         for (d, square) in diagonal.iter().zip(&squares) {
             pivot = d - x - square / pivot;
@@ -171,7 +168,7 @@ fn roots(symmetric: DMatrix<f64>) -> f64 {
         let (mut low, mut high) = (0.0, bound);
         for _ in 0..HALVINGS {
             let middle = 0.5 * (low + high);
-            if below(middle) > k { high = middle } else { low = middle }
+            if eigenvalues_below(middle) > k { high = middle } else { low = middle }
         }
         low.sqrt()
     };
@@ -180,8 +177,8 @@ fn roots(symmetric: DMatrix<f64>) -> f64 {
 
 /// The Fréchet distance of two sets of images.
 ///
-/// It depends on the number of images, so it is only comparable for equal numbers. With fewer images than features it says more about their
-/// number than about the images.
+/// It depends on the number of images, so it is only comparable for equal numbers. With fewer images than features it depends mainly on
+/// their number.
 ///
 /// # Errors
 /// [`Error::TooFew`] if there are fewer than two images on a side, [`Error::Shape`] if the features are of different kinds or more than
@@ -203,7 +200,7 @@ pub fn frechet_interval(
     seed: u64,
 ) -> Result<Option<Interval>> {
     check_resamples(resamples)?;
-    let figure = frechet_distance(real, generated)?;
+    let metric = frechet_distance(real, generated)?;
     let resampled = |number| {
         let moments = |features: &Features, side| {
             Moments::weighted(features, &resample(seed, number, side, features.len()))
@@ -211,7 +208,7 @@ pub fn frechet_interval(
         moments(real, 0)?.distance(&moments(generated, 1)?)
     };
     let resampled: Vec<f64> = (0..resamples).into_par_iter().map(resampled).collect::<Result<_>>()?;
-    Ok(Interval::new(figure, resampled))
+    Ok(Interval::new(metric, resampled))
 }
 
 #[cfg(test)]
@@ -224,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_a_distance() {
+    fn the_frechet_distance_is_symmetric_and_zero_for_equal_sets() {
         // Also with fewer images than features, where covariances are singular.
         for (n, m, dims) in [(60, 40, 6), (5, 9, 12), (2, 2, 3), (700, 300, 1)] {
             let (a, b) = (normal(1, n, dims, 0.0), normal(2, m, dims, 0.5));
@@ -237,12 +234,12 @@ mod tests {
     }
 
     #[test]
-    fn it_is_that_of_normal_distributions_where_that_is_known() {
+    fn the_frechet_distance_matches_known_values() {
         // In one dimension (μ₁ − μ₂)² + (σ₁ − σ₂)².
         let of = |values: &[f32]| Features::new(1, values.to_vec()).unwrap();
         let distance = frechet_distance(&of(&[-1.0, 1.0]), &of(&[1.0, 5.0])).unwrap();
         assert!((distance - (9.0 + 2.0)).abs() < 1e-12, "{distance}");
-        // A shift of every feature, whatever their covariance.
+        // A shift of every feature, for any covariance.
         let (a, b) = (normal(3, 50, 7, 0.0), normal(3, 50, 7, 2.0));
         let distance = frechet_distance(&a, &b).unwrap();
         assert!((distance - 28.0).abs() < 1e-5, "{distance}");
@@ -250,7 +247,7 @@ mod tests {
 
     /// Compares with nalgebra's iteration on well and badly conditioned matrices, and with known results.
     #[test]
-    fn factors_and_roots_are_those_of_the_matrix() {
+    fn matrix_factors_and_roots_are_correct() {
         for (n, dims) in [(40, 12), (5, 12), (2, 9), (30, 1), (3, 2)] {
             let Moments { covariance, .. } = Moments::new(&normal(7, n, dims, 0.0)).unwrap();
             let factor = factor(&covariance);
@@ -267,18 +264,18 @@ mod tests {
         }
         assert_eq!(factor(&DMatrix::zeros(4, 4)).ncols(), 0);
         // All images equal, and all equal except for one number.
-        let alike = Features::new(30, vec![0.5; 30 * 40]).unwrap();
-        assert_eq!(frechet_distance(&alike, &alike).unwrap(), 0.0);
+        let equal = Features::new(30, vec![0.5; 30 * 40]).unwrap();
+        assert_eq!(frechet_distance(&equal, &equal).unwrap(), 0.0);
         let mut numbers = vec![0.5; 30 * 40];
         numbers[7] = 0.75;
         let one = Features::new(30, numbers).unwrap();
         assert!(
-            frechet_distance(&one, &alike).unwrap() > 0.0 && frechet_distance(&one, &one).unwrap() < 1e-9
+            frechet_distance(&one, &equal).unwrap() > 0.0 && frechet_distance(&one, &one).unwrap() < 1e-9
         );
     }
 
     #[test]
-    fn counting_a_picture_twice_is_having_it_twice() {
+    fn weights_equal_repeated_images() {
         let a = normal(4, 9, 4, 0.0);
         let mut weights = vec![1.0; 9];
         (weights[2], weights[5]) = (3.0, 0.0);
@@ -288,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interval_repeats_and_narrows_with_more_pictures() {
+    fn intervals_are_deterministic_and_narrow_with_more_images() {
         let interval =
             |n| frechet_interval(&normal(5, n, 2, 0.0), &normal(6, n, 2, 1.0), 60, 3).unwrap().unwrap();
         let (few, many) = (interval(30), interval(480));
@@ -298,12 +295,12 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_compared_is_refused() {
-        let said = |a: &Features, b: &Features| frechet_distance(a, b).unwrap_err().to_string();
+    fn incomparable_features_are_rejected() {
+        let error = |a: &Features, b: &Features| frechet_distance(a, b).unwrap_err().to_string();
         let (one, two) = (normal(1, 1, 3, 0.0), normal(1, 2, 3, 0.0));
-        assert!(said(&one, &two).contains("expected at least 2 pictures on each side, found 1"));
-        assert!(said(&two, &normal(1, 2, 4, 0.0)).contains("expected 3 numbers for each picture, found 4"));
-        assert!(said(&normal(1, 2, 5000, 0.0), &normal(2, 2, 5000, 0.0)).contains("at most 4096"));
+        assert!(error(&one, &two).contains("expected at least 2 images on each side, found 1"));
+        assert!(error(&two, &normal(1, 2, 4, 0.0)).contains("expected 3 numbers for each image, found 4"));
+        assert!(error(&normal(1, 2, 5000, 0.0), &normal(2, 2, 5000, 0.0)).contains("at most 4096"));
         assert!(frechet_interval(&two, &two, usize::MAX, 0).is_err());
         // The largest and smallest possible numbers.
         let huge = Features::new(2, vec![3e38, -3e38, -3e38, 3e38, 1e38, 0.0]).unwrap();

@@ -52,9 +52,9 @@ pub fn kernel_distance(
 ) -> Result<Kernel> {
     check_comparable(real, generated, "kernel distance", 2)?;
     check_resamples(resamples)?;
-    let most = real.len().min(generated.len());
-    if !(2..=most).contains(&subset_size) {
-        let message = format!("expected subsets of 2 to {most} pictures, found {subset_size}");
+    let max = real.len().min(generated.len());
+    if !(2..=max).contains(&subset_size) {
+        let message = format!("expected subsets of 2 to {max} images, found {subset_size}");
         return Err(Error::Setting { setting: "subset size", message });
     }
     if !(1..=MAX_SUBSETS).contains(&subsets) {
@@ -68,19 +68,19 @@ pub fn kernel_distance(
         columns.extend((0..resamples).map(|number| resample(seed, number, side, n)));
         DMatrix::from_iterator(n, columns.len(), columns.into_iter().flatten())
     };
-    let (of_real, of_drawn) = (counts(0, real.len()), counts(1, generated.len()));
-    let within_real = within(real, &of_real);
-    let within_drawn = within(generated, &of_drawn);
-    let across = quadratic_forms(real, &of_real, generated, &of_drawn);
+    let (real_counts, generated_counts) = (counts(0, real.len()), counts(1, generated.len()));
+    let real_means = mean_within_set(real, &real_counts);
+    let generated_means = mean_within_set(generated, &generated_counts);
+    let cross_sums = quadratic_forms(real, &real_counts, generated, &generated_counts);
     let estimate = |i: usize| {
-        let pairs = of_real.column(i).sum() * of_drawn.column(i).sum();
-        within_real[i] + within_drawn[i] - 2.0 * across[i] / pairs
+        let pairs = real_counts.column(i).sum() * generated_counts.column(i).sum();
+        real_means[i] + generated_means[i] - 2.0 * cross_sums[i] / pairs
     };
-    let estimates: Vec<f64> = (0..across.len()).map(estimate).collect();
-    let (distance, of_subsets, resampled) =
+    let estimates: Vec<f64> = (0..cross_sums.len()).map(estimate).collect();
+    let (distance, subset_estimates, resampled) =
         (estimates[0], &estimates[1..=subsets], estimates[1 + subsets..].to_vec());
-    let mean = of_subsets.iter().sum::<f64>() / subsets as f64;
-    let variance = of_subsets.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / subsets as f64;
+    let mean = subset_estimates.iter().sum::<f64>() / subsets as f64;
+    let variance = subset_estimates.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / subsets as f64;
     Ok(Kernel {
         distance,
         interval: Interval::new(distance, resampled),
@@ -108,8 +108,8 @@ fn kernel(product: f64, dims: usize) -> f64 {
 }
 
 /// For each column of counts, the mean of the kernel over pairs of different images of one set.
-fn within(features: &Features, counts: &DMatrix<f64>) -> Vec<f64> {
-    let itself: Vec<f64> = (0..features.len())
+fn mean_within_set(features: &Features, counts: &DMatrix<f64>) -> Vec<f64> {
+    let self_kernels: Vec<f64> = (0..features.len())
         .map(|i| {
             let square = features.row(i).iter().map(|&v| f64::from(v) * f64::from(v)).sum();
             kernel(square, features.dims())
@@ -118,8 +118,8 @@ fn within(features: &Features, counts: &DMatrix<f64>) -> Vec<f64> {
     let all = quadratic_forms(features, counts, features, counts);
     let of_column = |(all, counts): (f64, &[f64])| {
         let (mut same, mut pairs) = (0.0, 0.0);
-        for (&count, &itself) in counts.iter().zip(&itself) {
-            same += count * count * itself;
+        for (&count, &self_kernel) in counts.iter().zip(&self_kernels) {
+            same += count * count * self_kernel;
             pairs += count * count;
         }
         let total: f64 = counts.iter().sum();
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_the_mean_over_pairs_for_all_pictures_and_for_each_subset() {
+    fn the_kernel_distance_matches_its_definition() {
         let (x, y) = (normal(1, 90, 5, 0.0), normal(2, 70, 5, 0.3));
         let result = kernel_distance(&x, &y, (4, 20), 0, 8).unwrap();
         assert!((result.distance - by_definition(&rows(&x), &rows(&y))).abs() < 1e-12);
@@ -192,15 +192,15 @@ mod tests {
             let counts = subset(8, number, side, Features::len(f), 20);
             rows(f).into_iter().zip(counts).filter(|(_, c)| *c == 1.0).map(|(row, _)| row).collect()
         };
-        let of_subsets: Vec<f64> =
+        let subset_estimates: Vec<f64> =
             (0..4).map(|i| by_definition(&chosen(&x, 0, i), &chosen(&y, 1, i))).collect();
-        let mean = of_subsets.iter().sum::<f64>() / 4.0;
+        let mean = subset_estimates.iter().sum::<f64>() / 4.0;
         assert!((result.subset_mean - mean).abs() < 1e-12);
         assert!(result.subset_deviation > 0.0 && result.interval.is_none());
     }
 
     #[test]
-    fn it_is_around_zero_for_one_distribution_and_above_for_two() {
+    fn the_kernel_distance_is_unbiased() {
         // Unbiased: the mean over many halves of one distribution is 0 within its standard error.
         let halves: Vec<f64> = (0..60)
             .map(|i| {
@@ -213,24 +213,24 @@ mod tests {
         let error = (halves.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n * (n - 1.0))).sqrt();
         assert!(mean.abs() < 3.0 * error && halves.iter().any(|&v| v < 0.0), "{mean} ± {error}");
         let (a, b) = (normal(1, 100, 3, 0.0), normal(2, 100, 3, 1.0));
-        let apart = kernel_distance(&a, &b, (10, 50), 100, 0).unwrap();
-        let interval = apart.interval.unwrap();
-        assert!(0.0 < interval.low && interval.low < apart.distance && apart.distance < interval.high);
+        let distant = kernel_distance(&a, &b, (10, 50), 100, 0).unwrap();
+        let interval = distant.interval.unwrap();
+        assert!(0.0 < interval.low && interval.low < distant.distance && distant.distance < interval.high);
         assert!(interval.bias.abs() < (interval.high - interval.low) / 4.0, "{interval:?}");
-        assert_eq!(apart, kernel_distance(&a, &b, (10, 50), 100, 0).unwrap());
-        assert_ne!(apart.subset_mean, kernel_distance(&a, &b, (10, 50), 100, 1).unwrap().subset_mean);
+        assert_eq!(distant, kernel_distance(&a, &b, (10, 50), 100, 0).unwrap());
+        assert_ne!(distant.subset_mean, kernel_distance(&a, &b, (10, 50), 100, 1).unwrap().subset_mean);
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
+    fn invalid_settings_are_rejected() {
         let (a, one) = (normal(1, 9, 3, 0.0), normal(1, 1, 3, 0.0));
-        let said = |a: &Features, b: &Features, subsets| {
+        let error = |a: &Features, b: &Features, subsets| {
             kernel_distance(a, b, subsets, 0, 0).unwrap_err().to_string()
         };
-        assert!(said(&a, &one, (1, 2)).contains("at least 2 pictures"));
-        assert!(said(&a, &a, (1, 10)).contains("subsets of 2 to 9"));
-        assert!(said(&a, &a, (1, 1)).contains("subsets of 2 to 9"));
-        assert!(said(&a, &a, (0, 5)).contains("expected 1 to 10000"));
+        assert!(error(&a, &one, (1, 2)).contains("at least 2 images"));
+        assert!(error(&a, &a, (1, 10)).contains("subsets of 2 to 9"));
+        assert!(error(&a, &a, (1, 1)).contains("subsets of 2 to 9"));
+        assert!(error(&a, &a, (0, 5)).contains("expected 1 to 10000"));
         assert!(kernel_distance(&a, &a, (1, 5), usize::MAX, 0).is_err());
     }
 }

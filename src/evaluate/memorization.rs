@@ -63,25 +63,25 @@ impl Memorization {
 /// [`Error::TooFew`] if there is only one training image, [`Error::Shape`] if there is no variant, or features differ in kind or number.
 pub fn memorization(training: &[&Features], generated: &Features) -> Result<Memorization> {
     let Some((first, others)) = training.split_first() else {
-        return Err(Error::shape("training pictures", "none"));
+        return Err(Error::shape("training images", "none"));
     };
     if first.len() < 2 {
-        return Err(Error::TooFew { measure: "memorisation", expected: 2, found: first.len() });
+        return Err(Error::TooFew { measure: "memorization", expected: 2, found: first.len() });
     }
-    check_comparable(first, generated, "memorisation", 1)?;
+    check_comparable(first, generated, "memorization", 1)?;
     for other in others {
-        check_comparable(first, other, "memorisation", 1)?;
+        check_comparable(first, other, "memorization", 1)?;
         if other.len() != first.len() {
-            return Err(Error::shape(format!("variants of {} pictures", first.len()), other.len()));
+            return Err(Error::shape(format!("variants of {} images", first.len()), other.len()));
         }
     }
     // The nearest, and the mean distance of the next ones.
-    let nearest = |picture: &[f32], itself: Option<usize>| {
+    let nearest = |image: &[f32], excluded: Option<usize>| {
         let distance = |index: usize| {
-            let variants = training.iter().map(|variant| squared_distance(picture, variant.row(index)));
+            let variants = training.iter().map(|variant| squared_distance(image, variant.row(index)));
             Nearest { index, distance: variants.fold(f64::INFINITY, f64::min).sqrt() }
         };
-        let others = (0..first.len()).filter(|&index| Some(index) != itself);
+        let others = (0..first.len()).filter(|&index| Some(index) != excluded);
         let mut all: Vec<Nearest> = others.map(distance).collect();
         all.sort_by(|a, b| a.distance.total_cmp(&b.distance));
         let next = &all[..all.len().min(COPY_NEIGHBORS)];
@@ -92,21 +92,21 @@ pub fn memorization(training: &[&Features], generated: &Features) -> Result<Memo
         distances.sort_by(f64::total_cmp);
         distances
     };
-    let own: Vec<Nearest> =
+    let training_distances: Vec<Nearest> =
         (0..first.len()).into_par_iter().map(|i| nearest(first.row(i), Some(i)).0).collect();
-    let own = sorted(&own);
-    let threshold = quantile(&own, NEAR_QUANTILE);
+    let training_distances = sorted(&training_distances);
+    let threshold = quantile(&training_distances, NEAR_QUANTILE);
     let (nearest, next): (Vec<Nearest>, Vec<f64>) =
         (0..generated.len()).into_par_iter().map(|i| nearest(generated.row(i), None)).unzip();
     let distances = sorted(&nearest);
-    let near = distances.iter().filter(|&&distance| distance <= threshold).count();
+    let near_count = distances.iter().filter(|&&distance| distance <= threshold).count();
     let copied = nearest.iter().zip(&next).filter(|(n, next)| n.distance <= COPY_RATIO * **next).count();
     Ok(Memorization {
-        share: near as f64 / generated.len() as f64,
+        share: near_count as f64 / generated.len() as f64,
         copied: copied as f64 / generated.len() as f64,
         threshold,
         median: quantile(&distances, 0.5),
-        training_median: quantile(&own, 0.5),
+        training_median: quantile(&training_distances, 0.5),
         nearest,
     })
 }
@@ -117,7 +117,7 @@ mod tests {
     use crate::evaluate::features::tests::normal;
 
     #[test]
-    fn copies_are_found_with_what_they_are_copies_of_and_new_pictures_are_not() {
+    fn copies_are_found_with_their_sources() {
         let training = normal(1, 120, 16, 0.0);
         let new = normal(2, 120, 16, 0.0);
         let fresh = memorization(&[&training], &new).unwrap();
@@ -140,14 +140,14 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_that_is_near_to_all_is_no_copy() {
+    fn images_near_to_all_others_are_not_copies() {
         let training = normal(1, 120, 16, 0.0);
         let gray = memorization(&[&training], &Features::new(16, vec![0.0; 16 * 30]).unwrap()).unwrap();
         assert_eq!((gray.share, gray.copied), (1.0, 0.0));
     }
 
     #[test]
-    fn a_mirror_image_is_a_copy_but_not_of_itself() {
+    fn mirror_images_count_as_copies() {
         let mirror = |f: &Features| {
             let rows = (0..f.len()).flat_map(|i| f.row(i).iter().rev().copied().collect::<Vec<_>>());
             Features::new(f.dims(), rows.collect()).unwrap()
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_compared_is_refused() {
+    fn incomparable_features_are_rejected() {
         let a = normal(1, 5, 3, 0.0);
         assert!(memorization(&[], &a).is_err());
         assert!(memorization(&[&normal(1, 1, 3, 0.0)], &a).is_err());

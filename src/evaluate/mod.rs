@@ -1,10 +1,10 @@
 //! Evaluation of trained networks.
 //!
 //! For classifiers: the confusion matrix and the calibration of the probabilities. For generators: the similarity of generated and real
-//! images, and whether they merely repeat training images.
+//! images, and the detection of repeated training images.
 //!
 //! Comparisons of images use their [`Features`] and nothing else. Sums are taken in f64 over fixed pieces in a fixed order, so that results
-//! repeat bit for bit on one CPU, whatever the number of threads.
+//! are bitwise reproducible on one CPU with any number of threads.
 
 mod bootstrap;
 mod calibration;

@@ -21,10 +21,11 @@ pub struct PrecisionRecall {
     /// The fraction of real images in the manifold of the generated ones: how many could have been generated.
     pub recall: f64,
     /// The number of neighbors, k.
-    pub neighbours: usize,
+    #[serde(rename = "neighbours")]
+    pub neighbors: usize,
 }
 
-/// Density and coverage (Naeem et al. 2020, arXiv 2002.09797): like precision and recall, but by the manifold of the real images alone, and
+/// Density and coverage (Naeem et al. 2020, arXiv 2002.09797): like precision and recall, but only by the manifold of the real images, and
 /// less sensitive to outliers.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct DensityCoverage {
@@ -34,7 +35,8 @@ pub struct DensityCoverage {
     /// The fraction of real images with a generated image in their ball.
     pub coverage: f64,
     /// The number of neighbors, k.
-    pub neighbours: usize,
+    #[serde(rename = "neighbours")]
+    pub neighbors: usize,
 }
 
 /// Improved precision and recall with balls that reach to the `k`-th nearest neighbor, and include it.
@@ -44,21 +46,21 @@ pub struct DensityCoverage {
 /// different kinds.
 pub fn precision_recall(real: &Features, generated: &Features, k: usize) -> Result<PrecisionRecall> {
     check_comparable(real, generated, "precision and recall", k.max(1).saturating_add(1))?;
-    let (of_real, of_drawn) = (radii(real, k), radii(generated, k));
+    let (real_radii, generated_radii) = (radii(real, k), radii(generated, k));
     Ok(PrecisionRecall {
-        precision: inside(generated, real, &of_real),
-        recall: inside(real, generated, &of_drawn),
-        neighbours: k,
+        precision: fraction_in_manifold(generated, real, &real_radii),
+        recall: fraction_in_manifold(real, generated, &generated_radii),
+        neighbors: k,
     })
 }
 
-/// The fraction of `pictures` in the ball of some image of `manifold`.
-fn inside(pictures: &Features, manifold: &Features, radii: &[f64]) -> f64 {
-    let in_some = |&i: &usize| {
-        (0..manifold.len()).any(|j| squared_distance(pictures.row(i), manifold.row(j)) <= radii[j])
+/// The fraction of `images` in the ball of some image of `manifold`.
+fn fraction_in_manifold(images: &Features, manifold: &Features, radii: &[f64]) -> f64 {
+    let is_in_manifold = |&i: &usize| {
+        (0..manifold.len()).any(|j| squared_distance(images.row(i), manifold.row(j)) <= radii[j])
     };
-    let count = (0..pictures.len()).into_par_iter().filter(in_some).count();
-    count as f64 / pictures.len() as f64
+    let count = (0..images.len()).into_par_iter().filter(is_in_manifold).count();
+    count as f64 / images.len() as f64
 }
 
 /// Density and coverage with balls that reach to the `k`-th nearest neighbor, without it, as in the authors' program.
@@ -80,7 +82,7 @@ pub fn density_coverage(real: &Features, generated: &Features, k: usize) -> Resu
     Ok(DensityCoverage {
         density: counts.iter().sum::<usize>() as f64 / (k.max(1) * generated.len()) as f64,
         coverage: covered as f64 / real.len() as f64,
-        neighbours: k,
+        neighbors: k,
     })
 }
 
@@ -117,44 +119,44 @@ mod tests {
     use crate::evaluate::features::tests::normal;
 
     #[test]
-    fn a_set_is_in_its_own_manifold_and_a_far_one_in_no_other() {
+    fn only_the_same_distribution_has_full_precision_and_recall() {
         let (a, far) = (normal(1, 60, 4, 0.0), normal(2, 50, 4, 100.0));
         for k in [1, 3, 7] {
-            let own = precision_recall(&a, &a, k).unwrap();
-            assert_eq!((own.precision, own.recall), (1.0, 1.0));
+            let same = precision_recall(&a, &a, k).unwrap();
+            assert_eq!((same.precision, same.recall), (1.0, 1.0));
             assert_eq!(density_coverage(&a, &a, k).unwrap().coverage, 1.0);
             // Each ball holds its own image and k − 1 others.
             assert!((density_coverage(&a, &a, k).unwrap().density - 1.0).abs() < 1e-12);
-            let apart = precision_recall(&a, &far, k).unwrap();
-            assert_eq!((apart.precision, apart.recall), (0.0, 0.0));
-            let apart = density_coverage(&a, &far, k).unwrap();
-            assert_eq!((apart.density, apart.coverage), (0.0, 0.0));
+            let distant = precision_recall(&a, &far, k).unwrap();
+            assert_eq!((distant.precision, distant.recall), (0.0, 0.0));
+            let distant = density_coverage(&a, &far, k).unwrap();
+            assert_eq!((distant.density, distant.coverage), (0.0, 0.0));
         }
     }
 
     #[test]
-    fn drawing_a_part_of_the_real_is_precise_and_does_not_recall_the_rest() {
+    fn a_subset_of_the_modes_has_full_precision_and_partial_recall() {
         let real: Vec<f32> = (0..40).map(|i| if i < 20 { i as f32 } else { 1000.0 + i as f32 }).collect();
         let generated: Vec<f32> = (0..40).map(|i| i as f32 * 0.5).collect();
         let (real, generated) = (Features::new(1, real).unwrap(), Features::new(1, generated).unwrap());
-        let both = precision_recall(&real, &generated, 3).unwrap();
-        assert_eq!((both.precision, both.recall), (1.0, 0.5));
+        let result = precision_recall(&real, &generated, 3).unwrap();
+        assert_eq!((result.precision, result.recall), (1.0, 0.5));
         assert_eq!(density_coverage(&real, &generated, 3).unwrap().coverage, 0.5);
     }
 
     #[test]
-    fn copies_of_a_picture_are_in_its_ball_of_no_size() {
+    fn identical_images_are_within_a_radius_of_zero() {
         let real = Features::new(2, [[1.0f32, 2.0]; 6].concat()).unwrap();
         assert_eq!(precision_recall(&real, &real, 3).unwrap().precision, 1.0);
     }
 
     #[test]
-    fn more_neighbours_than_there_are_is_refused() {
+    fn more_neighbors_than_images_are_rejected() {
         let a = normal(1, 4, 2, 0.0);
         assert!(precision_recall(&a, &a, 3).is_ok());
         for k in [4, usize::MAX] {
-            let said = precision_recall(&a, &a, k).unwrap_err().to_string();
-            assert!(said.contains("precision and recall: expected at least"), "{said}");
+            let error = precision_recall(&a, &a, k).unwrap_err().to_string();
+            assert!(error.contains("precision and recall: expected at least"), "{error}");
             assert!(density_coverage(&a, &a, k).is_err());
         }
     }

@@ -18,15 +18,15 @@ use crate::{
 /// Steps before the measurement starts.
 const WARM_UP: u64 = 3;
 /// Minimum number of synthetic images in the training data.
-const IMAGES: usize = 100;
+const MIN_IMAGES: usize = 100;
 
-/// Batches that are prepared to measure preparation.
+/// Number of batches for the measurement of image preparation.
 const PREPARED_BATCHES: u64 = 8;
 
 /// The measured speed.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Calibration {
-    /// Median seconds of a step; its images are prepared ahead, as in training.
+    /// Median seconds of a step; images are prepared ahead, as in training.
     pub step_seconds: f64,
     /// Floating-point operations per second.
     pub flops: f64,
@@ -34,7 +34,7 @@ pub struct Calibration {
     pub batch: usize,
     /// Number of measured steps.
     pub steps: u64,
-    /// Nanoseconds in which one CPU thread prepares a value of an image: resampling, augmentation and mixing with noise.
+    /// Nanoseconds for a CPU thread to prepare a value of an image: resampling, augmentation and mixing with noise.
     pub prepare_ns: f64,
 }
 
@@ -43,7 +43,7 @@ pub struct Calibration {
 /// `observe` receives the number of steps done and their total.
 ///
 /// # Errors
-/// Returns an error if training fails, for example for lack of memory.
+/// Returns an error if training fails, such as for lack of memory.
 pub fn calibrate(
     workload: &Workload,
     device: &Device,
@@ -64,7 +64,7 @@ pub fn calibrate(
         let start = Instant::now();
         let position = step * (batch * workload.accumulation) as u64;
         let mut params = optimizer.params()?;
-        let (_, learnt) = forward_backward(
+        let (_, gradients) = forward_backward(
             &mut *task,
             workload.tape,
             &mut params,
@@ -74,8 +74,8 @@ pub fn calibrate(
             1.0,
         )?;
         drop(params);
-        // Reading the norm from the device waits for the launched kernels.
-        optimizer.step(&learnt, StepOptions { rate: 1e-4, before: step, scale: 1.0 })?;
+        // The optimizer step reads the norm of the gradients, which waits for all kernels.
+        optimizer.step(&gradients, StepOptions { rate: 1e-4, updates: step, scale: 1.0 })?;
         if step >= WARM_UP {
             times.push(start.elapsed().as_secs_f64());
         }
@@ -84,10 +84,10 @@ pub fn calibrate(
     times.sort_by(f64::total_cmp);
     let step_seconds = times.get(times.len() / 2).copied().unwrap_or(f64::NAN);
     let (batches, start) = (task.batches(), Instant::now());
-    for turn in 0..PREPARED_BATCHES {
-        batches.batch(turn * batch as u64, batch)?;
+    for index in 0..PREPARED_BATCHES {
+        batches.batch(index * batch as u64, batch)?;
     }
-    // All threads prepare a batch together.
+    // A batch is prepared by all threads.
     let threads = rayon::current_num_threads() as f64;
     let values = (PREPARED_BATCHES * (batch * workload.values()) as u64) as f64;
     let prepare_ns = start.elapsed().as_secs_f64() * 1e9 * threads / values;
@@ -96,11 +96,11 @@ pub fn calibrate(
     Ok(Calibration { step_seconds, flops: flops / step_seconds, batch, steps, prepare_ns })
 }
 
-/// Makes the task with synthetic images.
+/// Creates the task with synthetic images.
 fn task(workload: &Workload, folder: &std::path::Path, device: &Device) -> Result<Box<dyn Task>> {
     let (side, augmentation, seed) = (workload.side as u32, workload.augmentation, 0);
     let data = folder.join("cats");
-    let per_class = workload.batch.max(IMAGES).div_ceil(BREEDS.len() + 1).min(u32::MAX as usize) as u32;
+    let per_class = workload.batch.max(MIN_IMAGES).div_ceil(BREEDS.len() + 1).min(u32::MAX as usize) as u32;
     synth::write(&data, &synth::SynthManifest::new(per_class, side, seed)?, |_| ())?;
     let data = Dataset::open(&data)?;
     let classes = data.classes.len();

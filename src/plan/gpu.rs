@@ -11,7 +11,7 @@ use tiny_cats_export::closest;
 /// Maximum number of GPUs in a container.
 const MAX_GPUS: usize = 8;
 
-/// A figure for f32, and one for f16 and bf16.
+/// A value for f32, and one for f16 and bf16.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct PerPrecision {
@@ -20,8 +20,8 @@ pub struct PerPrecision {
 }
 
 impl PerPrecision {
-    /// Returns the figure for matrix products in `precision`.
-    pub fn of(self, precision: Precision) -> f64 {
+    /// Returns the value for matrix products in `precision`.
+    pub fn value(self, precision: Precision) -> f64 {
         if precision == Precision::F32 { self.f32 } else { self.half }
     }
 }
@@ -35,22 +35,22 @@ pub struct GpuModel {
     /// Other names.
     #[serde(default)]
     pub aliases: Vec<String>,
-    /// Words of the name that the device reports.
+    /// A part of the name that the device reports.
     pub device: String,
     /// Memory that programs can use, in GiB.
     pub memory_gib: f64,
-    /// True if it computes in bf16.
+    /// True if the GPU supports bf16.
     pub bf16: bool,
     /// Peak speed in 10¹² floating-point operations per second.
     pub tflops: PerPrecision,
-    /// The share of the peak that training reaches: assumed.
+    /// The share of the peak that training reaches. Assumed.
     pub efficiency: PerPrecision,
 }
 
 /// A measured speed.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct Measured {
+struct Measurement {
     /// The GPU, as [`GpuModel::name`].
     gpu: String,
     /// `tiny-dit` or `resnet`.
@@ -71,13 +71,13 @@ struct GpuCatalog {
     gaps: f64,
     gpu: Vec<GpuModel>,
     #[serde(default)]
-    measured: Vec<Measured>,
+    measured: Vec<Measurement>,
 }
 
 static CATALOG: LazyLock<GpuCatalog> =
-    LazyLock::new(|| toml::from_str(include_str!("gpus.toml")).expect("the program's own list of GPUs"));
+    LazyLock::new(|| toml::from_str(include_str!("gpus.toml")).expect("the embedded list of GPUs is valid"));
 
-/// All GPU models in the order of the list: the slower ones first.
+/// Returns all GPU models in the order of the list, the slowest first.
 pub fn gpu_models() -> &'static [GpuModel] {
     &CATALOG.gpu
 }
@@ -86,37 +86,39 @@ pub fn gpu_models() -> &'static [GpuModel] {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SpeedSource {
-    /// Not measured: the peak times an assumed share.
+    /// Not measured: the product of the peak and an assumed share.
     Assumed,
-    /// Measured, with method and date.
+    /// Measured, with the method and the date.
     Measured(String),
 }
 
 impl GpuModel {
-    /// True if `name` is one of its names; case does not matter.
+    /// True if `name` is the name or an alias of the model, in any case.
     pub fn has_name(&self, name: &str) -> bool {
         self.name.eq_ignore_ascii_case(name)
             || self.aliases.iter().any(|alias| alias.eq_ignore_ascii_case(name))
     }
 
-    /// Returns the floating-point operations per second of training a network of this kind, and the source of that figure.
+    /// Returns the floating-point operations per second of training a network of this kind, and its source.
     pub(super) fn speed(&self, network: &str, precision: Precision) -> (f64, SpeedSource) {
-        let fits =
-            |row: &&Measured| row.gpu == self.name && row.network == network && row.precision == precision;
-        match CATALOG.measured.iter().find(fits) {
+        let is_match =
+            |row: &&Measurement| row.gpu == self.name && row.network == network && row.precision == precision;
+        match CATALOG.measured.iter().find(is_match) {
             Some(row) => (row.gflops * 1e9, SpeedSource::Measured(format!("{}, {}", row.source, row.date))),
-            None => (self.tflops.of(precision) * 1e12 * self.efficiency.of(precision), SpeedSource::Assumed),
+            None => {
+                (self.tflops.value(precision) * 1e12 * self.efficiency.value(precision), SpeedSource::Assumed)
+            }
         }
     }
 
-    /// Bytes that tensors may use.
+    /// Returns the bytes of memory for tensors.
     pub(super) fn bytes(&self) -> u64 {
         let gib = (self.memory_gib - CATALOG.context_gib) * (1.0 - CATALOG.gaps);
         (gib * f64::from(1 << 30)) as u64
     }
 }
 
-/// Seconds from one kernel launch to the next.
+/// Returns the seconds from one kernel launch to the next.
 pub(super) fn launch_s() -> f64 {
     CATALOG.launch_us * 1e-6
 }
@@ -133,8 +135,8 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// Makes a single GPU of `model`.
-    pub fn one(model: &'static GpuModel) -> Self {
+    /// Creates a single GPU of `model`.
+    pub fn single(model: &'static GpuModel) -> Self {
         Self { model, count: 1, text: model.name.clone() }
     }
 }
@@ -149,22 +151,22 @@ impl FromStr for Gpu {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let shown: String = text.escape_debug().take(40).collect();
-        let wrong = |message: String| Error::Gpu { name: shown.clone(), message };
+        let printable: String = text.escape_debug().take(40).collect();
+        let error = |message: String| Error::Gpu { name: printable.clone(), message };
         let (name, count) = match text.split_once(':') {
             None => (text, 1),
             Some((name, count)) => {
                 let count = count.parse().ok().filter(|count| (1..=MAX_GPUS).contains(count));
-                (name, count.ok_or_else(|| wrong(format!("expected 1 to {MAX_GPUS} GPUs after the colon")))?)
+                (name, count.ok_or_else(|| error(format!("expected 1 to {MAX_GPUS} GPUs after the colon")))?)
             }
         };
         let Some(model) = gpu_models().iter().find(|model| model.has_name(name)) else {
             let names = || gpu_models().iter().map(|model| model.name.as_str());
-            let near = closest(name, names()).map(|near| format!("; did you mean {near}?"));
+            let suggestion = closest(name, names()).map(|suggestion| format!("; did you mean {suggestion}?"));
             let names = names().collect::<Vec<_>>().join(", ");
-            return Err(wrong(format!(
+            return Err(error(format!(
                 "unknown GPU{}",
-                near.unwrap_or_else(|| format!("; expected one of {names}"))
+                suggestion.unwrap_or_else(|| format!("; expected one of {names}"))
             )));
         };
         let name = model.aliases.iter().find(|alias| alias.eq_ignore_ascii_case(name)).unwrap_or(&model.name);
@@ -178,8 +180,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gpus_are_called_as_modal_calls_them() {
-        for (text, model, count, shown) in [
+    fn gpus_are_parsed_in_the_notation_of_modal() {
+        for (text, model, count, printable) in [
             ("A10", "A10", 1, "A10"),
             ("a100:4", "A100-40GB", 4, "A100:4"),
             ("H100!", "H100", 1, "H100!"),
@@ -187,9 +189,9 @@ mod tests {
             ("L4:1", "L4", 1, "L4"),
         ] {
             let gpu: Gpu = text.parse().unwrap();
-            assert_eq!((&*gpu.model.name, gpu.count, &*gpu.to_string()), (model, count, shown));
+            assert_eq!((&*gpu.model.name, gpu.count, &*gpu.to_string()), (model, count, printable));
         }
-        for (text, said) in [
+        for (text, message) in [
             ("A11", "--gpu A11: unknown GPU; did you mean A10?"),
             ("h10", "did you mean H100?"),
             ("A10:0", "expected 1 to 8 GPUs"),
@@ -198,12 +200,12 @@ mod tests {
             ("\u{1b}[31m", "--gpu \\u{1b}[31m: unknown GPU"),
         ] {
             let error = text.parse::<Gpu>().unwrap_err().to_string();
-            assert!(error.contains(said) && !error.contains('\n'), "{error}");
+            assert!(error.contains(message) && !error.contains('\n'), "{error}");
         }
     }
 
     #[test]
-    fn the_catalogue_is_whole() {
+    fn the_catalog_is_valid() {
         for model in gpu_models() {
             for share in [model.efficiency.f32, model.efficiency.half] {
                 assert!(share > 0.0 && share <= 1.0, "{}", model.name);

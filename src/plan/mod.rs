@@ -1,8 +1,8 @@
 //! Estimates of the memory, time and cost of training before it starts.
 //!
 //! The [cost backend](tiny_cats_models::cost) determines how much the network computes and stores ([`Workload::requirements`]). A
-//! [`GpuModel`] gives the speed and the memory, and a [price list](Prices) the cost of an hour. [`assumptions`] holds the margins and
-//! assumptions. Together they result in an [`Estimate`].
+//! [`GpuModel`] gives the speed and the memory, and a [price list](Prices) the cost of an hour. [`assumptions`] contains the margins and
+//! assumptions. An [`Estimate`] combines all of these.
 
 pub mod assumptions;
 mod calibrate;
@@ -29,18 +29,18 @@ pub enum Error {
         /// A message with the expected names.
         message: String,
     },
-    /// A price list that is not valid.
+    /// A price list is invalid.
     #[error("{path}: {message}")]
     Prices {
         /// The file.
         path: std::path::PathBuf,
-        /// The field, and what was expected.
+        /// The field, with the expected and the found value.
         message: String,
     },
-    /// A file that cannot be read, or a run that cannot be measured.
+    /// A file cannot be read, or a run cannot be measured.
     #[error(transparent)]
     Train(#[from] crate::train::Error),
-    /// A network whose settings are not valid.
+    /// The settings of a network are invalid.
     #[error(transparent)]
     Network(#[from] tiny_cats_models::Error),
 }

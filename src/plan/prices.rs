@@ -9,20 +9,20 @@ use toml::{Table, Value};
 use super::{Error, Gpu, Result, gpu_models};
 use crate::{cloud::Container, data::printable, train::folder::read_bounded};
 
-const LISTED: &str = include_str!("prices.toml");
+const EMBEDDED: &str = include_str!("prices.toml");
 
-/// A price list of a given date, in dollars per hour.
+/// A price list in dollars per hour.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Prices {
     /// The date of the prices.
     pub date: String,
-    /// Their source.
+    /// The source of the prices.
     pub source: String,
     /// Price of a CPU core.
     pub cpu_core_hour: f64,
     /// Price of a GiB of memory.
     pub memory_gib_hour: f64,
-    /// Prices of GPUs by name; some have none.
+    /// Prices of GPUs by name; some GPUs have none.
     pub gpus: BTreeMap<String, f64>,
 }
 
@@ -30,8 +30,8 @@ impl Prices {
     /// Returns the embedded price list.
     ///
     /// # Panics
-    /// Never panics, as a test parses the list.
-    pub fn listed() -> Self {
+    /// Never, since a test parses the list.
+    pub fn embedded() -> Self {
         let empty = Self {
             date: String::new(),
             source: String::new(),
@@ -39,25 +39,26 @@ impl Prices {
             memory_gib_hour: 0.0,
             gpus: BTreeMap::new(),
         };
-        empty.with(Path::new("prices.toml"), LISTED).expect("the program's own prices")
+        empty.with_file(Path::new("prices.toml"), EMBEDDED).expect("the embedded prices are valid")
     }
 
-    /// Reads a price file; missing prices are those of the embedded list.
+    /// Reads a price file. Missing prices are those of the embedded list.
     ///
     /// # Errors
-    /// Returns an error if the file cannot be read or a field is not valid.
+    /// Returns an error if the file cannot be read or a field is invalid.
     pub fn load(path: &Path) -> Result<Self> {
         let text = String::from_utf8(read_bounded(path)?);
         let text =
-            text.map_err(|_| Error::Prices { path: path.to_owned(), message: "expected text".into() })?;
-        Self::listed().with(path, &text)
+            text.map_err(|_| Error::Prices { path: path.to_owned(), message: "expected UTF-8 text".into() })?;
+        Self::embedded().with_file(path, &text)
     }
 
-    fn with(mut self, path: &Path, text: &str) -> Result<Self> {
-        let invalid = |field: &str, what: &str, found: &dyn std::fmt::Display| {
-            let short = |text: &str| printable(Path::new(&text.chars().take(60).collect::<String>()));
-            let [field, found] = [short(field), short(&found.to_string())];
-            let message = format!("{}: expected {what}, found {}", field.display(), found.display());
+    /// Replaces the prices that the file at `path` lists.
+    fn with_file(mut self, path: &Path, text: &str) -> Result<Self> {
+        let invalid = |field: &str, expected: &str, found: &dyn std::fmt::Display| {
+            let shortened = |text: &str| printable(Path::new(&text.chars().take(60).collect::<String>()));
+            let [field, found] = [shortened(field), shortened(&found.to_string())];
+            let message = format!("{}: expected {expected}, found {}", field.display(), found.display());
             Error::Prices { path: path.to_owned(), message }
         };
         let table: Table = text.parse().map_err(|e: toml::de::Error| {
@@ -69,7 +70,7 @@ impl Prices {
         let dollars = |field: &str, value: &Value| {
             let number = value.as_float().or_else(|| value.as_integer().map(|n| n as f64));
             let number = number.filter(|n| n.is_finite() && *n > 0.0 && *n < 1e6);
-            number.ok_or_else(|| invalid(field, "dollars an hour", value))
+            number.ok_or_else(|| invalid(field, "dollars per hour", value))
         };
         for (key, value) in &table {
             match (key.as_str(), value) {
@@ -82,19 +83,24 @@ impl Prices {
                     for (name, value) in gpus {
                         let model =
                             gpu_models().iter().find(|model| model.has_name(name)).ok_or_else(|| {
-                                let near =
+                                let suggestion =
                                     closest(name, gpu_models().iter().map(|model| model.name.as_str()));
-                                let near = near.map_or(String::new(), |near| format!(", such as {near}"));
-                                invalid(&format!("gpu.{name}"), &format!("the name of a GPU{near}"), name)
+                                let suggestion =
+                                    suggestion.map_or(String::new(), |name| format!(", such as {name}"));
+                                invalid(
+                                    &format!("gpu.{name}"),
+                                    &format!("the name of a GPU{suggestion}"),
+                                    name,
+                                )
                             })?;
                         self.gpus.insert(model.name.clone(), dollars(&format!("gpu.{name}"), value)?);
                     }
                 }
-                ("date" | "source", value) => return Err(invalid(key, "a text", value)),
+                ("date" | "source", value) => return Err(invalid(key, "a string", value)),
                 ("gpu", value) => return Err(invalid(key, "a table", value)),
                 (_, value) => {
-                    let known = "date, source, cpu_core_hour, memory_gib_hour or [gpu]";
-                    return Err(invalid(key, known, value));
+                    let fields = "date, source, cpu_core_hour, memory_gib_hour or [gpu]";
+                    return Err(invalid(key, fields, value));
                 }
             }
         }
@@ -102,14 +108,14 @@ impl Prices {
     }
 
     /// Multiplies all prices by `factor`.
-    pub fn scaled(mut self, factor: f64) -> Self {
+    pub fn with_factor(mut self, factor: f64) -> Self {
         self.cpu_core_hour *= factor;
         self.memory_gib_hour *= factor;
         self.gpus.values_mut().for_each(|dollars| *dollars *= factor);
         self
     }
 
-    /// Price of a container with these GPUs in dollars per hour; `None` if they have no price.
+    /// Returns the price of a container with these GPUs in dollars per hour; `None` if they have no price.
     pub fn hourly_price(&self, gpu: &Gpu, container: &Container) -> Option<f64> {
         let gpus = self.gpus.get(&gpu.model.name)? * gpu.count as f64;
         let memory = container.memory_mib / 1024.0;
@@ -122,31 +128,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_changes_what_it_says_and_nothing_else() {
-        let listed = Prices::listed();
-        assert!(gpu_models().iter().filter(|model| listed.gpus.contains_key(&model.name)).count() >= 9);
+    fn a_file_replaces_only_the_listed_prices() {
+        let embedded = Prices::embedded();
+        assert!(gpu_models().iter().filter(|model| embedded.gpus.contains_key(&model.name)).count() >= 9);
         let path = Path::new("p.toml");
-        let mine =
-            Prices::listed().with(path, "date = 2026-11-01\n[gpu]\nA100 = 3\n\"H100!\" = 4.5").unwrap();
-        assert_eq!((mine.gpus["A100-40GB"], mine.gpus["H100"], &*mine.date), (3.0, 4.5, "2026-11-01"));
-        assert_eq!((mine.gpus["T4"], mine.cpu_core_hour), (listed.gpus["T4"], listed.cpu_core_hour));
+        let prices = Prices::embedded()
+            .with_file(path, "date = 2026-11-01\n[gpu]\nA100 = 3\n\"H100!\" = 4.5")
+            .unwrap();
+        assert_eq!((prices.gpus["A100-40GB"], prices.gpus["H100"], &*prices.date), (3.0, 4.5, "2026-11-01"));
+        assert_eq!((prices.gpus["T4"], prices.cpu_core_hour), (embedded.gpus["T4"], embedded.cpu_core_hour));
     }
 
     #[test]
-    fn a_broken_list_is_one_line_with_the_field() {
-        for (text, said) in [
+    fn an_invalid_list_gives_a_one_line_error_with_the_field() {
+        for (text, message) in [
             ("gpu = 3", "gpu: expected a table, found 3"),
-            ("[gpu]\nA10 = \"dear\"", "gpu.A10: expected dollars an hour, found \"dear\""),
-            ("[gpu]\nA10 = -1", "gpu.A10: expected dollars an hour, found -1"),
-            ("[gpu]\nA10 = nan", "gpu.A10: expected dollars an hour, found nan"),
+            ("[gpu]\nA10 = \"dear\"", "gpu.A10: expected dollars per hour, found \"dear\""),
+            ("[gpu]\nA10 = -1", "gpu.A10: expected dollars per hour, found -1"),
+            ("[gpu]\nA10 = nan", "gpu.A10: expected dollars per hour, found nan"),
             ("[gpu]\nA11 = 1", "gpu.A11: expected the name of a GPU, such as A10"),
             ("cpu = 1", "cpu: expected date, source,"),
-            ("date = 3", "date: expected a text, found 3"),
+            ("date = 3", "date: expected a string, found 3"),
             ("\n[gpu", "line 2: "),
         ] {
-            let error = Prices::listed().with(Path::new("p.toml"), text).unwrap_err().to_string();
+            let error = Prices::embedded().with_file(Path::new("p.toml"), text).unwrap_err().to_string();
             assert!(
-                error.starts_with("p.toml: ") && error.contains(said) && !error.contains('\n'),
+                error.starts_with("p.toml: ") && error.contains(message) && !error.contains('\n'),
                 "{error}"
             );
         }

@@ -1,4 +1,4 @@
-//! Computation and memory that training requires.
+//! The computation and memory of training.
 
 use serde::Serialize;
 use tiny_cats_models::{NetworkConfig, TapeOptions, cost::CostSummary};
@@ -11,15 +11,15 @@ use crate::data::AugmentLevel;
 pub struct Workload {
     /// The network.
     pub network: NetworkConfig,
-    /// Side of the training images in pixels.
+    /// Height and width of the training images in pixels.
     pub side: usize,
     /// Optimizer steps.
     pub steps: u64,
-    /// Images in a micro-batch.
+    /// Images per micro-batch.
     pub batch: usize,
-    /// Micro-batches in a step.
+    /// Micro-batches per optimizer step.
     pub accumulation: usize,
-    /// The precision of gradients, and gradient checkpointing.
+    /// The options for gradients: precision and checkpointing.
     pub tape: TapeOptions,
     /// Number of moving averages of the weights.
     pub averages: usize,
@@ -32,7 +32,7 @@ pub struct Workload {
 /// The requirements of a training.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Requirements {
-    /// Number of values in all parameters, running statistics included.
+    /// Number of values in all parameters, including running statistics.
     pub parameters: u64,
     /// Floating-point operations of a step; a multiply-add counts as two.
     pub step_flops: u64,
@@ -51,7 +51,7 @@ pub struct Memory {
     pub weights: u64,
     /// The gradients of the parameters.
     pub gradients: u64,
-    /// The optimizer's two moments.
+    /// The two moments of the optimizer.
     pub moments: u64,
     /// Moving averages of the weights.
     pub averages: u64,
@@ -64,28 +64,28 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// The peak.
+    /// Returns the peak memory.
     pub fn total(&self) -> u64 {
-        let kept = [self.gradients, self.moments, self.averages, self.batch];
-        let kept = kept.into_iter().fold(self.weights, u64::saturating_add);
-        kept.saturating_add(self.activations.max(self.workspace))
+        let persistent = [self.gradients, self.moments, self.averages, self.batch];
+        let persistent = persistent.into_iter().fold(self.weights, u64::saturating_add);
+        persistent.saturating_add(self.activations.max(self.workspace))
     }
 }
 
-/// Kernel launches of the optimizer step: some for each of its two groups, and one or two for each parameter, which is copied.
+/// Kernel launches of an optimizer step for its two parameter groups, in addition to those per parameter.
 const OPTIMIZER_LAUNCHES: u64 = 60;
-/// Copies of all parameters that candle's operations make in the optimizer step on a GPU.
+/// Copies of all parameters in an optimizer step on a GPU, by candle's operations.
 ///
-/// These are the concatenated gradients and terms of the update. A CPU's kernel makes none.
+/// These are the concatenated gradients and the terms of the update. The CPU kernel makes no copies.
 const OPTIMIZER_COPIES: u64 = 7;
 
 impl Workload {
-    /// Images in an optimizer step.
+    /// Returns the images per optimizer step.
     pub fn items(&self) -> u64 {
         (self.batch as u64).saturating_mul(self.accumulation as u64)
     }
 
-    /// Values of an image.
+    /// Returns the values per image.
     pub fn values(&self) -> usize {
         3 * self.side * self.side
     }
@@ -93,60 +93,60 @@ impl Workload {
     /// Computes the requirements on a GPU, or on a CPU if `gpu` is false.
     ///
     /// # Errors
-    /// Returns an error if the network's settings are not valid.
+    /// Returns an error if the settings of the network are invalid.
     pub fn requirements(&self, gpu: bool) -> Result<Requirements> {
-        let ledger = self.network.cost(self.side)?;
-        let step_flops = ledger.training_flops(self.tape.checkpoint).saturating_mul(self.items());
+        let cost = self.network.cost(self.side)?;
+        let step_flops = cost.training_flops(self.tape.checkpoint).saturating_mul(self.items());
         let run_flops = step_flops as f64 * self.steps as f64 + self.eval_flops;
-        let (parameters, launches) = (ledger.parameters(), self.launches(&ledger));
-        let memory = self.memory(&ledger, self.batch, gpu)?;
+        let (parameters, launches) = (cost.parameters(), self.launches(&cost));
+        let memory = self.memory(&cost, self.batch, gpu)?;
         Ok(Requirements { parameters, step_flops, run_flops, launches, memory })
     }
 
     /// Computes the memory of steps with micro-batches of `batch`.
-    pub(super) fn memory(&self, ledger: &CostSummary, batch: usize, gpu: bool) -> Result<Memory> {
+    pub(super) fn memory(&self, cost: &CostSummary, batch: usize, gpu: bool) -> Result<Memory> {
         const F32: u64 = size_of::<f32>() as u64;
-        let values = |trained_alone: bool| -> u64 {
-            let specs = ledger.params.iter().filter(|spec| spec.trainable || !trained_alone);
+        let values = |trainable_only: bool| -> u64 {
+            let specs = cost.params.iter().filter(|spec| spec.trainable || !trainable_only);
             specs.map(|spec| spec.dims.iter().map(|&d| d as u64).product::<u64>()).sum()
         };
-        let (all, trained) = (F32 * values(false), F32 * values(true));
+        let (all_bytes, trainable_bytes) = (F32 * values(false), F32 * values(true));
         let tape = if gpu { self.tape } else { self.tape.on_cpu() };
-        let step = self.network.training_bytes(self.side, batch, tape)?;
-        let picture = F32 * self.values() as u64;
-        // A generator's target is an image too.
-        let pictures = if matches!(self.network, NetworkConfig::TinyDit(_)) { 2 } else { 1 };
+        let training_bytes = self.network.training_bytes(self.side, batch, tape)?;
+        let image_bytes = F32 * self.values() as u64;
+        // The target of a generator is an image, too.
+        let images_per_item = if matches!(self.network, NetworkConfig::TinyDit(_)) { 2 } else { 1 };
         Ok(Memory {
-            weights: all,
-            gradients: trained,
-            moments: 2 * trained,
-            averages: self.averages as u64 * all,
-            batch: (batch as u64).saturating_mul(pictures * picture),
-            activations: step.saturating_sub(trained),
-            workspace: if gpu { OPTIMIZER_COPIES * trained } else { 0 },
+            weights: all_bytes,
+            gradients: trainable_bytes,
+            moments: 2 * trainable_bytes,
+            averages: self.averages as u64 * all_bytes,
+            batch: (batch as u64).saturating_mul(images_per_item * image_bytes),
+            activations: training_bytes.saturating_sub(trainable_bytes),
+            workspace: if gpu { OPTIMIZER_COPIES * trainable_bytes } else { 0 },
         })
     }
 
-    /// The largest micro-batch that needs at most `bytes` on a GPU, within 2 %; 0 if none does.
-    pub(super) fn largest_batch(&self, ledger: &CostSummary, bytes: u64) -> Result<usize> {
-        /// More images than any step has.
+    /// Returns the largest micro-batch that needs at most `bytes` on a GPU, within 2 %; 0 if none fits.
+    pub(super) fn largest_batch(&self, cost: &CostSummary, bytes: u64) -> Result<usize> {
+        /// An upper bound for the search.
         const MAX_BATCH: usize = 1 << 20;
-        let fits = |batch| Ok::<_, super::Error>(self.memory(ledger, batch, true)?.total() <= bytes);
-        let (mut least, mut most) = (0, 1);
-        while most <= MAX_BATCH && fits(most)? {
-            (least, most) = (most, 2 * most);
+        let fits = |batch| Ok::<_, super::Error>(self.memory(cost, batch, true)?.total() <= bytes);
+        let (mut low, mut high) = (0, 1);
+        while high <= MAX_BATCH && fits(high)? {
+            (low, high) = (high, 2 * high);
         }
-        while most - least > (least >> 6).max(1) {
-            let middle = least + (most - least) / 2;
-            if fits(middle)? { least = middle } else { most = middle }
+        while high - low > (low >> 6).max(1) {
+            let middle = low + (high - low) / 2;
+            if fits(middle)? { low = middle } else { high = middle }
         }
-        Ok(least)
+        Ok(low)
     }
 
-    fn launches(&self, ledger: &CostSummary) -> u64 {
-        let computed = ledger.ops.iter().filter(|entry| entry.bytes > 0);
+    fn launches(&self, cost: &CostSummary) -> u64 {
+        let computed = cost.ops.iter().filter(|entry| entry.bytes > 0);
         let kernels: u64 =
             computed.map(|entry| if self.tape.checkpoint && entry.in_block { 4 } else { 3 }).sum();
-        kernels.saturating_mul(self.accumulation as u64) + 2 * ledger.params.len() as u64 + OPTIMIZER_LAUNCHES
+        kernels.saturating_mul(self.accumulation as u64) + 2 * cost.params.len() as u64 + OPTIMIZER_LAUNCHES
     }
 }

@@ -43,11 +43,11 @@ struct Bin {
 }
 
 impl Bin {
-    fn of(step: u64, loss: f64) -> Self {
+    fn new(step: u64, loss: f64) -> Self {
         Self { first: step, last: step, sum: loss, count: 1.0, min: loss, max: loss }
     }
 
-    fn and(self, next: Self) -> Self {
+    fn merge(self, next: Self) -> Self {
         Self {
             first: self.first,
             last: next.last,
@@ -67,7 +67,8 @@ impl Bin {
     }
 }
 
-/// The curves of a run's `metrics.jsonl`, in bounded memory however long it is, unlike [`Metrics`](crate::train::metrics::Metrics).
+/// The curves of a run's `metrics.jsonl`. Unlike [`Metrics`](crate::train::metrics::Metrics), it uses bounded memory for files of any
+/// length.
 ///
 /// Each read continues where the last one ended. Lines that this program did not write are skipped.
 #[derive(Clone, Debug)]
@@ -99,7 +100,7 @@ impl LossCurve {
     /// Reads the new lines of the file.
     ///
     /// # Errors
-    /// Those of reading; a missing file is no error.
+    /// Returns errors of reading; a missing file is not an error.
     pub fn read(&mut self) -> io::Result<()> {
         let mut file = match File::open(&self.path) {
             Ok(file) => file,
@@ -111,20 +112,20 @@ impl LossCurve {
         }
         file.seek(SeekFrom::Start(self.offset))?;
         let mut reader = BufReader::with_capacity(1 << 16, file);
-        let (mut line, mut long) = (Vec::new(), false);
+        let (mut line, mut in_long_line) = (Vec::new(), false);
         loop {
             line.clear();
             let read = reader.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)? as u64;
-            let whole = line.ends_with(b"\n");
-            // The last line may still be incomplete: it is read when it is complete.
-            if read == 0 || (!whole && read < MAX_LINE_BYTES) {
+            let is_complete = line.ends_with(b"\n");
+            // The last line may be incomplete; it is read once it is complete.
+            if read == 0 || (!is_complete && read < MAX_LINE_BYTES) {
                 return Ok(());
             }
             self.offset += read;
-            if whole && !long {
+            if is_complete && !in_long_line {
                 self.line(&line);
             }
-            long = !whole;
+            in_long_line = !is_complete;
         }
     }
 
@@ -135,7 +136,7 @@ impl LossCurve {
             self.rewind(step);
             // A number that is not finite is written as null.
             match loss.as_f64().filter(|loss| loss.abs() < LARGE) {
-                Some(loss) => self.add(Bin::of(step, loss)),
+                Some(loss) => self.add(Bin::new(step, loss)),
                 None if self.broken.len() < MAX_BINS => self.broken.push(step),
                 None => {}
             }
@@ -171,34 +172,34 @@ impl LossCurve {
 
     fn add(&mut self, new: Bin) {
         match self.bins.last_mut() {
-            Some(last) if last.count < self.per_bin => *last = last.and(new),
+            Some(last) if last.count < self.per_bin => *last = last.merge(new),
             _ => self.bins.push(new),
         }
         if self.bins.len() > MAX_BINS {
             self.bins = self
                 .bins
                 .chunks(2)
-                .map(|two| two.iter().copied().reduce(Bin::and).unwrap_or(two[0]))
+                .map(|pair| pair.iter().copied().reduce(Bin::merge).unwrap_or(pair[0]))
                 .collect();
             self.per_bin *= 2.0;
         }
     }
 
     /// Draws the curve with its title; `None` if it is empty.
-    pub fn picture(&self, title: &str) -> Option<RgbImage> {
+    pub fn render(&self, title: &str) -> Option<RgbImage> {
         let is_loss = |name: &str| name.contains(LOSS);
-        let own = |name: &&String| is_loss(name);
+        let is_loss_name = |name: &&String| is_loss(name);
         let values = |scores: &[&String]| -> Vec<f64> {
             scores.iter().flat_map(|name| self.scores[*name].iter().map(|point| point.1)).collect()
         };
-        let (losses, others): (Vec<&String>, Vec<&String>) = self.scores.keys().partition(own);
+        let (losses, others): (Vec<&String>, Vec<&String>) = self.scores.keys().partition(is_loss_name);
         let smooth = self.smooth();
         let last_bin = self.bins.last().map(|bin| bin.last);
         let last = self.scores.values().filter_map(|points| points.last()).map(|point| point.0);
         let last = last.chain(last_bin).chain(self.broken.last().copied()).max()?;
         let steps = Range { min: 0.0, max: (last as f64).max(1.0), log: false };
-        let left = Range::of(self.bins.iter().map(Bin::mean).chain(values(&losses)), true);
-        let right = Range::of(values(&others).into_iter(), false);
+        let left = Range::from_values(self.bins.iter().map(Bin::mean).chain(values(&losses)), true);
+        let right = Range::from_values(values(&others).into_iter(), false);
         let mut canvas = Canvas::new(WIDTH, HEIGHT, [100, 64, if right.is_some() { 100 } else { 24 }, 56]);
         canvas.draw_step_axis(&steps);
         let mut legend = Vec::new();
@@ -206,10 +207,14 @@ impl LossCurve {
             canvas.draw_value_axis(left, Align::Left, SMOOTH);
             if self.per_bin > 1.0 {
                 for bin in &self.bins {
-                    canvas.column(steps.at(bin.step()), [left.at(bin.min), left.at(bin.max)], RAW);
+                    canvas.column(
+                        steps.normalize(bin.step()),
+                        [left.normalize(bin.min), left.normalize(bin.max)],
+                        RAW,
+                    );
                 }
             }
-            let point = |step: f64, value: f64| [steps.at(step), left.at(value)];
+            let point = |step: f64, value: f64| [steps.normalize(step), left.normalize(value)];
             let raw: Vec<_> = self.bins.iter().map(|bin| point(bin.step(), bin.mean())).collect();
             let line: Vec<_> = self.bins.iter().zip(&smooth).map(|(bin, v)| point(bin.step(), *v)).collect();
             canvas.line(&raw, 1.0, RAW);
@@ -223,7 +228,7 @@ impl LossCurve {
             let Some(range) = (if is_loss(name) { &left } else { &right }) else { continue };
             let points: Vec<_> = self.scores[*name]
                 .iter()
-                .map(|(step, value)| [steps.at(*step as f64), range.at(*value)])
+                .map(|(step, value)| [steps.normalize(*step as f64), range.normalize(*value)])
                 .collect();
             canvas.line(&points, 2.0, SCORES[i]);
             if points.len() <= 60 {
@@ -236,7 +241,7 @@ impl LossCurve {
         if let Some(right) = &right {
             canvas.draw_value_axis(right, Align::Right, SCORES[losses.len().min(MAX_SCORES - 1)]);
         }
-        let broken: Vec<_> = self.broken.iter().map(|step| [steps.at(*step as f64), 0.0]).collect();
+        let broken: Vec<_> = self.broken.iter().map(|step| [steps.normalize(*step as f64), 0.0]).collect();
         canvas.dots(&broken, 7.0, BROKEN);
         if !broken.is_empty() {
             legend.push((format!("{} not finite", broken.len()), BROKEN));
@@ -248,12 +253,12 @@ impl LossCurve {
             canvas.text(&text, x, 36.0, Align::Left, color);
             x += f64::from(text_size(&text, SCALE).0) + 24.0;
         }
-        Some(canvas.picture)
+        Some(canvas.image)
     }
 
     /// The mean of each bin and its neighbors, about a thirtieth of the run in total.
     fn smooth(&self) -> Vec<f64> {
-        let reach = self.bins.len() / 60;
+        let radius = self.bins.len() / 60;
         let sums = |f: fn(&Bin) -> f64| -> Vec<f64> {
             let sums = self.bins.iter().scan(0.0, |sum, bin| {
                 *sum += f(bin);
@@ -264,8 +269,8 @@ impl LossCurve {
         let (values, counts) = (sums(|bin| bin.sum), sums(|bin| bin.count));
         let mean = |i: usize| {
             // Both ends are at the same distance, so that the curve does not lag.
-            let reach = reach.min(i).min(self.bins.len() - 1 - i);
-            let (from, to) = (i - reach, i + reach + 1);
+            let radius = radius.min(i).min(self.bins.len() - 1 - i);
+            let (from, to) = (i - radius, i + radius + 1);
             (values[to] - values[from]) / (counts[to] - counts[from])
         };
         (0..self.bins.len()).map(mean).collect()
@@ -284,18 +289,18 @@ mod tests {
             .collect()
     }
 
-    fn near(a: f64, b: f64) {
+    fn assert_close(a: f64, b: f64) {
         assert!((a - b).abs() <= 1e-9 * b.abs(), "{a}, expected {b}");
     }
 
-    /// Memory is bounded and no line is lost, however long the file is and however many pieces it is read in.
+    /// Memory is bounded and no line is lost, for files of any length that are read in any number of pieces.
     #[test]
-    fn a_long_run_is_held_in_bounded_memory_and_every_line_counts() {
+    fn long_runs_use_bounded_memory_and_include_every_line() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
         let mut curve = LossCurve::new(&path);
         curve.read().unwrap();
-        assert!(curve.picture("nothing").is_none());
+        assert!(curve.render("nothing").is_none());
         let text = lines(1..=20_000);
         let mut file = File::create(&path).unwrap();
         for piece in text.as_bytes().chunks(100_003) {
@@ -303,34 +308,34 @@ mod tests {
             curve.read().unwrap();
             assert!(curve.bins.len() <= MAX_BINS);
         }
-        near(
+        assert_close(
             curve.bins.iter().map(|bin| bin.sum).sum(),
             (1..=20_000).map(|step| 1.0 / f64::from(step)).sum(),
         );
         assert_eq!(curve.bins.iter().map(|bin| bin.count).sum::<f64>(), 20_000.0);
-        assert!(curve.bins.windows(2).all(|two| two[0].last < two[1].first));
+        assert!(curve.bins.windows(2).all(|pair| pair[0].last < pair[1].first));
         // Resumed: the file was truncated, and continues differently.
         fs::write(&path, lines(1..=100)).unwrap();
         curve.read().unwrap();
         assert_eq!((curve.bins.len(), curve.bins[99].last), (100, 100));
-        // If it was not truncated, the later value counts.
+        // If it was not truncated, the later value is used.
         fs::write(&path, lines((1..=150).chain(101..=120))).unwrap();
         curve.read().unwrap();
         assert_eq!((curve.bins.len(), curve.bins[119].last), (120, 120));
-        assert_eq!(curve.picture("some").unwrap().dimensions(), (WIDTH, HEIGHT));
+        assert_eq!(curve.render("some").unwrap().dimensions(), (WIDTH, HEIGHT));
     }
 
     #[test]
-    fn what_is_no_line_of_ours_is_passed_over_and_a_half_line_waits() {
+    fn invalid_lines_are_skipped_and_incomplete_lines_wait() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
-        let long = format!("{{\"step\":7,\"loss\":1,\"x\":\"{}\"}}\n", "x".repeat(200_000));
+        let long_line = format!("{{\"step\":7,\"loss\":1,\"x\":\"{}\"}}\n", "x".repeat(200_000));
         let nested = "[".repeat(100_000) + "\n";
-        let strange =
+        let invalid =
             "{\"step\":-1,\"loss\":3}\n{\"step\":\"a\",\"loss\":3}\nnull\n\n\u{0}\u{0}\n{\"loss\":1}\n";
         let scores = "{\"step\":2,\"validation_accuracy\":0.5,\"a\":\"b\"}\n{\"step\":3,\"loss\":null}\n{\"step\":4,\"loss\":1e308}\n";
-        let half = "{\"step\":5,\"lo";
-        fs::write(&path, [&lines(1..=2), &long, &nested, strange, scores, half].concat()).unwrap();
+        let incomplete = "{\"step\":5,\"lo";
+        fs::write(&path, [&lines(1..=2), &long_line, &nested, invalid, scores, incomplete].concat()).unwrap();
         let mut curve = LossCurve::new(&path);
         curve.read().unwrap();
         assert_eq!((curve.bins.len(), &curve.broken[..]), (2, &[3, 4][..]));
@@ -338,12 +343,12 @@ mod tests {
         File::options().append(true).open(&path).unwrap().write_all(b"ss\":0.25}\n").unwrap();
         curve.read().unwrap();
         assert_eq!((curve.bins.len(), curve.bins[2].mean(), curve.bins[2].last), (3, 0.25, 5));
-        assert!(curve.picture("strange").is_some());
+        assert!(curve.render("strange").is_some());
     }
 
     /// Any numbers give an image of one size, with a visible curve.
     #[test]
-    fn any_values_have_a_picture() {
+    fn any_values_give_an_image() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
         for losses in [
@@ -361,11 +366,11 @@ mod tests {
             fs::write(&path, text + "{\"step\":1,\"validation_loss\":1e-200,\"validation_x\":-4}\n").unwrap();
             let mut curve = LossCurve::new(&path);
             curve.read().unwrap();
-            let picture = curve.picture(&"a title that is long ".repeat(20)).unwrap();
-            assert_eq!(picture.dimensions(), (WIDTH, HEIGHT));
-            let drawn = |color| picture.enumerate_pixels().any(|(_, y, p)| y > 64 && *p == color);
-            assert!(drawn(SMOOTH) || losses.iter().all(|loss| !loss.is_finite()), "{losses:?}");
-            assert_eq!(drawn(BROKEN), losses.iter().any(|loss| !loss.is_finite()), "{losses:?}");
+            let image = curve.render(&"a title that is long ".repeat(20)).unwrap();
+            assert_eq!(image.dimensions(), (WIDTH, HEIGHT));
+            let has_color = |color| image.enumerate_pixels().any(|(_, y, p)| y > 64 && *p == color);
+            assert!(has_color(SMOOTH) || losses.iter().all(|loss| !loss.is_finite()), "{losses:?}");
+            assert_eq!(has_color(BROKEN), losses.iter().any(|loss| !loss.is_finite()), "{losses:?}");
         }
     }
 }

@@ -35,12 +35,12 @@ impl Strip {
         Self { folder: folder.to_owned(), rows: BTreeMap::new() }
     }
 
-    /// The strip of all grids up to `step`; later grids are from before the run was resumed. `None` if there is none. Files that are not
-    /// images are skipped.
+    /// Renders the strip of all grids up to `step`; later grids are from before the run was resumed. `None` if there is none. Files that
+    /// are not images are skipped.
     ///
     /// # Errors
-    /// Those of listing the folder; a missing folder is no error.
-    pub fn picture(&mut self, step: u64) -> io::Result<Option<RgbImage>> {
+    /// Returns errors of listing the folder; a missing folder is not an error.
+    pub fn render(&mut self, step: u64) -> io::Result<Option<RgbImage>> {
         let mut steps = Vec::new();
         match fs::read_dir(&self.folder) {
             Ok(entries) => {
@@ -52,9 +52,9 @@ impl Strip {
             Err(e) => return Err(e),
         }
         steps.sort_unstable();
-        let shown = chosen(&steps);
-        self.rows.retain(|step, _| shown.contains(step));
-        for step in shown {
+        let selected = select_steps(&steps);
+        self.rows.retain(|step, _| selected.contains(step));
+        for step in selected {
             if !self.rows.contains_key(&step)
                 && let Some(row) = self.row(step)
             {
@@ -72,22 +72,22 @@ impl Strip {
             let middle =
                 f64::from(y) + f64::from(row.height()) / 2.0 - f64::from(text_size(text, SCALE).1) / 2.0;
             canvas.text(text, f64::from(left - 2 * MARGIN), middle, Align::Right, TEXT_COLOR);
-            imageops::replace(&mut canvas.picture, row, i64::from(left), i64::from(y));
+            imageops::replace(&mut canvas.image, row, i64::from(left), i64::from(y));
             y += row.height() + MARGIN;
         }
-        Ok(Some(canvas.picture))
+        Ok(Some(canvas.image))
     }
 
-    /// The first row of a grid, reduced to the largest size.
+    /// Loads the first row of a grid, reduced to the largest size.
     fn row(&self, step: u64) -> Option<RgbImage> {
         let path = self.folder.join(format!("step_{step:08}.png"));
         let mut bytes = Vec::new();
         File::open(path).ok()?.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
         let grid = decode::upright(&bytes).ok()?;
         let [top, height] = first_row(&grid)?;
-        let shrink =
+        let scale =
             (f64::from(MAX_WIDTH) / f64::from(grid.width())).min(f64::from(MAX_HEIGHT) / f64::from(height));
-        let size = |pixels: u32| ((f64::from(pixels) * shrink.min(1.0)).round() as u32).max(1);
+        let size = |pixels: u32| ((f64::from(pixels) * scale.min(1.0)).round() as u32).max(1);
         Some(decode::resize_region(&grid, [0, top, grid.width(), height], [size(grid.width()), size(height)]))
     }
 }
@@ -98,26 +98,26 @@ fn step_of(path: &Path) -> Option<u64> {
     (digits.len() >= 8 && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok())?
 }
 
-/// Selects the first, every second, fourth, eighth … of sorted `steps`, so that there are not too many, and the last. A selected step stays
-/// selected for long as steps are added.
-fn chosen(steps: &[u64]) -> Vec<u64> {
-    let mut every = 1;
-    while steps.len().div_ceil(every) > MAX_GRIDS {
-        every *= 2;
+/// Selects every first, second, fourth or eighth … of sorted `steps`, to limit their number, and the last one. A selected step usually
+/// stays selected as steps are added.
+fn select_steps(steps: &[u64]) -> Vec<u64> {
+    let mut stride = 1;
+    while steps.len().div_ceil(stride) > MAX_GRIDS {
+        stride *= 2;
     }
-    let mut chosen: Vec<u64> = steps.iter().copied().step_by(every).collect();
-    if chosen.last() != steps.last() {
-        chosen.extend(steps.last());
+    let mut selected: Vec<u64> = steps.iter().copied().step_by(stride).collect();
+    if selected.last() != steps.last() {
+        selected.extend(steps.last());
     }
-    chosen
+    selected
 }
 
-/// Top and height of the first row of images in a grid: the first lines that are not all of the corner's color.
+/// Top and height of the first row of images in a grid: the first lines that differ from the corner's color.
 fn first_row(grid: &RgbImage) -> Option<[u32; 2]> {
-    let paper = *grid.get_pixel_checked(0, 0)?;
-    let empty = |y: &u32| (0..grid.width()).all(|x| *grid.get_pixel(x, *y) == paper);
-    let top = (0..grid.height()).find(|y| !empty(y))?;
-    let bottom = (top..grid.height()).find(empty).unwrap_or(grid.height());
+    let background = *grid.get_pixel_checked(0, 0)?;
+    let is_background = |y: &u32| (0..grid.width()).all(|x| *grid.get_pixel(x, *y) == background);
+    let top = (0..grid.height()).find(|y| !is_background(y))?;
+    let bottom = (top..grid.height()).find(is_background).unwrap_or(grid.height());
     Some([top, bottom - top])
 }
 
@@ -129,42 +129,44 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_number_of_grids_is_a_strip_of_bounded_size_with_the_first_and_the_last() {
+    fn strips_have_bounded_size_and_include_the_first_and_last_grid() {
         let dir = tempfile::tempdir().unwrap();
         let mut strip = Strip::new(&dir.path().join("samples"));
-        assert_eq!(strip.picture(5).unwrap(), None);
-        let strip_of = |n: u64| chosen(&(1..=n).collect::<Vec<_>>());
+        assert_eq!(strip.render(5).unwrap(), None);
+        let selected_of = |n: u64| select_steps(&(1..=n).collect::<Vec<_>>());
         for n in 1..2000 {
-            let shown = strip_of(n);
-            assert!(shown.len() <= MAX_GRIDS + 1 && shown.len() >= (n as usize).min(MAX_GRIDS / 2));
+            let selected = selected_of(n);
+            assert!(selected.len() <= MAX_GRIDS + 1 && selected.len() >= (n as usize).min(MAX_GRIDS / 2));
             assert!(
-                shown[0] == 1 && *shown.last().unwrap() == n && shown.windows(2).all(|two| two[0] < two[1])
+                selected[0] == 1
+                    && *selected.last().unwrap() == n
+                    && selected.windows(2).all(|pair| pair[0] < pair[1])
             );
         }
         let mut strip = Strip::new(dir.path());
         let labels: Vec<String> = (0..3).map(|i| format!("class {i}")).collect();
         for step in 1..=30u8 {
-            let pictures: Vec<_> =
+            let images: Vec<_> =
                 (0..6).map(|i| RgbImage::from_pixel(128, 128, Rgb([step, i * 20, 0]))).collect();
             let path = dir.path().join(format!("step_{:08}.png", u64::from(step) * 100));
-            write_png(&path, &grid(&pictures, 3, Some(&labels))).unwrap();
+            write_png(&path, &grid(&images, 3, Some(&labels))).unwrap();
         }
         for (name, text) in
-            [("step_00000150.png", "no picture"), ("step_x.png", ""), ("step_00000160.png", "")]
+            [("step_00000150.png", "not an image"), ("step_x.png", ""), ("step_00000160.png", "")]
         {
             fs::write(dir.path().join(name), text).unwrap();
         }
         // Step 3000 is from before the run was resumed.
-        let picture = strip.picture(2900).unwrap().unwrap();
+        let image = strip.render(2900).unwrap().unwrap();
         let rows: Vec<u64> = strip.rows.keys().copied().collect();
         assert!(rows[0] == 100 && rows[rows.len() - 1] == 2900 && rows.len() <= MAX_GRIDS + 1, "{rows:?}");
         let mut y = MARGIN;
         for (step, row) in &strip.rows {
-            assert_eq!(row.height(), 128, "the row of pictures alone, without its labels");
-            let at = picture.get_pixel(picture.width() - 2 * MARGIN - 20, y + 64);
+            assert_eq!(row.height(), 128, "the row of images without its labels");
+            let at = image.get_pixel(image.width() - 2 * MARGIN - 20, y + 64);
             assert_eq!(at.0, [(step / 100) as u8, 40, 0]);
             y += row.height() + MARGIN;
         }
-        assert!(picture.width() < MAX_WIDTH + 200 && picture.height() <= (MAX_HEIGHT + 2 * MARGIN) * 14);
+        assert!(image.width() < MAX_WIDTH + 200 && image.height() <= (MAX_HEIGHT + 2 * MARGIN) * 14);
     }
 }

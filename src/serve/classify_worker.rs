@@ -10,71 +10,76 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{Problem, model_queue::WorkerContext};
 
-/// Images that one client waits for.
+/// A request to classify images.
 pub struct ClassifyJob {
     /// The images, each preprocessed for the classifier.
     pub inputs: Vec<Vec<f32>>,
     /// The channel for the result. The job is canceled if its receiver is dropped.
     pub reply: oneshot::Sender<Result<Vec<Prediction>, Problem>>,
-    /// The images' permits of the queue.
-    pub room: OwnedSemaphorePermit,
+    /// The permits of the queue, one per image.
+    pub permits: OwnedSemaphorePermit,
 }
 
-/// A job, and its predictions so far.
+/// A job and its predictions so far.
 struct ActiveJob {
     job: ClassifyJob,
-    found: Vec<Prediction>,
+    predictions: Vec<Prediction>,
 }
 
-/// Classifies up to `most` images at a time until the queue is closed. The first image of a batch waits for others for at most `wait`.
-pub fn work(mut classifier: Classifier, context: WorkerContext<ClassifyJob>, most: usize, wait: Duration) {
-    while let Some(mut open) = collect_batch(&context, most, wait) {
-        while !open.is_empty() {
-            evaluate(&mut classifier, &context, &mut open, most);
+/// Classifies up to `max_batch` images at a time until the queue is closed. The first image of a batch waits for others for at most `wait`.
+pub fn work(
+    mut classifier: Classifier,
+    context: WorkerContext<ClassifyJob>,
+    max_batch: usize,
+    wait: Duration,
+) {
+    while let Some(mut jobs) = collect_batch(&context, max_batch, wait) {
+        while !jobs.is_empty() {
+            evaluate(&mut classifier, &context, &mut jobs, max_batch);
         }
     }
 }
 
-/// Collects the next jobs, whole: the first to arrive, and those that follow while there is room and time. `None` if the queue is closed.
+/// Collects jobs until they hold at least `max_batch` images or `wait` has passed since the first. Returns `None` if the queue is closed.
 fn collect_batch(
     context: &WorkerContext<ClassifyJob>,
-    most: usize,
+    max_batch: usize,
     wait: Duration,
 ) -> Option<Vec<ActiveJob>> {
-    let open = |job| ActiveJob { job, found: Vec::new() };
-    let mut jobs = vec![open(context.jobs.recv().ok()?)];
-    let until = Instant::now() + wait;
-    while jobs.iter().map(|open| open.job.inputs.len()).sum::<usize>() < most {
-        let left = until.saturating_duration_since(Instant::now());
-        match context.jobs.recv_timeout(left) {
-            Ok(job) => jobs.push(open(job)),
+    let start = |job| ActiveJob { job, predictions: Vec::new() };
+    let mut jobs = vec![start(context.jobs.recv().ok()?)];
+    let deadline = Instant::now() + wait;
+    while jobs.iter().map(|active| active.job.inputs.len()).sum::<usize>() < max_batch {
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        match context.jobs.recv_timeout(remaining) {
+            Ok(job) => jobs.push(start(job)),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
         }
     }
     Some(jobs)
 }
 
-/// Evaluates the network once, for the next images of jobs that are not canceled, and sends the results of complete jobs.
+/// Evaluates the network once, on the next images of jobs that are not canceled, and sends the results of complete jobs.
 fn evaluate(
     classifier: &mut Classifier,
     context: &WorkerContext<ClassifyJob>,
-    open: &mut Vec<ActiveJob>,
-    most: usize,
+    jobs: &mut Vec<ActiveJob>,
+    max_batch: usize,
 ) {
-    open.retain(|open| {
-        let left = open.job.reply.is_closed();
-        if left {
-            context.metrics.record_canceled(&context.name, open.job.inputs.len());
+    jobs.retain(|active| {
+        let is_canceled = active.job.reply.is_closed();
+        if is_canceled {
+            context.metrics.record_canceled(&context.name, active.job.inputs.len());
         }
-        !left
+        !is_canceled
     });
-    let mut room = most;
+    let mut free = max_batch;
     let (mut inputs, mut shares) = (Vec::new(), Vec::new());
-    for open in open.iter_mut() {
-        let share = room.min(open.job.inputs.len());
-        inputs.extend(open.job.inputs.drain(..share));
+    for active in jobs.iter_mut() {
+        let share = free.min(active.job.inputs.len());
+        inputs.extend(active.job.inputs.drain(..share));
         shares.push(share);
-        room -= share;
+        free -= share;
     }
     let n = inputs.len();
     if n == 0 {
@@ -84,27 +89,27 @@ fn evaluate(
     let start = Instant::now();
     match classifier.predict(inputs) {
         Ok(predictions) => {
-            let mut predictions = predictions.into_iter();
-            for (open, share) in open.iter_mut().zip(shares) {
-                open.found.extend(predictions.by_ref().take(share));
+            let mut outputs = predictions.into_iter();
+            for (active, share) in jobs.iter_mut().zip(shares) {
+                active.predictions.extend(outputs.by_ref().take(share));
             }
         }
         Err(error) => {
             tracing::error!("{}: {error}", context.name);
             let problem = Problem::from(error);
-            for ActiveJob { job, .. } in open.drain(..) {
-                drop(job.room);
+            for ActiveJob { job, .. } in jobs.drain(..) {
+                drop(job.permits);
                 let _ = job.reply.send(Err(problem.clone()));
             }
         }
     }
     context.record_time(start.elapsed(), n);
     let (complete, others): (Vec<_>, Vec<_>) =
-        std::mem::take(open).into_iter().partition(|open| open.job.inputs.is_empty());
-    *open = others;
-    for ActiveJob { job, found } in complete {
+        std::mem::take(jobs).into_iter().partition(|active| active.job.inputs.is_empty());
+    *jobs = others;
+    for ActiveJob { job, predictions } in complete {
         // The permits are released before the result is sent, so that the client may send its next request at once.
-        drop(job.room);
-        let _ = job.reply.send(Ok(found));
+        drop(job.permits);
+        let _ = job.reply.send(Ok(predictions));
     }
 }

@@ -1,7 +1,7 @@
-//! Connections: accepted while there is room, closed if they are too slow, and ended at shutdown.
+//! Accepts connections up to a limit, closes those that time out, and ends them at shutdown.
 //!
-//! If there is no more room, the connection that has been idle longest is closed for the new one. So clients that open connections without
-//! sending requests keep nobody out.
+//! At the limit, the connection that has been idle longest is closed to accept a new one. So clients that open connections without sending
+//! requests cannot block others.
 
 use std::{
     collections::BTreeMap,
@@ -30,32 +30,32 @@ use tower::ServiceExt;
 
 use super::Metrics;
 
-/// The time in which a client must send a request's head, use an idle connection again, or read what it is sent.
+/// The timeout for a client to send the head of a request, to reuse an idle connection, or to read a response.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
-/// The time that a client that has not sent a request yet gets at shutdown.
+/// The timeout at shutdown for a client that has not sent a request yet.
 const SHUTDOWN_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
-/// The minimum time between two warnings that connections cannot be accepted.
+/// The minimum time between two warnings about connections that cannot be accepted.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
-/// The wait before the next attempt after a connection could not be accepted.
+/// The delay after a connection could not be accepted.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(20);
 
-/// The connections that wait for a request.
+/// The idle connections, which wait for a request.
 #[derive(Default)]
 struct IdleConnections {
-    /// The connections in the order in which they became idle, and the number of the next.
-    waiting: Mutex<(BTreeMap<u64, Arc<Notify>>, u64)>,
+    /// The connections by number, in the order in which they became idle; and the next number.
+    entries: Mutex<(BTreeMap<u64, Arc<Notify>>, u64)>,
     /// Notified when another connection becomes idle.
-    more: Notify,
+    added: Notify,
 }
 
 impl IdleConnections {
-    fn waiting(&self) -> MutexGuard<'_, (BTreeMap<u64, Arc<Notify>>, u64)> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn entries(&self) -> MutexGuard<'_, (BTreeMap<u64, Arc<Notify>>, u64)> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Closes the connection that has been idle longest; false if none is idle.
-    fn close_one(&self) -> bool {
-        let first = self.waiting().0.pop_first();
+    /// Closes the connection that has been idle longest. Returns false if none is idle.
+    fn close_oldest(&self) -> bool {
+        let first = self.entries().0.pop_first();
         first.is_some_and(|(_, close)| {
             close.notify_one();
             true
@@ -63,7 +63,7 @@ impl IdleConnections {
     }
 }
 
-/// A connection's entry among the idle ones; it is removed when dropped.
+/// The entry of an idle connection, which is removed when this is dropped.
 struct IdleEntry {
     idle: Arc<IdleConnections>,
     number: u64,
@@ -73,76 +73,77 @@ struct IdleEntry {
 impl IdleEntry {
     fn new(idle: &Arc<IdleConnections>, close: &Arc<Notify>) -> Self {
         let number = {
-            let mut waiting = idle.waiting();
-            let number = waiting.1;
-            waiting.1 += 1;
-            waiting.0.insert(number, close.clone());
+            let mut entries = idle.entries();
+            let number = entries.1;
+            entries.1 += 1;
+            entries.0.insert(number, close.clone());
             number
         };
-        idle.more.notify_one();
+        idle.added.notify_one();
         Self { idle: idle.clone(), number, close: close.clone() }
     }
 }
 
 impl Drop for IdleEntry {
     fn drop(&mut self) {
-        self.idle.waiting().0.remove(&self.number);
+        self.idle.entries().0.remove(&self.number);
     }
 }
 
-/// Keeps a request's connection out of the idle ones until its response has been sent and this is dropped.
+/// Marks the connection of a request as active until this is dropped, after the response has been sent.
 #[derive(Clone)]
 pub struct ActiveRequest(#[expect(dead_code, reason = "its drop counts")] Arc<ResponseGuard>);
 
 struct ResponseGuard {
-    place: Arc<Mutex<Option<IdleEntry>>>,
+    slot: Arc<Mutex<Option<IdleEntry>>>,
     idle: Arc<IdleConnections>,
     close: Arc<Notify>,
 }
 
 impl ResponseGuard {
-    fn new(place: &Arc<Mutex<Option<IdleEntry>>>) -> Option<Self> {
-        let waiting = place.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-        Some(Self { place: place.clone(), idle: waiting.idle.clone(), close: waiting.close.clone() })
+    fn new(slot: &Arc<Mutex<Option<IdleEntry>>>) -> Option<Self> {
+        let entry = slot.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        Some(Self { slot: slot.clone(), idle: entry.idle.clone(), close: entry.close.clone() })
     }
 }
 
 impl Drop for ResponseGuard {
     fn drop(&mut self) {
-        let waiting = IdleEntry::new(&self.idle, &self.close);
-        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(waiting);
+        let entry = IdleEntry::new(&self.idle, &self.close);
+        *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(entry);
     }
 }
 
-/// Serves until `stop`, then finishes active requests for at most `grace`. Returns the number of connections that were cut after that.
+/// Serves until `stop` completes, then finishes active requests for at most `grace`. Returns the number of connections that were still open
+/// after that.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
     metrics: &Arc<Metrics>,
-    most: usize,
+    max_connections: usize,
     stop: impl Future<Output = ()>,
     grace: Duration,
 ) -> usize {
-    let room = Arc::new(Semaphore::new(most));
+    let permits = Arc::new(Semaphore::new(max_connections));
     let idle = Arc::new(IdleConnections::default());
     let graceful = GracefulShutdown::new();
     let (stopping, stopped) = watch::channel(false);
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(CLIENT_TIMEOUT);
-    let begin = |stream: TcpStream, room: OwnedSemaphorePermit| {
+    let serve_connection = |stream: TcpStream, permit: OwnedSemaphorePermit| {
         // Responses are small and should not be delayed.
         let _ = stream.set_nodelay(true);
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(CLIENT_TIMEOUT));
-        let asked = Arc::new(AtomicBool::new(false));
-        let seen = asked.clone();
+        let has_request = Arc::new(AtomicBool::new(false));
+        let request_flag = has_request.clone();
         let close = Arc::new(Notify::new());
-        let place = Arc::new(Mutex::new(Some(IdleEntry::new(&idle, &close))));
-        let places = place.clone();
+        let slot = Arc::new(Mutex::new(Some(IdleEntry::new(&idle, &close))));
+        let request_slot = slot.clone();
         let service = router.clone().map_request(move |mut request: Request<Incoming>| {
-            seen.store(true, Ordering::Relaxed);
-            if let Some(answering) = ResponseGuard::new(&places) {
-                request.extensions_mut().insert(ActiveRequest(Arc::new(answering)));
+            request_flag.store(true, Ordering::Relaxed);
+            if let Some(guard) = ResponseGuard::new(&request_slot) {
+                request.extensions_mut().insert(ActiveRequest(Arc::new(guard)));
             }
             request.map(Body::new)
         });
@@ -152,38 +153,39 @@ pub async fn serve(
         let (metrics, mut stopped) = (metrics.clone(), stopped.clone());
         metrics.add_connections(1);
         tokio::spawn(async move {
-            let silent = async {
+            let idle_timeout = async {
                 let _ = stopped.wait_for(|stopped| *stopped).await;
                 sleep(SHUTDOWN_IDLE_TIMEOUT).await;
-                if asked.load(Ordering::Relaxed) {
+                if has_request.load(Ordering::Relaxed) {
                     pending::<()>().await;
                 }
             };
-            // A client that disconnects is no error.
+            // A client disconnect is not an error.
             tokio::select! {
                 _ = connection => {}
-                () = silent => {}
+                () = idle_timeout => {}
                 () = close.notified() => {}
             }
             metrics.add_connections(-1);
-            drop(place.lock().unwrap_or_else(PoisonError::into_inner).take());
-            drop(room);
+            drop(slot.lock().unwrap_or_else(PoisonError::into_inner).take());
+            drop(permit);
         });
     };
     let accept_all = async {
-        let mut said: Option<Instant> = None;
+        let mut last_warning: Option<Instant> = None;
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    if let Some(place) = place(&room, &idle).await {
-                        begin(stream, place);
+                    if let Some(permit) = acquire_permit(&permits, &idle).await {
+                        serve_connection(stream, permit);
                     }
                 }
                 Err(error) => {
-                    // Such as too few file descriptors, which may be transient.
-                    if !idle.close_one() && said.is_none_or(|said| said.elapsed() > WARN_INTERVAL) {
+                    // A transient error, such as too few file descriptors.
+                    if !idle.close_oldest() && last_warning.is_none_or(|time| time.elapsed() > WARN_INTERVAL)
+                    {
                         tracing::warn!("connections cannot be accepted: {error}");
-                        said = Some(Instant::now());
+                        last_warning = Some(Instant::now());
                     }
                     sleep(ACCEPT_RETRY_DELAY).await;
                 }
@@ -194,30 +196,30 @@ pub async fn serve(
         () = accept_all => {}
         () = stop => {}
     }
-    // Connections in the system's backlog count as accepted.
-    while let Ok(place) = room.clone().try_acquire_owned()
+    // Connections in the backlog of the operating system count as accepted.
+    while let Ok(permit) = permits.clone().try_acquire_owned()
         && let Ok(Ok((stream, _))) = timeout(Duration::ZERO, listener.accept()).await
     {
-        begin(stream, place);
+        serve_connection(stream, permit);
     }
     drop(listener);
     stopping.send_replace(true);
     match timeout(grace, graceful.shutdown()).await {
         Ok(()) => 0,
-        Err(_) => most - room.available_permits(),
+        Err(_) => max_connections - permits.available_permits(),
     }
 }
 
-/// Waits for a connection's permit, and closes an idle connection if there is none.
-async fn place(room: &Arc<Semaphore>, idle: &IdleConnections) -> Option<OwnedSemaphorePermit> {
+/// Acquires the permit of a connection; if there is none, closes an idle connection and waits.
+async fn acquire_permit(permits: &Arc<Semaphore>, idle: &IdleConnections) -> Option<OwnedSemaphorePermit> {
     loop {
-        if let Ok(place) = room.clone().try_acquire_owned() {
-            return Some(place);
+        if let Ok(permit) = permits.clone().try_acquire_owned() {
+            return Some(permit);
         }
-        let closed = idle.close_one();
+        let closed = idle.close_oldest();
         tokio::select! {
-            place = room.clone().acquire_owned() => return place.ok(),
-            () = idle.more.notified(), if !closed => {}
+            permit = permits.clone().acquire_owned() => return permit.ok(),
+            () = idle.added.notified(), if !closed => {}
             () = sleep(Duration::from_secs(1)), if closed => {}
         }
     }

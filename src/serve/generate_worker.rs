@@ -1,8 +1,8 @@
 //! The generator's worker thread: continuous batching.
 //!
-//! Images of all requests share each evaluation of the network, one of each request in turn while there is room. Their steps, samplers and
-//! guidance may differ. So a new request joins at the next evaluation, however long the others take, and images of another request pause
-//! meanwhile. The work of a client that disconnects, or whose time is over, is canceled.
+//! Each batch holds images of all requests, whose steps, samplers and guidance may differ. Slots are assigned round-robin. A new request
+//! joins at the next evaluation of the network; images of other requests pause if the batch is full. A client disconnect or a timeout
+//! cancels the job.
 
 use std::{
     collections::VecDeque,
@@ -19,22 +19,22 @@ use super::{Problem, model_queue::WorkerContext};
 /// Consecutive failures of the runtime after which the worker ends.
 const MAX_FAILURES: usize = 3;
 
-/// Images that one client waits for.
+/// A request for images.
 pub struct GenerateJob {
-    /// The settings of the images.
+    /// The settings that all images share.
     pub request: Request,
     /// The labels of the images' classes.
     pub labels: Vec<usize>,
-    /// The index of the first image.
-    pub first: u64,
-    /// The end of the request's time.
+    /// The index of the first image; with the seed it determines the noise.
+    pub first_index: u64,
+    /// The time at which the request times out.
     pub deadline: Instant,
     /// The channel for the result. The job is canceled if its receiver is dropped.
     pub reply: oneshot::Sender<Result<Vec<GeneratedImage>, Problem>>,
     /// The channel for progress; an update that does not fit is dropped.
     pub steps: Option<mpsc::Sender<StepUpdate>>,
-    /// The images' permits of the queue.
-    pub room: OwnedSemaphorePermit,
+    /// The permits of the queue, one per image.
+    pub permits: OwnedSemaphorePermit,
 }
 
 /// The progress of a job.
@@ -47,7 +47,7 @@ pub struct StepUpdate {
     pub previews: Vec<(u64, RgbImage)>,
 }
 
-/// A job, and its progress.
+/// A job and its progress.
 struct ActiveJob {
     job: GenerateJob,
     /// Number of images started.
@@ -60,7 +60,7 @@ struct ActiveJob {
 
 struct ActiveImage {
     trajectory: Trajectory,
-    /// The image's share of the time of the evaluations that it was part of.
+    /// The time of the image's evaluations, divided by the images per batch.
     spent: Duration,
 }
 
@@ -70,16 +70,16 @@ impl ActiveJob {
     }
 
     /// The number of unfinished images.
-    fn left(&self) -> usize {
+    fn remaining(&self) -> usize {
         self.job.labels.len() - self.finished.len()
     }
 
-    /// Starts images until `share` are active.
-    fn begin(&mut self, share: usize, generator: &Generator) -> Result<(), Error> {
+    /// Starts images until `share` of them are active.
+    fn start_images(&mut self, share: usize, generator: &Generator) -> Result<(), Error> {
         while self.active.len() < share
             && let Some(&label) = self.job.labels.get(self.started)
         {
-            let index = self.job.first.wrapping_add(self.started as u64);
+            let index = self.job.first_index.wrapping_add(self.started as u64);
             let trajectory = generator.start_trajectory(label, index, &self.job.request)?;
             self.active.push(ActiveImage { trajectory, spent: Duration::ZERO });
             self.started += 1;
@@ -87,10 +87,10 @@ impl ActiveJob {
         Ok(())
     }
 
-    fn answer(self, answer: Result<Vec<GeneratedImage>, Problem>) {
+    fn send_result(self, result: Result<Vec<GeneratedImage>, Problem>) {
         // The permits are released before the result is sent, so that the client may send its next request at once.
-        drop(self.job.room);
-        let _ = self.job.reply.send(answer);
+        drop(self.job.permits);
+        let _ = self.job.reply.send(result);
     }
 }
 
@@ -99,61 +99,62 @@ struct GenerateWorker {
     context: WorkerContext<GenerateJob>,
     /// Maximum images per evaluation.
     max_batch: usize,
-    /// The unfinished jobs, in turn.
-    open: VecDeque<ActiveJob>,
-    /// Consecutive evaluations that failed.
+    /// The unfinished jobs, in round-robin order.
+    active_jobs: VecDeque<ActiveJob>,
+    /// Consecutive failed evaluations.
     failures: usize,
 }
 
 /// Generates up to `max_batch` images at a time, until the queue is closed or the runtime fails `MAX_FAILURES` times in a row.
 pub fn work(generator: Generator, context: WorkerContext<GenerateJob>, max_batch: usize) {
-    let mut worker = GenerateWorker { generator, context, max_batch, open: VecDeque::new(), failures: 0 };
+    let mut worker =
+        GenerateWorker { generator, context, max_batch, active_jobs: VecDeque::new(), failures: 0 };
     while worker.failures < MAX_FAILURES && worker.take_jobs() {
-        worker.drop_abandoned();
+        worker.cancel_jobs();
         worker.evaluate();
         worker.finish();
     }
 }
 
 impl GenerateWorker {
-    /// Receives the new jobs, and waits for one if there is nothing to do. False if the queue is closed.
+    /// Receives the new jobs, and waits for one if there are no active jobs. Returns false if the queue is closed.
     fn take_jobs(&mut self) -> bool {
-        if self.open.is_empty() {
+        if self.active_jobs.is_empty() {
             match self.context.jobs.recv() {
-                Ok(job) => self.open.push_back(ActiveJob::new(job)),
+                Ok(job) => self.active_jobs.push_back(ActiveJob::new(job)),
                 Err(_) => return false,
             }
         }
         while let Ok(job) = self.context.jobs.try_recv() {
-            self.open.push_back(ActiveJob::new(job));
+            self.active_jobs.push_back(ActiveJob::new(job));
         }
         true
     }
 
-    /// Cancels jobs whose client has disconnected or whose time is over.
-    fn drop_abandoned(&mut self) {
-        let (now, all) = (Instant::now(), std::mem::take(&mut self.open));
-        for open in all {
-            let late = now > open.job.deadline;
-            if !late && !open.job.reply.is_closed() {
-                self.open.push_back(open);
+    /// Cancels jobs whose client has disconnected or whose deadline has passed.
+    fn cancel_jobs(&mut self) {
+        let (now, jobs) = (Instant::now(), std::mem::take(&mut self.active_jobs));
+        for active_job in jobs {
+            let is_late = now > active_job.job.deadline;
+            if !is_late && !active_job.job.reply.is_closed() {
+                self.active_jobs.push_back(active_job);
                 continue;
             }
-            self.context.metrics.record_canceled(&self.context.name, open.left());
-            open.answer(Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, "not done in time")));
+            self.context.metrics.record_canceled(&self.context.name, active_job.remaining());
+            active_job.send_result(Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, "the request timed out")));
         }
     }
 
-    /// Evaluates the network once, for one image of each job in turn while there is room.
+    /// Evaluates the network once, on a batch with images of the active jobs.
     fn evaluate(&mut self) {
-        let shares = shares(self.open.iter().map(ActiveJob::left), self.max_batch);
+        let shares = shares(self.active_jobs.iter().map(ActiveJob::remaining), self.max_batch);
         let mut i = 0;
         for share in &shares {
-            match self.open[i].begin(*share, &self.generator) {
+            match self.active_jobs[i].start_images(*share, &self.generator) {
                 Ok(()) => i += 1,
                 Err(error) => {
-                    if let Some(open) = self.open.remove(i) {
-                        open.answer(Err(error.into()));
+                    if let Some(active_job) = self.active_jobs.remove(i) {
+                        active_job.send_result(Err(error.into()));
                     }
                     return;
                 }
@@ -163,113 +164,121 @@ impl GenerateWorker {
         if n == 0 {
             return;
         }
-        let before: Vec<usize> = batch_images(&mut self.open, &shares).map(|u| u.trajectory.done()).collect();
+        let steps_before: Vec<usize> =
+            batch_images(&mut self.active_jobs, &shares).map(|image| image.trajectory.done()).collect();
         let start = Instant::now();
-        let result = self.generator.advance(batch_images(&mut self.open, &shares).map(|u| &mut u.trajectory));
-        let each = start.elapsed() / n as u32;
-        batch_images(&mut self.open, &shares).for_each(|active| active.spent += each);
+        let result = self
+            .generator
+            .advance(batch_images(&mut self.active_jobs, &shares).map(|image| &mut image.trajectory));
+        let time_per_image = start.elapsed() / n as u32;
+        batch_images(&mut self.active_jobs, &shares).for_each(|image| image.spent += time_per_image);
         self.context.metrics.record_batch(&self.context.name, n);
         match result {
             Ok(()) => {
                 self.failures = 0;
-                self.send_progress(&shares, &before);
-                // If there are more jobs than room, others come first the next time.
-                self.open.rotate_left(1);
+                self.send_progress(&shares, &steps_before);
+                // If not all jobs fit into a batch, others come first in the next.
+                self.active_jobs.rotate_left(1);
             }
             Err(error) => self.fail(&error),
         }
     }
 
     /// Sends progress to the jobs that requested it.
-    fn send_progress(&mut self, shares: &[usize], before: &[usize]) {
-        let mut before = before.iter();
-        for (open, share) in self.open.iter_mut().zip(shares) {
-            let stepped: Vec<&Trajectory> = open.active[..*share]
+    fn send_progress(&mut self, shares: &[usize], steps_before: &[usize]) {
+        let mut steps_before = steps_before.iter();
+        for (active_job, share) in self.active_jobs.iter_mut().zip(shares) {
+            let stepped: Vec<&Trajectory> = active_job.active[..*share]
                 .iter()
-                .zip(&mut before)
-                .filter_map(|(u, before)| (u.trajectory.done() > *before).then_some(&u.trajectory))
+                .zip(&mut steps_before)
+                .filter_map(|(image, steps_before)| {
+                    (image.trajectory.done() > *steps_before).then_some(&image.trajectory)
+                })
                 .collect();
-            open.done += stepped.len();
-            let listener = open.job.steps.as_ref().filter(|_| !stepped.is_empty());
-            if let Some(Ok(place)) = listener.map(mpsc::Sender::try_reserve) {
+            active_job.done += stepped.len();
+            let channel = active_job.job.steps.as_ref().filter(|_| !stepped.is_empty());
+            if let Some(Ok(permit)) = channel.map(mpsc::Sender::try_reserve) {
                 let preview = |t: &&Trajectory| (t.index(), self.generator.preview(t));
                 let previews = stepped.iter().map(preview).collect();
-                let total = open.job.labels.len() * self.generator.settings(&open.job.request).steps;
-                place.send(StepUpdate { done: open.done, total, previews });
+                let total =
+                    active_job.job.labels.len() * self.generator.settings(&active_job.job.request).steps;
+                permit.send(StepUpdate { done: active_job.done, total, previews });
             }
         }
     }
 
-    /// Handles a failed evaluation: non-finite values fail only the jobs that have them, any other error fails all.
+    /// Handles a failed evaluation: non-finite values fail only the jobs that have them, any other error fails all jobs.
     fn fail(&mut self, error: &Error) {
         tracing::error!("{}: {error}", self.context.name);
-        let one = matches!(error, Error::NotFinite { .. });
-        self.failures += usize::from(!one);
-        let broken = |open: &ActiveJob| {
-            let mut values = open.active.iter().flat_map(|u| u.trajectory.values());
+        let is_non_finite = matches!(error, Error::NotFinite { .. });
+        self.failures += usize::from(!is_non_finite);
+        let has_non_finite = |active_job: &ActiveJob| {
+            let mut values = active_job.active.iter().flat_map(|image| image.trajectory.values());
             values.any(|value| !value.is_finite())
         };
-        for open in std::mem::take(&mut self.open) {
-            if one && !broken(&open) {
-                self.open.push_back(open);
+        for active_job in std::mem::take(&mut self.active_jobs) {
+            if is_non_finite && !has_non_finite(&active_job) {
+                self.active_jobs.push_back(active_job);
             } else {
-                open.answer(Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())));
+                active_job
+                    .send_result(Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())));
             }
         }
     }
 
     /// Sends the results of finished jobs.
     fn finish(&mut self) {
-        for mut open in std::mem::take(&mut self.open) {
-            let all = std::mem::take(&mut open.active);
+        for mut active_job in std::mem::take(&mut self.active_jobs) {
+            let images = std::mem::take(&mut active_job.active);
             let (finished, active): (Vec<_>, Vec<_>) =
-                all.into_iter().partition(|active| active.trajectory.is_finished());
-            open.active = active;
+                images.into_iter().partition(|image| image.trajectory.is_finished());
+            active_job.active = active;
             if !finished.is_empty() {
-                self.context.record_time(finished.iter().map(|u| u.spent).sum(), finished.len());
+                self.context.record_time(finished.iter().map(|image| image.spent).sum(), finished.len());
             }
-            let pictures = finished.into_iter().map(|u| self.generator.finish_trajectory(u.trajectory));
-            match pictures.collect::<Result<Vec<GeneratedImage>, Error>>() {
-                Ok(pictures) => open.finished.extend(pictures),
+            let images = finished.into_iter().map(|image| self.generator.finish_trajectory(image.trajectory));
+            match images.collect::<Result<Vec<GeneratedImage>, Error>>() {
+                Ok(images) => active_job.finished.extend(images),
                 Err(error) => {
-                    open.answer(Err(error.into()));
+                    active_job.send_result(Err(error.into()));
                     continue;
                 }
             }
-            if open.left() > 0 {
-                self.open.push_back(open);
+            if active_job.remaining() > 0 {
+                self.active_jobs.push_back(active_job);
                 continue;
             }
-            let first = open.job.first;
-            open.finished.sort_by_key(|picture| picture.index.wrapping_sub(first));
-            let pictures = std::mem::take(&mut open.finished);
-            open.answer(Ok(pictures));
+            let first_index = active_job.job.first_index;
+            active_job.finished.sort_by_key(|image| image.index.wrapping_sub(first_index));
+            let images = std::mem::take(&mut active_job.finished);
+            active_job.send_result(Ok(images));
         }
     }
 }
 
-/// Divides `max_batch` among jobs that can use the `wanted` numbers, one each in turn.
-fn shares(wanted: impl Iterator<Item = usize>, max_batch: usize) -> Vec<usize> {
-    let wanted: Vec<usize> = wanted.collect();
-    let mut shares = vec![0; wanted.len()];
-    let mut left = max_batch.min(wanted.iter().sum());
-    while left > 0 {
-        for (share, _) in shares.iter_mut().zip(&wanted).filter(|(share, wanted)| **share < **wanted) {
-            if left > 0 {
+/// Assigns the `max_batch` slots to jobs round-robin, at most `requested` to each.
+fn shares(requested: impl Iterator<Item = usize>, max_batch: usize) -> Vec<usize> {
+    let requested: Vec<usize> = requested.collect();
+    let mut shares = vec![0; requested.len()];
+    let mut remaining = max_batch.min(requested.iter().sum());
+    while remaining > 0 {
+        for (share, _) in shares.iter_mut().zip(&requested).filter(|(share, requested)| **share < **requested)
+        {
+            if remaining > 0 {
                 *share += 1;
-                left -= 1;
+                remaining -= 1;
             }
         }
     }
     shares
 }
 
-/// The images that share an evaluation.
+/// The images of the next batch: the first active ones of each job, by its share.
 fn batch_images<'a>(
-    open: &'a mut VecDeque<ActiveJob>,
+    active_jobs: &'a mut VecDeque<ActiveJob>,
     shares: &'a [usize],
 ) -> impl Iterator<Item = &'a mut ActiveImage> {
-    open.iter_mut().zip(shares).flat_map(|(open, share)| open.active[..*share].iter_mut())
+    active_jobs.iter_mut().zip(shares).flat_map(|(active_job, share)| active_job.active[..*share].iter_mut())
 }
 
 #[cfg(test)]
@@ -277,8 +286,8 @@ mod tests {
     use super::shares;
 
     #[test]
-    fn places_are_shared_out_in_turn_and_none_is_left_while_somebody_wants_it() {
-        for (wanted, max_batch, expected) in [
+    fn slots_are_assigned_round_robin_until_the_batch_is_full() {
+        for (requested, max_batch, expected) in [
             (vec![64], 16, vec![16]),
             (vec![64, 1], 16, vec![15, 1]),
             (vec![64, 64, 3], 16, vec![7, 6, 3]),
@@ -286,7 +295,7 @@ mod tests {
             (vec![2, 0, 5], 16, vec![2, 0, 5]),
             (vec![], 4, vec![]),
         ] {
-            assert_eq!(shares(wanted.clone().into_iter(), max_batch), expected, "{wanted:?}");
+            assert_eq!(shares(requested.clone().into_iter(), max_batch), expected, "{requested:?}");
         }
     }
 }

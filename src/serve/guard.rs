@@ -25,25 +25,26 @@ use subtle::ConstantTimeEq;
 
 use super::{AppState, Config, Metrics, Problem, connections::ActiveRequest};
 
-/// The header for a request's ID: the client's, if it sends one, else a generated one.
+/// The header with the ID of a request: the client's, or a generated one if it sends none.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Maximum bytes of a client's request ID.
 const MAX_ID_LEN: usize = 128;
-/// The status of a request whose client disconnected, the same as nginx's.
+/// The status for a client disconnect, as nginx uses it.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// Logs a request and records its metrics when its response has been sent, or its client has disconnected.
+/// Logs a request and records its metrics on drop: after its response has been sent, or at a client disconnect.
 struct RequestLog {
     metrics: Arc<Metrics>,
     id: HeaderValue,
     method: String,
-    /// The requested path without its query, which may be private.
+    /// The path without its query, which may be private.
     path: String,
-    /// The route, of which there are few.
+    /// The matched route, or `site` or `unknown`: the metrics have a label for each, so their number must be small.
     route: String,
     start: Instant,
     status: u16,
-    /// Keeps the request's connection from counting as idle.
-    _busy: Option<ActiveRequest>,
+    /// Marks the connection as active.
+    _active: Option<ActiveRequest>,
 }
 
 impl Drop for RequestLog {
@@ -60,11 +61,11 @@ impl Drop for RequestLog {
     }
 }
 
-/// Gives a request an ID, and records it in the log and the metrics.
-pub async fn account(State(app): State<Arc<AppState>>, mut request: Request, next: Next) -> Response {
+/// Assigns an ID to a request, and records it in the log and the metrics.
+pub async fn log_request(State(app): State<Arc<AppState>>, mut request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
-    let cut = |text: &str, most| text.chars().take(most).collect::<String>();
-    let (path, method) = (cut(request.uri().path(), 200), cut(request.method().as_str(), 32));
+    let truncate = |text: &str, max_chars| text.chars().take(max_chars).collect::<String>();
+    let (path, method) = (truncate(request.uri().path(), 200), truncate(request.method().as_str(), 32));
     let route = match request.extensions().get::<MatchedPath>() {
         Some(route) => route.as_str().to_owned(),
         None if app.site.get(request.uri().path()).is_some() => "site".to_owned(),
@@ -74,8 +75,8 @@ pub async fn account(State(app): State<Arc<AppState>>, mut request: Request, nex
     let metrics = app.metrics.clone();
     let start = Instant::now();
     let head = request.method() == Method::HEAD;
-    let _busy = request.extensions_mut().remove();
-    let mut account = RequestLog {
+    let _active = request.extensions_mut().remove();
+    let mut log = RequestLog {
         metrics,
         id: id.clone(),
         method,
@@ -83,24 +84,24 @@ pub async fn account(State(app): State<Arc<AppState>>, mut request: Request, nex
         route,
         start,
         status: CLIENT_CLOSED_REQUEST,
-        _busy,
+        _active,
     };
     let mut response = next.run(request).await;
     let status = response.status().as_u16();
     response.headers_mut().insert(REQUEST_ID, id);
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if head || response.body().is_end_stream() {
-        account.status = status;
+        log.status = status;
         return response;
     }
-    response.map(|body| Body::new(LoggedBody { body, account, status }))
+    response.map(|body| Body::new(LoggedBody { body, log, status }))
 }
 
-/// The body of a response, which is logged when it has been sent.
+/// A response body that logs its request when it has been sent.
 struct LoggedBody {
     body: Body,
-    account: RequestLog,
-    /// The response's status; the log gets it when everything is sent.
+    log: RequestLog,
+    /// The status of the response, which is logged after the whole body has been sent.
     status: u16,
 }
 
@@ -114,7 +115,7 @@ impl http_body::Body for LoggedBody {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(context);
         if matches!(frame, Poll::Ready(None)) || self.body.is_end_stream() {
-            self.account.status = self.status;
+            self.log.status = self.status;
         }
         frame
     }
@@ -128,26 +129,26 @@ impl http_body::Body for LoggedBody {
     }
 }
 
-/// Refuses a body whose declared length is more than `most` bytes, before any of it is read. A body of undeclared length is read up to
-/// that.
-pub async fn declared(State(most): State<usize>, request: Request, next: Next) -> Response {
-    let declared = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-    match declared.and_then(|length| length.parse::<u64>().ok()).filter(|length| *length > most as u64) {
+/// Refuses a body whose declared length exceeds `max` bytes before it is read. The length of other bodies is limited as they are read.
+pub async fn limit_declared_length(State(max): State<usize>, request: Request, next: Next) -> Response {
+    let declared_length = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    match declared_length.and_then(|length| length.parse::<u64>().ok()).filter(|length| *length > max as u64)
+    {
         Some(length) => {
-            let detail = format!("the body: expected at most {most} bytes, found {length}");
+            let detail = format!("the body: expected at most {max} bytes, found {length}");
             Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail).into_response()
         }
         None => next.run(request).await,
     }
 }
 
-/// Refuses requests that a page of another origin makes a browser send. Forms and files need no permission to be sent, and a name that
-/// resolves to this machine makes any page same-origin.
+/// Refuses cross-origin requests from browsers. Browsers send forms and files to other origins without a preflight request; and with DNS
+/// rebinding, a page of any host name that resolves to this machine is same-origin, so the host name is checked, too.
 pub async fn reject_cross_origin(State(app): State<Arc<AppState>>, request: Request, next: Next) -> Response {
     let host = match host(&request) {
         Ok(host) => host,
-        Err(wrong) => {
-            return Problem::new(StatusCode::BAD_REQUEST, format!("the header Host: {wrong}"))
+        Err(error) => {
+            return Problem::new(StatusCode::BAD_REQUEST, format!("the header Host: {error}"))
                 .into_response();
         }
     };
@@ -157,14 +158,17 @@ pub async fn reject_cross_origin(State(app): State<Arc<AppState>>, request: Requ
     }
 }
 
-/// The host that the request names, in lower case. Only HTTP/1.0 may leave it out (RFC 9112, section 3.2).
+/// The host in the request, in lower case. Only HTTP/1.0 may omit it (RFC 9112, section 3.2).
+///
+/// # Errors
+/// If the header is missing, repeated or invalid.
 fn host(request: &Request) -> Result<String, &'static str> {
-    let mut all = request.headers().get_all(header::HOST).iter();
-    let Some(host) = all.next() else {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let Some(host) = hosts.next() else {
         return if request.version() == Version::HTTP_10 { Ok(String::new()) } else { Err("missing") };
     };
-    if all.next().is_some() {
-        return Err("expected one, found several");
+    if hosts.next().is_some() {
+        return Err("expected one value, found several");
     }
     let host = host.to_str().map_err(|_| "expected ASCII")?;
     if host.parse::<Authority>().is_err() || host.contains('@') {
@@ -173,39 +177,46 @@ fn host(request: &Request) -> Result<String, &'static str> {
     Ok(host.to_ascii_lowercase())
 }
 
-/// The reason to refuse a request to `host`; `None` if it comes from a page of this server or from a program.
+/// The reason to refuse a request to `host`; `None` if it comes from a page of this server, an allowed origin, or a program.
 fn cross_origin_reason(config: &Config, host: &str, request: &Request) -> Option<String> {
     let text = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
-    let shown = |text: &str| text.chars().take(100).collect::<String>();
+    let shorten = |text: &str| text.chars().take(100).collect::<String>();
     if config.address.ip().is_loopback() && !host.is_empty() && !is_allowed_host(host, &config.hosts) {
-        let host = shown(host);
-        return Some(format!("this server is not called {host:?}: --allow-host lets clients call it so"));
+        let host = shorten(host);
+        return Some(format!(
+            "the host name {host:?} is not allowed; start the server with --allow-host to allow it"
+        ));
     }
     let origin = text(header::ORIGIN).filter(|_| request.method() == Method::POST)?;
-    let own = origin.split_once("://").is_some_and(|(_, named)| named.eq_ignore_ascii_case(host));
-    let known = own || config.origins.iter().any(|known| known == origin);
-    let origin = shown(origin);
-    (!known).then(|| format!("pages of {origin:?} may not use this server: --cors-origin lets them"))
+    let is_same_origin =
+        origin.split_once("://").is_some_and(|(_, origin_host)| origin_host.eq_ignore_ascii_case(host));
+    let is_known = is_same_origin || config.origins.iter().any(|allowed| allowed == origin);
+    let origin = shorten(origin);
+    (!is_known).then(|| {
+        format!("the origin {origin:?} is not allowed; start the server with --cors-origin to allow it")
+    })
 }
 
-/// True if `host`, with or without a port, is a local name of this machine, or one of `others`.
-fn is_allowed_host(host: &str, others: &[String]) -> bool {
+/// True if `host`, with or without a port, is `localhost`, an IP address, or one of `allowed`.
+fn is_allowed_host(host: &str, allowed: &[String]) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
     };
     let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    name == "localhost" || address.is_ok() || others.iter().any(|other| other.eq_ignore_ascii_case(name))
+    name == "localhost"
+        || address.is_ok()
+        || allowed.iter().any(|allowed_host| allowed_host.eq_ignore_ascii_case(name))
 }
 
-/// The client's ID of the request, if it is safe to log; else a generated one.
+/// The client's ID for the request if it is safe to log, or a generated one.
 fn request_id(headers: &HeaderMap) -> HeaderValue {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let harmless = |id: &&HeaderValue| {
+    let is_safe = |id: &&HeaderValue| {
         let bytes = id.as_bytes();
         (1..=MAX_ID_LEN).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
     };
-    if let Some(id) = headers.get(REQUEST_ID).filter(harmless) {
+    if let Some(id) = headers.get(REQUEST_ID).filter(is_safe) {
         return id.clone();
     }
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -214,24 +225,26 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("-"))
 }
 
-/// Refuses requests without the token, if there is one.
+/// Refuses requests without the token, if one is configured.
 pub async fn authenticate(State(app): State<Arc<AppState>>, request: Request, next: Next) -> Response {
     let Some(token) = &app.config.token else { return next.run(request).await };
-    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let given = given.and_then(|value| {
-        let (scheme, given) = value.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| given.trim())
+    let client_token = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let client_token = client_token.and_then(|value| {
+        let (scheme, client_token) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| client_token.trim())
     });
-    // Hashes have equal length and are compared in constant time, so that timing reveals nothing about the token.
+    // Hashes have equal lengths and are compared in constant time, so that timing reveals nothing about the token.
     let hash = |text: &str| Sha256::digest(text.as_bytes());
-    match given {
-        Some(given) if bool::from(hash(given)[..].ct_eq(&hash(token)[..])) => next.run(request).await,
+    match client_token {
+        Some(client_token) if bool::from(hash(client_token)[..].ct_eq(&hash(token)[..])) => {
+            next.run(request).await
+        }
         _ => Problem::new(StatusCode::UNAUTHORIZED, "expected the header Authorization: Bearer TOKEN")
             .into_response(),
     }
 }
 
-/// Ends a request at its timeout, which cancels its work.
+/// Cancels a request at its timeout.
 pub async fn enforce_timeout(State(app): State<Arc<AppState>>, request: Request, next: Next) -> Response {
     match tokio::time::timeout(app.config.timeout, next.run(request)).await {
         Ok(response) => response,
@@ -241,20 +254,21 @@ pub async fn enforce_timeout(State(app): State<Arc<AppState>>, request: Request,
 
 /// The problem to report at a request's timeout.
 pub fn timeout_problem(app: &AppState) -> Problem {
-    let detail = format!("not done in {} s", app.config.timeout.as_secs_f64());
+    let detail = format!("the request timed out after {} s", app.config.timeout.as_secs_f64());
     Problem::new(StatusCode::GATEWAY_TIMEOUT, detail)
 }
 
 /// The response if a handler panics; other requests are still served.
-pub fn panicked(what: Box<dyn Any + Send>) -> Response {
-    let what = what.downcast_ref::<String>().map(String::as_str).or(what.downcast_ref::<&str>().copied());
-    tracing::error!("a handler panicked: {}", what.unwrap_or("unknown"));
-    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "an error of the server").into_response()
+pub fn panic_response(payload: Box<dyn Any + Send>) -> Response {
+    let payload =
+        payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
+    tracing::error!("a handler panicked: {}", payload.unwrap_or("unknown"));
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal server error").into_response()
 }
 
 /// The problem to report for methods that a route does not support.
 pub async fn method_not_allowed() -> Problem {
-    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this method is not for this address")
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "the route does not support this method")
 }
 
 #[cfg(test)]
@@ -262,15 +276,15 @@ mod tests {
     use super::is_allowed_host;
 
     #[test]
-    fn names_of_this_machine_are_known_and_others_must_be_named() {
-        let others = ["cats.example".to_owned()];
+    fn local_host_names_are_allowed_and_others_must_be_listed() {
+        let allowed = ["cats.example".to_owned()];
         for host in ["localhost", "localhost:8080", "127.0.0.1:1", "[::1]:80", "[::1]", "cats.example:443"] {
-            assert!(is_allowed_host(host, &others), "{host}");
+            assert!(is_allowed_host(host, &allowed), "{host}");
         }
         for host in
             ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "cats.example.evil"]
         {
-            assert!(!is_allowed_host(host, &others), "{host}");
+            assert!(!is_allowed_host(host, &allowed), "{host}");
         }
     }
 }

@@ -29,17 +29,17 @@ struct ModelLabel {
     model: String,
 }
 
-/// All metrics.
+/// The metrics of the server.
 pub struct Metrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
-    seconds: Family<PathLabel, Histogram>,
-    pictures: Family<ModelLabel, Counter>,
-    cancelled: Family<ModelLabel, Counter>,
-    batch: Family<ModelLabel, Histogram>,
+    duration: Family<PathLabel, Histogram>,
+    images: Family<ModelLabel, Counter>,
+    canceled: Family<ModelLabel, Counter>,
+    batch_size: Family<ModelLabel, Histogram>,
     waiting: Family<ModelLabel, Gauge>,
     connections: Gauge,
-    memory: Gauge,
+    resident_memory: Gauge,
 }
 
 impl Default for Metrics {
@@ -48,40 +48,51 @@ impl Default for Metrics {
         let requests = Family::default();
         registry.register(
             "requests",
-            "Requests by route and status; 499 is a client that left",
+            "Requests by route and status; 499 is a client disconnect",
             requests.clone(),
         );
-        let seconds = Family::new_with_constructor(
+        let duration = Family::new_with_constructor(
             (|| Histogram::new(exponential_buckets(0.001, 2.0, 17))) as fn() -> _,
         );
         registry.register_with_unit(
             "request",
-            "From a request's head to its answer's",
+            "Time from the head of a request to the end of its response",
             Unit::Seconds,
-            seconds.clone(),
+            duration.clone(),
         );
-        let pictures = Family::default();
-        registry.register("pictures", "Pictures drawn or classified", pictures.clone());
-        let cancelled = Family::default();
+        let images = Family::default();
+        registry.register("pictures", "Images generated or classified", images.clone());
+        let canceled = Family::default();
         registry.register(
             "cancelled_pictures",
-            "Pictures that nobody waited for any more",
-            cancelled.clone(),
+            "Images canceled by a client disconnect or a timeout",
+            canceled.clone(),
         );
-        let batch =
+        let batch_size =
             Family::new_with_constructor((|| Histogram::new(exponential_buckets(1.0, 2.0, 8))) as fn() -> _);
-        registry.register(
-            "batch_pictures",
-            "Pictures that share an evaluation of the network",
-            batch.clone(),
-        );
+        registry.register("batch_pictures", "Images per batch", batch_size.clone());
         let waiting = Family::default();
-        registry.register("waiting_pictures", "Pictures admitted and not finished", waiting.clone());
+        registry.register("waiting_pictures", "Images admitted and not finished", waiting.clone());
         let connections = Gauge::default();
-        registry.register("connections", "Connections that are open", connections.clone());
-        let memory = Gauge::default();
-        registry.register_with_unit("resident_memory", "Memory of the process", Unit::Bytes, memory.clone());
-        Self { registry, requests, seconds, pictures, cancelled, batch, waiting, connections, memory }
+        registry.register("connections", "Open connections", connections.clone());
+        let resident_memory = Gauge::default();
+        registry.register_with_unit(
+            "resident_memory",
+            "Resident memory of the process",
+            Unit::Bytes,
+            resident_memory.clone(),
+        );
+        Self {
+            registry,
+            requests,
+            duration,
+            images,
+            canceled,
+            batch_size,
+            waiting,
+            connections,
+            resident_memory,
+        }
     }
 }
 
@@ -89,25 +100,25 @@ impl Metrics {
     /// Records a request of the route `path`.
     pub fn record_request(&self, path: &str, status: u16, time: Duration) {
         self.requests.get_or_create(&RequestLabels { path: path.to_owned(), status }).inc();
-        self.seconds.get_or_create(&PathLabel { path: path.to_owned() }).observe(time.as_secs_f64());
+        self.duration.get_or_create(&PathLabel { path: path.to_owned() }).observe(time.as_secs_f64());
     }
 
     /// Records an evaluation of the network for `n` images.
     pub fn record_batch(&self, model: &str, n: usize) {
-        self.batch.get_or_create(&ModelLabel { model: model.to_owned() }).observe(n as f64);
+        self.batch_size.get_or_create(&ModelLabel { model: model.to_owned() }).observe(n as f64);
     }
 
     /// Records `n` finished images.
     pub fn record_done(&self, model: &str, n: usize) {
-        self.pictures.get_or_create(&ModelLabel { model: model.to_owned() }).inc_by(n as u64);
+        self.images.get_or_create(&ModelLabel { model: model.to_owned() }).inc_by(n as u64);
     }
 
     /// Records `n` canceled images.
     pub fn record_canceled(&self, model: &str, n: usize) {
-        self.cancelled.get_or_create(&ModelLabel { model: model.to_owned() }).inc_by(n as u64);
+        self.canceled.get_or_create(&ModelLabel { model: model.to_owned() }).inc_by(n as u64);
     }
 
-    /// Records an opened (1) or closed (−1) connection.
+    /// Adds `change` to the number of open connections.
     pub fn add_connections(&self, change: i64) {
         self.connections.inc_by(change);
     }
@@ -117,7 +128,7 @@ impl Metrics {
         for (model, n) in waiting {
             self.waiting.get_or_create(&ModelLabel { model: (*model).to_owned() }).set(*n as i64);
         }
-        self.memory.set(crate::memory::process().map_or(0, |bytes| bytes as i64));
+        self.resident_memory.set(crate::memory::process().map_or(0, |bytes| bytes as i64));
         let mut text = String::new();
         // Writing to a string does not fail.
         let _ = encode(&mut text, &self.registry);

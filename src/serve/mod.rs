@@ -1,8 +1,8 @@
 //! The HTTP server: an API that generates and classifies images, and the web demo.
 //!
 //! Each model has a worker thread and a bounded queue (`model_queue`). The generator's worker batches continuously (`generate_worker`), the
-//! classifier's batches simultaneous requests (`classify_worker`). Handlers validate the request, take permits of the queue, and wait. A
-//! handler is dropped if its client disconnects or its time is over, which cancels its work. No model is served before it is verified on
+//! classifier's batches simultaneous requests (`classify_worker`). Handlers validate the request, acquire permits of the queue, and wait. A
+//! handler is dropped at a client disconnect or a timeout, which cancels its work. No model is served before it is verified on
 //! the runtime that serves it.
 
 mod classify_worker;
@@ -39,10 +39,10 @@ use tokio::{net::TcpListener, sync::Semaphore};
 use tower_http::{catch_panic::CatchPanicLayer, cors::CorsLayer};
 
 use metrics::Metrics;
-use model_queue::{ModelQueue, State};
+use model_queue::{ModelQueue, ModelState};
 use problem::Problem;
 
-/// The maximum bytes of all photographs that are being read.
+/// Maximum total bytes of the photographs that are being read.
 const MAX_BODIES_BYTES: usize = 256 << 20;
 
 /// The limits of requests, and the access to the server.
@@ -50,31 +50,31 @@ const MAX_BODIES_BYTES: usize = 256 << 20;
 pub struct Config {
     /// The address to listen on; port 0 picks a free one.
     pub address: SocketAddr,
-    /// The runtime of the models; `None` for the first that is built in.
+    /// The runtime of the models; `None` for the first that was compiled in.
     pub runtime: Option<RuntimeKind>,
-    /// Maximum images that share an evaluation of a network.
+    /// Maximum images per batch.
     pub max_batch: usize,
-    /// The time that an image to classify may wait for others to share its evaluation.
+    /// Maximum time that an image to classify waits for others to join its batch.
     pub max_wait: Duration,
-    /// Maximum images admitted and not finished, for each model; further requests are refused.
+    /// Maximum unfinished images per model; further requests are refused.
     pub queue: usize,
     /// Maximum images per request, at most [`queue`](Self::queue).
     pub max_count: usize,
     /// Maximum steps per request.
     pub max_steps: usize,
-    /// The time that a request may take, its body included.
+    /// Maximum time of a request, including its body.
     pub timeout: Duration,
-    /// Maximum bytes of a request's body.
+    /// Maximum bytes of a request body.
     pub max_body: usize,
-    /// Maximum pixels of a photograph; all of one request may have four times as many.
+    /// Maximum pixels of a photograph; the photographs of one request may have four times as many in total.
     pub max_pixels: u64,
     /// Maximum open connections.
     pub max_connections: usize,
     /// The token that clients of the API must send, if any.
     pub token: Option<String>,
-    /// Host names that requests may use while the server listens on this machine only, besides `localhost` and IP addresses.
+    /// Host names that requests may use while the server listens on a loopback address, besides `localhost` and IP addresses.
     pub hosts: Vec<String>,
-    /// Origins whose pages may use the API.
+    /// Origins whose pages may call the API.
     pub origins: Vec<HeaderValue>,
     /// The web demo.
     pub demo: WebDemo,
@@ -102,13 +102,13 @@ impl Default for Config {
     }
 }
 
-/// The location of the web demo.
+/// The source of the web demo.
 #[derive(Clone, Debug, Default)]
 pub enum WebDemo {
     /// In this program, if it was built with the feature `web-demo`.
     #[default]
     Embedded,
-    /// In a folder, such as `web-demo/dist`; it is read once.
+    /// In a folder such as `web-demo/dist`, which is read once.
     Folder(PathBuf),
     /// No web demo.
     None,
@@ -125,32 +125,32 @@ struct AppState {
     metrics: Arc<Metrics>,
     site: site::Site,
     openapi: String,
-    /// Permits to decode photographs, one for each at the same time.
+    /// Permits to decode photographs, one per CPU.
     decoders: Arc<Semaphore>,
     /// The single permit to decode a large photograph.
-    large: Arc<Semaphore>,
-    /// Permits for photographs that are being read, one for each KiB.
-    memory: Arc<Semaphore>,
+    large_decoder: Arc<Semaphore>,
+    /// Permits for photographs that are being read, one per KiB.
+    body_memory: Arc<Semaphore>,
     stopping: AtomicBool,
 }
 
 impl AppState {
-    fn states(&self) -> Vec<(&str, State)> {
-        let generator = self.generator.iter().map(|lane| (lane.name.as_str(), lane.state()));
-        generator.chain(self.classifier.iter().map(|lane| (lane.name.as_str(), lane.state()))).collect()
+    fn states(&self) -> Vec<(&str, ModelState)> {
+        let generator = self.generator.iter().map(|queue| (queue.name.as_str(), queue.state()));
+        generator.chain(self.classifier.iter().map(|queue| (queue.name.as_str(), queue.state()))).collect()
     }
 
     /// Waits until a model has failed, and returns the reason; normally never returns.
-    async fn failed(&self) -> String {
+    async fn wait_until_failed(&self) -> String {
         let generator = async {
             match &self.generator {
-                Some(lane) => lane.failed().await,
+                Some(queue) => queue.wait_until_failed().await,
                 None => std::future::pending().await,
             }
         };
         let classifier = async {
             match &self.classifier {
-                Some(lane) => lane.failed().await,
+                Some(queue) => queue.wait_until_failed().await,
                 None => std::future::pending().await,
             }
         };
@@ -168,9 +168,9 @@ pub struct Server {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shutdown {
     /// Every accepted request was answered.
-    Finished,
-    /// This number of connections was closed at the end of their time.
-    Cut(usize),
+    Graceful,
+    /// The grace period expired, and this number of connections was closed.
+    TimedOut(usize),
 }
 
 impl Server {
@@ -187,7 +187,7 @@ impl Server {
         let site = site::Site::new(&config.demo, generator.iter().chain(&classifier))?;
         let listener = TcpListener::bind(config.address)
             .await
-            .map_err(|e| anyhow::anyhow!("{}: cannot listen there: {e}", config.address))?;
+            .map_err(|e| anyhow::anyhow!("{}: cannot listen: {e}", config.address))?;
         let (batch, wait, queue) = (config.max_batch, config.max_wait, config.queue);
         let options = LoadOptions { runtime: config.runtime, batch };
         let generator = match generator {
@@ -212,12 +212,12 @@ impl Server {
             None => None,
         };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let (decoders, large) = (Arc::new(Semaphore::new(cores)), Arc::new(Semaphore::new(1)));
-        let memory = Arc::new(Semaphore::new(config.max_body.max(MAX_BODIES_BYTES) / 1024));
+        let (decoders, large_decoder) = (Arc::new(Semaphore::new(cores)), Arc::new(Semaphore::new(1)));
+        let body_memory = Arc::new(Semaphore::new(config.max_body.max(MAX_BODIES_BYTES) / 1024));
         let openapi = openapi::document(
             &config,
-            generator.as_ref().map(|lane| &lane.meta),
-            classifier.as_ref().map(|lane| &lane.meta),
+            generator.as_ref().map(|queue| &queue.meta),
+            classifier.as_ref().map(|queue| &queue.meta),
         )
         .to_string();
         let stopping = AtomicBool::new(false);
@@ -229,8 +229,8 @@ impl Server {
             site,
             openapi,
             decoders,
-            large,
-            memory,
+            large_decoder,
+            body_memory,
             stopping,
         };
         Ok(Self { listener, app: Arc::new(app) })
@@ -244,21 +244,21 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// Calls `then` when all models are verified and loaded; never if one fails.
-    pub fn when_ready(&self, then: impl FnOnce() + Send + 'static) {
+    /// Calls `callback` when all models are verified and loaded; never if one fails.
+    pub fn when_ready(&self, callback: impl FnOnce() + Send + 'static) {
         let app = self.app.clone();
         tokio::spawn(async move {
-            if let Some(lane) = &app.generator {
-                lane.ready().await;
+            if let Some(queue) = &app.generator {
+                queue.wait_until_ready().await;
             }
-            if let Some(lane) = &app.classifier {
-                lane.ready().await;
+            if let Some(queue) = &app.classifier {
+                queue.wait_until_ready().await;
             }
-            then();
+            callback();
         });
     }
 
-    /// Answers requests until `stop`, then finishes the accepted ones, for at most the timeout of a request.
+    /// Answers requests until `stop` completes, then finishes the accepted ones within a grace period of the request timeout plus 5 s.
     ///
     /// # Errors
     /// If a model fails.
@@ -268,27 +268,36 @@ impl Server {
         let stopped = async {
             tokio::select! {
                 () = stop => Ok(()),
-                reason = app.failed() => Err(anyhow::anyhow!(reason)),
+                reason = app.wait_until_failed() => Err(anyhow::anyhow!(reason)),
             }
         };
-        let mut why = Ok(());
-        let when = async {
-            why = stopped.await;
+        let mut result = Ok(());
+        let wait_for_stop = async {
+            result = stopped.await;
             app.stopping.store(true, Ordering::Relaxed);
         };
         let grace = app.config.timeout + Duration::from_secs(5);
-        let cut =
-            connections::serve(listener, router, &app.metrics, app.config.max_connections, when, grace).await;
-        why?;
-        Ok(if cut == 0 { Shutdown::Finished } else { Shutdown::Cut(cut) })
+        let closed = connections::serve(
+            listener,
+            router,
+            &app.metrics,
+            app.config.max_connections,
+            wait_for_stop,
+            grace,
+        )
+        .await;
+        result?;
+        Ok(if closed == 0 { Shutdown::Graceful } else { Shutdown::TimedOut(closed) })
     }
 }
 
 fn router(app: &Arc<AppState>) -> Router {
-    let most = app.config.max_body;
-    let order = most.min(routes::MAX_BODY_BYTES);
-    let declared = |most: usize| middleware::from_fn_with_state(most, guard::declared);
-    let generate = post(routes::generate).layer(DefaultBodyLimit::max(order)).layer(declared(order));
+    let max_body = app.config.max_body;
+    let max_generate_body = max_body.min(routes::MAX_BODY_BYTES);
+    let limit_declared = |max: usize| middleware::from_fn_with_state(max, guard::limit_declared_length);
+    let generate = post(routes::generate)
+        .layer(DefaultBodyLimit::max(max_generate_body))
+        .layer(limit_declared(max_generate_body));
     let api = Router::new()
         .route("/v1/generate", generate)
         .route("/v1/classify", post(routes::classify))
@@ -303,11 +312,11 @@ fn router(app: &Arc<AppState>) -> Router {
         .route("/readyz", get(routes::readyz))
         .method_not_allowed_fallback(guard::method_not_allowed)
         .fallback(site::serve)
-        .layer(DefaultBodyLimit::max(most))
-        .layer(declared(most))
+        .layer(DefaultBodyLimit::max(max_body))
+        .layer(limit_declared(max_body))
         .layer(middleware::from_fn_with_state(app.clone(), guard::reject_cross_origin))
         .layer(middleware::from_fn_with_state(app.clone(), guard::enforce_timeout))
-        .layer(CatchPanicLayer::custom(guard::panicked));
+        .layer(CatchPanicLayer::custom(guard::panic_response));
     if !app.config.origins.is_empty() {
         let cors = CorsLayer::new()
             .allow_origin(app.config.origins.clone())
@@ -316,5 +325,5 @@ fn router(app: &Arc<AppState>) -> Router {
             .expose_headers([header::RETRY_AFTER, guard::REQUEST_ID, routes::SEED]);
         router = router.layer(cors);
     }
-    router.layer(middleware::from_fn_with_state(app.clone(), guard::account)).with_state(app.clone())
+    router.layer(middleware::from_fn_with_state(app.clone(), guard::log_request)).with_state(app.clone())
 }

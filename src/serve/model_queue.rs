@@ -18,14 +18,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::{Metrics, Problem};
 
-/// The state of a model.
+/// The state of a served model.
 #[derive(Clone, Debug)]
-pub enum State {
-    /// It is being verified and loaded.
+pub enum ModelState {
+    /// Being verified and loaded.
     Loading,
-    /// It was verified, and is served.
+    /// Verified, loaded and served.
     Ready(Arc<VerificationReport>),
-    /// It failed, for this reason.
+    /// Not served, for this reason.
     Failed(String),
 }
 
@@ -39,7 +39,7 @@ pub struct WorkerContext<J> {
 }
 
 impl<J> WorkerContext<J> {
-    /// Records that `n` images took `time` to compute; the time after which refused clients may retry follows from it.
+    /// Records that `n` images took `time` to compute, from which the `Retry-After` header is estimated.
     pub fn record_time(&self, time: Duration, n: usize) {
         let new = time.as_micros() as u64 / n.max(1) as u64;
         let old = self.time_per_item.load(Ordering::Relaxed);
@@ -56,21 +56,21 @@ pub struct ModelQueue<J> {
     pub meta: ModelMeta,
     /// The runtime that computes the model.
     pub runtime: RuntimeKind,
-    /// States if the file carries a matching digest.
+    /// The result of the check of the file's digest.
     pub integrity: Integrity,
     jobs: mpsc::Sender<J>,
     permits: Arc<Semaphore>,
     capacity: usize,
     /// Microseconds per image.
     time_per_item: Arc<AtomicU64>,
-    state: watch::Receiver<State>,
+    state: watch::Receiver<ModelState>,
 }
 
 impl<J: Send + 'static> ModelQueue<J> {
-    /// Starts the worker: it verifies `model`, prepares it by `load`, and then calls `work`, which returns when the queue is closed.
+    /// Starts the worker: it verifies `model`, prepares it with `load`, and calls `work`, which returns when the queue is closed.
     ///
     /// # Errors
-    /// If no thread can be started.
+    /// If the thread cannot be started.
     pub fn start<L: 'static>(
         name: &str,
         model: Model,
@@ -81,7 +81,7 @@ impl<J: Send + 'static> ModelQueue<J> {
         work: impl FnOnce(L, WorkerContext<J>) + Send + 'static,
     ) -> std::io::Result<Self> {
         let (jobs, receiver) = mpsc::channel();
-        let (state, watched) = watch::channel(State::Loading);
+        let (state, watched) = watch::channel(ModelState::Loading);
         let time_per_item = Arc::new(AtomicU64::new(0));
         let (meta, integrity) = (model.meta().clone(), model.integrity());
         let context = WorkerContext {
@@ -91,17 +91,17 @@ impl<J: Send + 'static> ModelQueue<J> {
             time_per_item: time_per_item.clone(),
         };
         thread::Builder::new().name(format!("model {name}")).spawn(move || {
-            let readied = verify_model(&model, runtime).and_then(|report| Ok((report, load(&model)?)));
+            let prepared = verify_model(&model, runtime).and_then(|report| Ok((report, load(&model)?)));
             let file = model.name().to_owned();
             drop(model);
-            match readied {
+            match prepared {
                 Ok((report, loaded)) => {
                     tracing::info!(model = context.name, %integrity);
-                    state.send_replace(State::Ready(Arc::new(report)));
+                    state.send_replace(ModelState::Ready(Arc::new(report)));
                     work(loaded, context);
                 }
                 Err(error) => {
-                    state.send_replace(State::Failed(if error.names_file() {
+                    state.send_replace(ModelState::Failed(if error.has_file_name() {
                         error.to_string()
                     } else {
                         format!("{file}: {error}")
@@ -124,34 +124,34 @@ impl<J: Send + 'static> ModelQueue<J> {
     }
 
     /// The state of the model. A worker that has ended counts as failed.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> ModelState {
         let state = self.state.borrow().clone();
         match state {
-            State::Ready(_) | State::Loading if self.state.has_changed().is_err() => {
-                State::Failed("its thread has died".into())
+            ModelState::Ready(_) | ModelState::Loading if self.state.has_changed().is_err() => {
+                ModelState::Failed("its worker thread has ended".into())
             }
             state => state,
         }
     }
 
     /// Waits until the model is served; forever if it has failed.
-    pub async fn ready(&self) {
+    pub async fn wait_until_ready(&self) {
         let mut state = self.state.clone();
-        if state.wait_for(|state| matches!(state, State::Ready(_))).await.is_err() {
+        if state.wait_for(|state| matches!(state, ModelState::Ready(_))).await.is_err() {
             std::future::pending().await
         }
     }
 
     /// Waits until the model has failed, and returns the reason; normally never returns.
-    pub async fn failed(&self) -> String {
+    pub async fn wait_until_failed(&self) -> String {
         let mut state = self.state.clone();
-        match state.wait_for(|state| matches!(state, State::Failed(_))).await.as_deref() {
-            Ok(State::Failed(reason)) => reason.clone(),
-            _ => "its thread has died".into(),
+        match state.wait_for(|state| matches!(state, ModelState::Failed(_))).await.as_deref() {
+            Ok(ModelState::Failed(reason)) => reason.clone(),
+            _ => "its worker thread has ended".into(),
         }
     }
 
-    /// Checks that a job would be admitted, before much is read.
+    /// Checks that a job of one image would be admitted, to refuse a request before its body is read.
     ///
     /// # Errors
     /// 503 while the model is loading, 429 if the queue is full.
@@ -159,21 +159,21 @@ impl<J: Send + 'static> ModelQueue<J> {
         self.admit(1).map(drop)
     }
 
-    /// Takes the permits of `n` images, which return to the queue when dropped.
+    /// Acquires permits for `n` images; dropping them makes room in the queue.
     ///
     /// # Errors
     /// 503 while the model is loading, 429 if the queue is full.
     pub fn admit(&self, n: usize) -> Result<OwnedSemaphorePermit, Problem> {
-        if !matches!(self.state(), State::Ready(_)) {
+        if !matches!(self.state(), ModelState::Ready(_)) {
             let detail = format!("{} is not ready yet", self.name);
-            return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(1));
+            return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).with_retry_after(1));
         }
         let permits = u32::try_from(n).unwrap_or(u32::MAX);
         self.permits.clone().try_acquire_many_owned(permits).map_err(|_| {
             let waiting = self.waiting() as u64;
             let seconds = (waiting * self.time_per_item.load(Ordering::Relaxed)).div_ceil(1_000_000);
-            let detail = format!("{waiting} pictures are waiting for {} already", self.name);
-            Problem::new(StatusCode::TOO_MANY_REQUESTS, detail).retry_after(seconds.clamp(1, 600))
+            let detail = format!("the queue of {} is full: {waiting} images are waiting", self.name);
+            Problem::new(StatusCode::TOO_MANY_REQUESTS, detail).with_retry_after(seconds.clamp(1, 600))
         })
     }
 
@@ -193,15 +193,15 @@ impl<J: Send + 'static> ModelQueue<J> {
 
 /// The problem to report if a model's worker has dropped a job.
 pub fn worker_died(name: &str) -> Problem {
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("{name} has stopped working"))
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, format!("the worker of {name} has ended"))
 }
 
-/// Verifies that the runtime's outputs match those of candle on the definition. For candle itself, the graph is verified on the first other
-/// runtime that is present.
+/// Verifies that the runtime's outputs match those of the candle backend within a tolerance. If the runtime is candle itself, the graph is
+/// verified on the first other runtime that is available.
 fn verify_model(model: &Model, runtime: RuntimeKind) -> Result<VerificationReport, Error> {
-    let present = |kind: &RuntimeKind| kind.runs_graphs() && kind.version().is_ok();
-    let other = || RuntimeKind::ALL.into_iter().find(present).unwrap_or(RuntimeKind::Tract);
-    let on = if runtime == RuntimeKind::Candle { other() } else { runtime };
-    let report = verify_on(&[on], model.meta(), &model.weights()?, &*model.graph()?, false)?;
+    let is_available = |kind: &RuntimeKind| kind.can_run_graphs() && kind.version().is_ok();
+    let other_runtime = || RuntimeKind::ALL.into_iter().find(is_available).unwrap_or(RuntimeKind::Tract);
+    let target = if runtime == RuntimeKind::Candle { other_runtime() } else { runtime };
+    let report = verify_on(&[target], model.meta(), &model.weights()?, &*model.graph()?, false)?;
     if report.passed { Ok(report) } else { Err(Error::Verification(report.failures())) }
 }

@@ -18,7 +18,7 @@ pub fn document(config: &Config, generator: Option<&ModelMeta>, classifier: Opti
         "/v1/models".into(),
         json!({ "get": {
             "operationId": "models",
-            "summary": "What is served, what it knows, and how it was verified",
+            "summary": "List the models, their classes and their verification",
             "responses": responses(config, &[], true, json!({
                 "description": "All models",
                 "content": { "application/json": { "schema": { "$ref": "#/components/schemas/Models" } } },
@@ -29,18 +29,18 @@ pub fn document(config: &Config, generator: Option<&ModelMeta>, classifier: Opti
         "/metrics".into(),
         json!({ "get": {
             "operationId": "metrics",
-            "summary": "Figures for Prometheus",
+            "summary": "Metrics for Prometheus",
             "responses": responses(config, &[], true, json!({
                 "description": "OpenMetrics' text format",
                 "content": { "application/openmetrics-text": { "schema": { "type": "string" } } },
             })),
         }}),
     );
-    for (path, summary, others) in [
-        ("/healthz", "The process is there", &[][..]),
+    for (path, summary, statuses) in [
+        ("/healthz", "Check that the process is alive", &[][..]),
         (
             "/readyz",
-            "Requests can be sent: all models are verified and loaded, and the server is not stopping",
+            "Check that all models are verified and loaded, and that the server is not shutting down",
             &[503][..],
         ),
     ] {
@@ -49,8 +49,8 @@ pub fn document(config: &Config, generator: Option<&ModelMeta>, classifier: Opti
             json!({ "get": {
                 "operationId": path[1..],
                 "summary": summary,
-                "responses": responses(config, others, false, json!({
-                    "description": "Yes", "content": { "text/plain": { "schema": { "type": "string" } } },
+                "responses": responses(config, statuses, false, json!({
+                    "description": "The check succeeded", "content": { "text/plain": { "schema": { "type": "string" } } },
                 })),
             }}),
         );
@@ -70,7 +70,7 @@ pub fn document(config: &Config, generator: Option<&ModelMeta>, classifier: Opti
         "info": {
             "title": "tiny-cats",
             "version": env!("CARGO_PKG_VERSION"),
-            "summary": "Draws cats by breed, and tells breeds apart",
+            "summary": "Generates images of cats by breed, and classifies breeds",
             "license": { "name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0" },
         },
         "paths": paths,
@@ -84,9 +84,9 @@ pub fn document(config: &Config, generator: Option<&ModelMeta>, classifier: Opti
 }
 
 fn generate(config: &Config, meta: &ModelMeta) -> Value {
-    let picture = json!({ "schema": { "type": "string", "contentMediaType": "image/png" } });
+    let image = json!({ "schema": { "type": "string", "contentMediaType": "image/png" } });
     let ok = json!({
-        "description": "The pictures: as JSON, as one PNG file, or as events while they are drawn",
+        "description": "The images: as JSON, as one PNG file, or as events with their progress",
         "headers": {
             "X-Seed": {
                 "description": "The seed, with PNG files", "schema": { "type": "string", "pattern": "^[0-9]+$" },
@@ -94,11 +94,11 @@ fn generate(config: &Config, meta: &ModelMeta) -> Value {
         },
         "content": {
             "application/json": { "schema": { "$ref": "#/components/schemas/Pictures" } },
-            "image/png": picture,
+            "image/png": image,
             "text/event-stream": { "schema": {
                 "type": "object",
-                "description": "Each event: `step` (done and total steps, previews as PNG files in base64), at last `done` with what a \
-                                request without stream is answered, or `error` with a problem. A slow reader misses steps.",
+                "description": "Each event: `step` (done and total steps, previews as PNG files in base64), then `done` with the response \
+                                that a request without stream gets, or `error` with a problem. A slow client misses steps.",
                 "required": ["event", "data"],
                 "properties": {
                     "event": { "enum": ["step", "done", "error"] },
@@ -109,9 +109,8 @@ fn generate(config: &Config, meta: &ModelMeta) -> Value {
     });
     let mut operation = json!({
         "operationId": "generate",
-        "summary": "Draws pictures",
-        "description": "Equal seeds and numbers give equal pictures, whatever else is drawn at the same time, here and on the command \
-                        line.",
+        "summary": "Generate images",
+        "description": "Equal seeds and indices give equal images, regardless of other requests, here and on the command line.",
         "requestBody": {
             "required": true,
             "content": { "application/json": {
@@ -128,10 +127,10 @@ fn generate(config: &Config, meta: &ModelMeta) -> Value {
 /// The schema of a request to generate images.
 fn generate_request_schema(config: &Config, meta: &ModelMeta) -> Value {
     let breeds: Vec<&str> = meta.classes.iter().map(String::as_str).chain(["all"]).collect();
-    let advised = meta.generator().map(|task| task.sampler.clone()).unwrap_or_default();
+    let recommended = meta.generator().map(|task| task.sampler.clone()).unwrap_or_default();
     let guidance = meta.generator().map(|task| task.guidance(None));
     let guided = if meta.generator().is_some_and(|task| task.guided) {
-        " This model applies guidance itself: 1 is used, whatever is asked for."
+        " This model applies guidance internally: the value is ignored, and 1 is used."
     } else {
         ""
     };
@@ -141,29 +140,29 @@ fn generate_request_schema(config: &Config, meta: &ModelMeta) -> Value {
         "properties": {
             "breed": {
                 "enum": breeds, "default": "all",
-                "description": "A class, or all in turn. Case, spaces, _ and - do not matter.",
+                "description": "A class, or all in turn. Case, spaces, _ and - are ignored.",
             },
             "count": { "type": "integer", "minimum": 1, "maximum": config.max_count, "default": 1 },
             "first": {
                 "type": "integer", "minimum": 0, "maximum": MAX_SEED, "default": 0,
-                "description": "The number of the first picture; with the seed it chooses the noise.",
+                "description": "The index of the first image; with the seed it determines the noise.",
             },
             "seed": {
                 "type": "integer", "minimum": 0, "maximum": MAX_SEED,
-                "description": "Equal seeds give equal pictures. Without one, any is taken.",
+                "description": "Equal seeds give equal images. The default is a random seed.",
             },
-            "steps": { "type": "integer", "minimum": 1, "maximum": config.max_steps, "default": advised.steps.min(config.max_steps) },
-            "sampler": { "enum": ["euler", "heun", "midpoint"], "default": advised.sampler },
+            "steps": { "type": "integer", "minimum": 1, "maximum": config.max_steps, "default": recommended.steps.min(config.max_steps) },
+            "sampler": { "enum": ["euler", "heun", "midpoint"], "default": recommended.sampler },
             "guidance": {
                 "type": "number", "minimum": -MAX_GUIDANCE, "maximum": MAX_GUIDANCE, "default": guidance,
-                "description": format!("Weight of classifier-free guidance; 1 is none.{guided}"),
+                "description": format!("Weight of classifier-free guidance; 1 disables it.{guided}"),
             },
             "format": {
                 "enum": ["json", "png", "grid"], "default": "json",
-                "description": "png is for one picture, grid puts all in one with labels.",
+                "description": "png: a single image; grid: all images in one, with labels.",
             },
             "stream": {
-                "type": "boolean", "default": false, "description": "Events while they are drawn, with format json.",
+                "type": "boolean", "default": false, "description": "Stream events with the progress; requires format json.",
             },
         },
         // A stream is JSON, and a PNG file holds one image.
@@ -176,18 +175,18 @@ fn generate_request_schema(config: &Config, meta: &ModelMeta) -> Value {
 }
 
 fn classify(config: &Config, meta: &ModelMeta) -> Value {
-    let picture = json!({ "schema": { "type": "string", "format": "binary" } });
+    let image = json!({ "schema": { "type": "string", "format": "binary" } });
     let ok = json!({
-        "description": "The classes of each picture, in the order in which they were sent",
+        "description": "The classes of each image, in the order of the request",
         "content": { "application/json": { "schema": { "$ref": "#/components/schemas/Results" } } },
     });
     let mut operation = json!({
         "operationId": "classify",
-        "summary": "Tells the classes of pictures",
-        "description": "PNG, JPEG or WebP; what they are is seen by their contents. Of a form, a picture that cannot be read has an \
-                        error in its place; a single one is answered 422.",
+        "summary": "Classify images",
+        "description": "PNG, JPEG or WebP, detected from the contents. An image of a form that cannot be decoded has an error as its \
+                        result; a single image gives status 422.",
         "parameters": [{
-            "name": "top_k", "in": "query", "description": "How many classes, the most probable first",
+            "name": "top_k", "in": "query", "description": "Number of classes, most probable first",
             "schema": { "type": "integer", "minimum": 1, "maximum": meta.classes.len(), "default": 3.min(meta.classes.len()) },
         }],
         "requestBody": {
@@ -202,7 +201,7 @@ fn classify(config: &Config, meta: &ModelMeta) -> Value {
                         "items": { "type": "string", "format": "binary" },
                     }},
                 }},
-                "image/jpeg": picture, "image/png": picture, "image/webp": picture,
+                "image/jpeg": image, "image/png": image, "image/webp": image,
             },
         },
         "responses": responses(config, &[400, 413, 415, 422, 429, 503, 504], true, ok),
@@ -217,53 +216,53 @@ fn add_security(operation: &mut Value, config: &Config) {
     }
 }
 
-/// The responses: `ok`, the errors `statuses`, and the errors that every route has.
-fn responses(config: &Config, statuses: &[u16], guarded: bool, ok: Value) -> Value {
-    let mut all = Map::from_iter([("200".to_owned(), ok)]);
-    let token = (guarded && config.token.is_some()).then_some(401);
+/// The responses: `ok`, the errors `statuses`, and the errors of every route.
+fn responses(config: &Config, statuses: &[u16], requires_token: bool, ok: Value) -> Value {
+    let mut responses_by_status = Map::from_iter([("200".to_owned(), ok)]);
+    let token = (requires_token && config.token.is_some()).then_some(401);
     for status in statuses.iter().copied().chain([403, 405, 500]).chain(token) {
         let description = match status {
             400 => "The body cannot be read",
-            401 => "The token is missing or wrong",
-            403 => "Sent by a page of another origin, or to another name of this machine",
-            405 => "Another method",
+            401 => "The token is missing or invalid",
+            403 => "The origin or the host name is not allowed",
+            405 => "The route does not support the method",
             413 => "The body is too large",
-            415 => "A body of another content type",
-            422 => "Something in the request makes no sense",
-            429 => "Too much is waiting already",
+            415 => "The content type is not supported",
+            422 => "A field of the request is invalid",
+            429 => "The queue is full",
             503 => "A model is not ready",
-            504 => "It took too long",
-            _ => "An error of the server",
+            504 => "The request timed out",
+            _ => "Internal server error",
         };
-        let mut answer = json!({
+        let mut response = json!({
             "description": description,
             "content": { "application/problem+json": { "schema": { "$ref": "#/components/schemas/Problem" } } },
         });
         if status == 401 {
-            answer["headers"] = json!({ "WWW-Authenticate": { "schema": { "const": "Bearer" } } });
+            response["headers"] = json!({ "WWW-Authenticate": { "schema": { "const": "Bearer" } } });
         }
         if matches!(status, 429 | 503) {
-            answer["headers"] = json!({ "Retry-After": {
+            response["headers"] = json!({ "Retry-After": {
                 "description": "Seconds", "schema": { "type": "string", "pattern": "^[0-9]+$" },
             }});
         }
-        all.insert(status.to_string(), answer);
+        responses_by_status.insert(status.to_string(), response);
     }
-    Value::Object(all)
+    Value::Object(responses_by_status)
 }
 
 fn schemas(generator: Option<&ModelMeta>, classifier: Option<&ModelMeta>) -> Value {
-    let whole = json!({ "type": "integer", "minimum": 0 });
+    let non_negative = json!({ "type": "integer", "minimum": 0 });
     let mut schemas = json!({
         "Problem": {
-            "description": "RFC 9457's problem details",
+            "description": "Problem details (RFC 9457)",
             "type": "object",
             "required": ["title", "status", "detail"],
             "properties": {
                 "title": { "type": "string" },
                 "status": { "type": "integer" },
                 "detail": { "type": "string", "description": "What was expected and what was found" },
-                "field": { "type": "string", "description": "The part of the request that is wrong" },
+                "field": { "type": "string", "description": "The invalid field of the request" },
             },
         },
         "Models": {
@@ -280,11 +279,11 @@ fn schemas(generator: Option<&ModelMeta>, classifier: Option<&ModelMeta>) -> Val
                     "runtime": { "type": "string" },
                     "integrity": {
                         "enum": ["verified", "unchecked"],
-                        "description": "verified: the file carries a digest, which it matches. unchecked: it carries none.",
+                        "description": "verified: the file has a digest, which matches. unchecked: it has none.",
                     },
                     "ready": { "type": "boolean" },
-                    "sampler": { "type": "object", "description": "How to sample, as the model's file advises" },
-                    "verification": { "type": "object", "description": "How far the runtime is from the definition" },
+                    "sampler": { "type": "object", "description": "The recommended settings of the sampler, from the file of the model" },
+                    "verification": { "type": "object", "description": "The report of the verification: how far the outputs of the runtime differ from those of candle" },
                 },
             }}},
         },
@@ -295,7 +294,7 @@ fn schemas(generator: Option<&ModelMeta>, classifier: Option<&ModelMeta>) -> Val
             "required": ["model", "seed", "steps", "sampler", "guidance", "seconds", "pictures"],
             "properties": {
                 "model": { "type": "string" },
-                "seed": whole, "steps": whole,
+                "seed": non_negative, "steps": non_negative,
                 "sampler": { "enum": ["euler", "heun", "midpoint"] },
                 "guidance": { "type": "number" },
                 "seconds": { "type": "number", "minimum": 0 },
@@ -303,9 +302,9 @@ fn schemas(generator: Option<&ModelMeta>, classifier: Option<&ModelMeta>) -> Val
                     "type": "object",
                     "required": ["index", "breed", "label", "width", "height", "png"],
                     "properties": {
-                        "index": whole,
+                        "index": non_negative,
                         "breed": { "enum": meta.classes },
-                        "label": whole, "width": whole, "height": whole,
+                        "label": non_negative, "width": non_negative, "height": non_negative,
                         "png": { "type": "string", "contentEncoding": "base64", "contentMediaType": "image/png" },
                     },
                 }},
@@ -322,14 +321,14 @@ fn schemas(generator: Option<&ModelMeta>, classifier: Option<&ModelMeta>) -> Val
                     "type": "object",
                     "oneOf": [{ "required": ["top"] }, { "required": ["error"] }],
                     "properties": {
-                        "name": { "type": "string", "description": "The file's name, where it was sent with one" },
+                        "name": { "type": "string", "description": "The name of the file, if it was sent" },
                         "error": { "type": "string" },
                         "top": { "type": "array", "items": {
                             "type": "object",
                             "required": ["class", "label", "probability"],
                             "properties": {
                                 "class": { "enum": meta.classes },
-                                "label": whole,
+                                "label": non_negative,
                                 "probability": { "type": "number", "minimum": 0, "maximum": 1 },
                             },
                         }},

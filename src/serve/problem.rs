@@ -7,33 +7,35 @@ use axum::{
 use serde_json::json;
 use tiny_cats_export::{Error, excerpt};
 
-/// The reason why a request was not served.
+/// The error response to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     status: StatusCode,
-    /// The request's invalid field, if it is one.
+    /// The invalid field of the request, if one field is to blame.
     field: Option<String>,
     detail: String,
-    /// Seconds after which a retry may succeed.
+    /// The time after which a retry may succeed, in seconds.
     retry_after: Option<u64>,
 }
 
 impl Problem {
+    /// A problem with this status and detail; the detail is shortened to an excerpt.
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         Self { status, field: None, detail: excerpt(&detail.into()).into_owned(), retry_after: None }
     }
 
     /// A problem with a field of the request: status 422.
-    pub fn field(field: impl Into<String>, detail: impl Into<String>) -> Self {
+    pub fn invalid_field(field: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { field: Some(field.into()), ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail) }
     }
 
-    pub fn retry_after(self, seconds: u64) -> Self {
+    /// Adds the header `Retry-After`.
+    pub fn with_retry_after(self, seconds: u64) -> Self {
         Self { retry_after: Some(seconds), ..self }
     }
 
-    /// The problem details as JSON.
-    pub fn json(&self) -> serde_json::Value {
+    /// Converts the problem to JSON.
+    pub fn to_json(&self) -> serde_json::Value {
         let title = self.status.canonical_reason().unwrap_or("error");
         let mut json = json!({"title": title, "status": self.status.as_u16(), "detail": self.detail});
         if let Some(field) = &self.field {
@@ -46,7 +48,7 @@ impl Problem {
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         match error {
-            Error::Request { field, message } => Self::field(field, message),
+            Error::Request { field, message } => Self::invalid_field(field, message),
             error => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
         }
     }
@@ -54,7 +56,7 @@ impl From<Error> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let body = self.json().to_string();
+        let body = self.to_json().to_string();
         let mut response = (self.status, body).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

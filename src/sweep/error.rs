@@ -6,14 +6,14 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A field of the file that is not valid.
+    /// A field of the file is invalid.
     #[error("{path}: {field}: {message}")]
     Field {
         /// The file.
         path: PathBuf,
         /// The field, such as `sweep.lr`.
         field: String,
-        /// What was expected, and what was found.
+        /// The expected and the found value.
         message: String,
     },
     /// A file could not be read or written, or has unexpected content.
@@ -33,10 +33,10 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    pub(super) fn file(path: &std::path::Path, why: impl std::fmt::Display) -> Self {
-        // A parser's message has several lines; the first and the last have the place and the cause.
-        let why = why.to_string();
-        let mut lines = why.lines().filter(|line| !line.trim().is_empty());
+    pub(super) fn file(path: &std::path::Path, cause: impl std::fmt::Display) -> Self {
+        // The message of a parser has several lines; the first has the position, and the last the cause.
+        let cause = cause.to_string();
+        let mut lines = cause.lines().filter(|line| !line.trim().is_empty());
         let (first, last) = (lines.next().unwrap_or_default(), lines.next_back());
         let message = match last {
             Some(last) if first.starts_with("TOML parse error") => format!("{first}: {last}"),

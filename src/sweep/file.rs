@@ -19,9 +19,9 @@ const MAX_KEYS: usize = 64;
 const MAX_VALUES: usize = 1000;
 /// Maximum number of values of a flag that takes several.
 const MAX_LIST_VALUES: usize = 64;
-/// Maximum bytes of a text.
-const MAX_TEXT: usize = 1000;
-/// Flags that the sweep sets itself, as they determine a job's files, or that have a field of their own.
+/// Maximum bytes of a string.
+const MAX_TEXT_BYTES: usize = 1000;
+/// Flags that the sweep sets, since they determine the files of a job, or that have a separate field.
 const RESERVED: [&str; 10] =
     ["runs-dir", "output", "resume", "run-id", "config", "data", "help", "worker", "halvings", "deadline"];
 
@@ -49,24 +49,24 @@ impl TaskKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Setting {
-    /// A flag without a value, set or not.
+    /// A flag without a value, enabled or disabled.
     Switch(bool),
     /// An integer.
-    Whole(i64),
+    Integer(i64),
     /// A finite number.
     Number(f64),
-    /// Any other text.
+    /// A string.
     Text(String),
     /// Several values of a flag that takes several, such as `ema-beta`; not nested.
     List(Vec<Setting>),
 }
 
-/// Formats the value as on the command line; equal numbers always yield the same text.
+/// Formats the value as on the command line. Equal numbers always yield the same text.
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::Switch(value) => write!(f, "{value}"),
-            Self::Whole(value) => write!(f, "{value}"),
+            Self::Integer(value) => write!(f, "{value}"),
             Self::Number(value) => write!(f, "{value:?}"),
             Self::Text(value) => f.write_str(value),
             Self::List(values) => {
@@ -77,14 +77,14 @@ impl fmt::Display for Setting {
     }
 }
 
-/// The values that a key may take.
+/// The possible values of a key.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum SearchSpace {
     /// One of these values, which are distinct.
     Values(Vec<Setting>),
     /// An integer in a range.
-    Whole {
+    Integer {
         /// The minimum.
         low: i64,
         /// The maximum.
@@ -113,7 +113,7 @@ pub enum Method {
     Random {
         /// The number of jobs.
         jobs: usize,
-        /// The seed; equal seeds draw equal combinations.
+        /// The seed; equal seeds give equal combinations.
         seed: u64,
     },
 }
@@ -124,7 +124,7 @@ pub struct Sweep {
     /// The path of the file.
     #[serde(skip)]
     pub path: PathBuf,
-    /// The file's name without extension, which names the sweep's folder.
+    /// The name of the file without extension, which is also the name of the sweep's folder.
     pub name: String,
     /// The task that is trained.
     pub task: TaskKind,
@@ -173,10 +173,11 @@ impl Sweep {
         let method = match fields.text("method")?.as_deref() {
             None | Some("grid") => Method::Grid,
             Some("random") => {
-                let jobs = fields.whole("jobs", 1)?.and_then(|jobs| usize::try_from(jobs).ok());
-                let jobs =
-                    jobs.ok_or_else(|| fields.field_error("jobs", "expected how many, as a whole number"))?;
-                Method::Random { jobs, seed: fields.whole("seed", 0)?.unwrap_or(0) }
+                let jobs = fields.integer("jobs", 1)?.and_then(|jobs| usize::try_from(jobs).ok());
+                let jobs = jobs.ok_or_else(|| {
+                    fields.field_error("jobs", "expected the number of jobs, as an integer")
+                })?;
+                Method::Random { jobs, seed: fields.integer("seed", 0)?.unwrap_or(0) }
             }
             found => return Err(fields.field_error("method", expected(r#""grid" or "random""#, found))),
         };
@@ -185,10 +186,10 @@ impl Sweep {
             TaskKind::Classifier => "validation_accuracy".to_owned(),
         });
         let goal = match fields.text("goal")?.as_deref() {
-            None => Goal::of(&metric).ok_or_else(|| {
+            None => Goal::for_metric(&metric).ok_or_else(|| {
                 fields.field_error(
                     "goal",
-                    format!(r#"expected "min" or "max", as the name {metric} does not say it"#),
+                    format!(r#"expected "min" or "max", since it cannot be derived from the name {metric}"#),
                 )
             })?,
             Some("min") => Goal::Min,
@@ -204,14 +205,15 @@ impl Sweep {
         for (key, value) in fields.section("sweep")? {
             let field = format!("sweep.{key}");
             if fixed.contains_key(&key) {
-                return Err(fields.field_error(&field, "is fixed too: leave it out of one of the tables"));
+                return Err(
+                    fields.field_error(&field, "expected the key in one table, found it in fixed and sweep")
+                );
             }
             space.insert(key, fields.space(&field, value, method)?);
         }
         if space.is_empty() {
-            return Err(
-                fields.field_error("sweep", "expected a table of what is tried, such as lr = [1e-4, 1e-3]")
-            );
+            return Err(fields
+                .field_error("sweep", "expected a table of the values to try, such as lr = [1e-4, 1e-3]"));
         }
         fields.check_no_fields_left(method)?;
         let name = name(path)?;
@@ -228,10 +230,10 @@ impl Sweep {
         match fixed.chain(space).find(|(_, key)| !flags.contains(key)) {
             None => Ok(()),
             Some((table, key)) => {
-                let near = closest(key, flags.iter().map(String::as_str));
-                let near = near.map_or(String::new(), |near| format!("; the nearest is {near}"));
+                let suggestion = closest(key, flags.iter().map(String::as_str));
+                let suggestion = suggestion.map_or(String::new(), |flag| format!("; did you mean {flag}?"));
                 let message =
-                    format!("train {} has no flag --{}{near}", self.task.name(), key.escape_debug());
+                    format!("train {} has no flag --{}{suggestion}", self.task.name(), key.escape_debug());
                 Err(self.field_error(&format!("{table}.{}", key.escape_debug()), message))
             }
         }
@@ -242,7 +244,7 @@ impl Sweep {
     }
 }
 
-/// The name of a sweep's folder: that of its file, if it is valid as a folder's name.
+/// The name of a sweep's folder: the name of its file, if it is a valid name of a folder.
 fn name(path: &Path) -> Result<String> {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let allowed = |c: char| c.is_alphanumeric() || "-_.,+=".contains(c);
@@ -252,20 +254,20 @@ fn name(path: &Path) -> Result<String> {
     Ok(stem.into_owned())
 }
 
-fn expected(what: &str, found: Option<&str>) -> String {
+fn expected(expected_value: &str, found: Option<&str>) -> String {
     match found {
-        Some(found) => format!("expected {what}, found {}", truncate(found)),
-        None => format!("expected {what}"),
+        Some(found) => format!("expected {expected_value}, found {}", truncate(found)),
+        None => format!("expected {expected_value}"),
     }
 }
 
 /// Escapes and shortens a value of the file for a message.
 fn truncate(text: &str) -> String {
-    let short: String = text.escape_debug().take(40).collect();
-    if short.len() < text.len() { format!("{short:?}…") } else { format!("{text:?}") }
+    let shortened: String = text.escape_debug().take(40).collect();
+    if shortened.len() < text.len() { format!("{shortened:?}…") } else { format!("{text:?}") }
 }
 
-/// The fields of a file's table that are not parsed yet.
+/// The fields of the file that are not parsed yet.
 struct Fields<'a> {
     path: &'a Path,
     table: Table,
@@ -281,23 +283,23 @@ impl Fields<'_> {
             None => Ok(None),
             Some(value) => match self.setting(field, value)? {
                 Setting::Text(text) => Ok(Some(text)),
-                found => Err(self.field_error(field, expected("a text", Some(&found.to_string())))),
+                found => Err(self.field_error(field, expected("a string", Some(&found.to_string())))),
             },
         }
     }
 
-    fn whole(&mut self, field: &str, least: u64) -> Result<Option<u64>> {
+    fn integer(&mut self, field: &str, min: u64) -> Result<Option<u64>> {
         match self.table.remove(field) {
             None => Ok(None),
-            Some(Value::Integer(n)) if u64::try_from(n).is_ok_and(|n| n >= least) => Ok(Some(n as u64)),
+            Some(Value::Integer(n)) if u64::try_from(n).is_ok_and(|n| n >= min) => Ok(Some(n as u64)),
             Some(found) => {
-                let what = format!("a whole number, at least {least}");
-                Err(self.field_error(field, expected(&what, Some(&found.to_string()))))
+                let expected_value = format!("an integer of at least {min}");
+                Err(self.field_error(field, expected(&expected_value, Some(&found.to_string()))))
             }
         }
     }
 
-    /// Takes a table, whose keys are flags.
+    /// Removes a table whose keys are flags.
     fn section(&mut self, field: &str) -> Result<Table> {
         let table = match self.table.remove(field) {
             None => Table::new(),
@@ -309,16 +311,16 @@ impl Fields<'_> {
             return Err(self.field_error(field, message));
         }
         for key in table.keys() {
-            let flag = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+            let is_allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
             let field = format!("{field}.{}", key.escape_debug().take(60).collect::<String>());
-            if key.is_empty() || key.starts_with('-') || !key.chars().all(flag) {
+            if key.is_empty() || key.starts_with('-') || !key.chars().all(is_allowed) {
                 return Err(self
                     .field_error(&field, "expected a flag of train without its dashes, such as batch-size"));
             }
             if RESERVED.contains(&key.as_str()) {
                 let message = match key.as_str() {
-                    "data" | "config" => "belongs to the beginning of the file, above all tables",
-                    _ => "is not for a file to say: the sweep sees to it",
+                    "data" | "config" => "expected this key at the start of the file, before all tables",
+                    _ => "cannot be set in the file, since the sweep sets it",
                 };
                 return Err(self.field_error(&field, message));
             }
@@ -329,29 +331,29 @@ impl Fields<'_> {
     fn setting(&self, field: &str, value: Value) -> Result<Setting> {
         match value {
             Value::Boolean(value) => Ok(Setting::Switch(value)),
-            Value::Integer(value) => Ok(Setting::Whole(value)),
+            Value::Integer(value) => Ok(Setting::Integer(value)),
             Value::Float(value) if value.is_finite() => Ok(Setting::Number(value)),
-            Value::String(text) if text.len() <= MAX_TEXT && !text.chars().any(char::is_control) => {
+            Value::String(text) if text.len() <= MAX_TEXT_BYTES && !text.chars().any(char::is_control) => {
                 Ok(Setting::Text(text))
             }
             // A comma separates values on the command line.
             Value::Array(values) if (1..=MAX_LIST_VALUES).contains(&values.len()) => {
-                let one = |value: Value| match value {
+                let parse_item = |value: Value| match value {
                     Value::Boolean(_) | Value::Array(_) => Err(self.field_error(
                         field,
-                        expected("a list of texts or numbers", Some(&value.to_string())),
+                        expected("a list of strings or numbers", Some(&value.to_string())),
                     )),
                     Value::String(text) if text.contains(',') => {
-                        Err(self.field_error(field, expected("texts without commas", Some(&text))))
+                        Err(self.field_error(field, expected("strings without commas", Some(&text))))
                     }
                     value => self.setting(field, value),
                 };
-                Ok(Setting::List(values.into_iter().map(one).collect::<Result<_>>()?))
+                Ok(Setting::List(values.into_iter().map(parse_item).collect::<Result<_>>()?))
             }
             found => {
-                let what =
-                    format!("a text, a number, true, false or a list of 1 to {MAX_LIST_VALUES} values");
-                Err(self.field_error(field, expected(&what, Some(&found.to_string()))))
+                let expected_value =
+                    format!("a string, a number, true, false or a list of 1 to {MAX_LIST_VALUES} values");
+                Err(self.field_error(field, expected(&expected_value, Some(&found.to_string()))))
             }
         }
     }
@@ -361,8 +363,8 @@ impl Fields<'_> {
             Value::Array(values) => return self.values(field, values),
             Value::Table(table) => table,
             found => {
-                let what = "a list of values, or a range as { low = …, high = … }";
-                return Err(self.field_error(field, expected(what, Some(&found.to_string()))));
+                let expected_value = "a list of values, or a range as { low = …, high = … }";
+                return Err(self.field_error(field, expected(expected_value, Some(&found.to_string()))));
             }
         };
         if let Some(values) = table.remove("values") {
@@ -375,7 +377,7 @@ impl Fields<'_> {
         let (low, high, scale) = (table.remove("low"), table.remove("high"), table.remove("scale"));
         self.check_known_fields(field, &table, &["low", "high", "scale", "values"])?;
         if method == Method::Grid {
-            return Err(self.field_error(field, r#"a range is for method = "random"; a grid has values"#));
+            return Err(self.field_error(field, r#"a range requires method = "random""#));
         }
         let log = match scale.as_ref().map(Value::as_str) {
             None | Some(Some("linear")) => false,
@@ -387,23 +389,22 @@ impl Fields<'_> {
             Some(Value::Float(x)) if x.is_finite() => Some(*x),
             _ => None,
         };
-        let (Some(least), Some(most)) = (number(&low), number(&high)) else {
+        let (Some(min), Some(max)) = (number(&low), number(&high)) else {
             return Err(self.field_error(field, "expected numbers as low and high"));
         };
-        if least >= most || (log && least <= 0.0) || !(most - least).is_finite() {
+        if min >= max || (log && min <= 0.0) || !(max - min).is_finite() {
             let positive = if log { "positive and " } else { "" };
-            let message =
-                format!("expected low to be {positive}less than high, found {least:?} and {most:?}");
+            let message = format!("expected low to be {positive}less than high, found {min:?} and {max:?}");
             return Err(self.field_error(field, message));
         }
         Ok(match (low, high) {
-            // Above 2⁵³ not every integer is an f64.
+            // Above 2⁵³, not every integer is representable as f64.
             (Some(Value::Integer(low)), Some(Value::Integer(high)))
                 if low.abs().max(high.abs()) < 1 << 53 =>
             {
-                SearchSpace::Whole { low, high, log }
+                SearchSpace::Integer { low, high, log }
             }
-            _ => SearchSpace::Number { low: least, high: most, log },
+            _ => SearchSpace::Number { low: min, high: max, log },
         })
     }
 
@@ -414,36 +415,37 @@ impl Fields<'_> {
         }
         let values =
             values.into_iter().map(|value| self.setting(field, value)).collect::<Result<Vec<_>>>()?;
-        let mut written: Vec<String> = values.iter().map(Setting::to_string).collect();
-        written.sort();
-        match written.windows(2).find(|pair| pair[0] == pair[1]) {
-            Some(pair) => Err(self.field_error(field, format!("has {} twice", truncate(&pair[0])))),
+        let mut texts: Vec<String> = values.iter().map(Setting::to_string).collect();
+        texts.sort();
+        match texts.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(self
+                .field_error(field, format!("expected distinct values, found {} twice", truncate(&pair[0])))),
             None => Ok(SearchSpace::Values(values)),
         }
     }
 
-    /// Checks that no other fields are left in a table.
-    fn check_known_fields(&self, field: &str, table: &Table, known: &[&str]) -> Result<()> {
+    /// Checks that a table has no unknown fields.
+    fn check_known_fields(&self, field: &str, table: &Table, known_fields: &[&str]) -> Result<()> {
         let Some(key) = table.keys().next() else { return Ok(()) };
-        let near = closest(key, known.iter().copied())
-            .map_or(String::new(), |near| format!("; the nearest is {near}"));
-        let known = known.join(", ");
-        Err(self.field_error(field, format!("expected {known}, found {}{near}", truncate(key))))
+        let suggestion = closest(key, known_fields.iter().copied())
+            .map_or(String::new(), |field| format!("; did you mean {field}?"));
+        let known_fields = known_fields.join(", ");
+        Err(self.field_error(field, format!("expected {known_fields}, found {}{suggestion}", truncate(key))))
     }
 
-    /// Checks that no unknown fields are left in the file.
+    /// Checks that the file has no unknown fields.
     fn check_no_fields_left(&self, method: Method) -> Result<()> {
         const KNOWN: [&str; 10] =
             ["task", "data", "config", "method", "metric", "goal", "fixed", "sweep", "jobs", "seed"];
         let Some(key) = self.table.keys().next() else { return Ok(()) };
         if method == Method::Grid && ["jobs", "seed"].contains(&key.as_str()) {
-            return Err(self.field_error(key, r#"is for method = "random""#));
+            return Err(self.field_error(key, r#"requires method = "random""#));
         }
-        let near = closest(key, KNOWN);
-        let near = near.map_or(String::new(), |near| format!("; the nearest is {near}"));
-        let place =
-            if near.is_empty() { "; flags of train belong into the table fixed or sweep" } else { "" };
+        let suggestion = closest(key, KNOWN);
+        let suggestion = suggestion.map_or(String::new(), |field| format!("; did you mean {field}?"));
+        let hint =
+            if suggestion.is_empty() { "; put flags of train into the table fixed or sweep" } else { "" };
         let field = key.escape_debug().take(60).collect::<String>();
-        Err(self.field_error(&field, format!("there is no such field{near}{place}")))
+        Err(self.field_error(&field, format!("unknown field{suggestion}{hint}")))
     }
 }

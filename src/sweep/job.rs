@@ -9,17 +9,17 @@ use tiny_cats_models::random::{Purpose, Stream};
 use super::{Method, Result, SearchSpace, Setting, Sweep};
 use crate::data::hex;
 
-/// Maximum number of jobs: far more than is practical.
+/// Maximum number of jobs, more than is practical.
 const MAX_JOBS: usize = 10_000;
 /// Maximum characters of a job's name before its hash.
 const MAX_NAME_CHARS: usize = 80;
 
-/// One run of a sweep.
+/// A run of a sweep.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Job {
-    /// The differing settings and eight hexadecimal digits of the hash of its arguments: `lr=0.0003-1f2e3d4c`.
+    /// The name: the differing settings and eight hexadecimal digits of a hash of the arguments, such as `lr=0.0003-1f2e3d4c`.
     ///
-    /// It is unique in the sweep and valid as a folder's name.
+    /// It is unique in the sweep and a valid name of a folder.
     pub name: String,
     /// The settings that differ between jobs, by flag.
     pub settings: BTreeMap<String, Setting>,
@@ -28,10 +28,9 @@ pub struct Job {
 }
 
 impl Sweep {
-    /// Lists the jobs in an order that depends on the file only.
+    /// Lists the jobs in an order that depends only on the file.
     ///
-    /// A grid has every combination once; consecutive jobs differ in the last key first. A random sweep has as many distinct combinations
-    /// as requested.
+    /// A grid has every combination once; the last key varies fastest. A random sweep has as many distinct combinations as requested.
     ///
     /// # Errors
     /// Returns an error for more than 10,000 jobs, or fewer distinct combinations than requested.
@@ -44,22 +43,25 @@ impl Sweep {
     }
 
     fn grid(&self) -> Result<Vec<BTreeMap<String, Setting>>> {
-        let mut all = vec![BTreeMap::new()];
+        let mut combinations = vec![BTreeMap::new()];
         for (key, space) in &self.space {
             // The parser refuses ranges in a grid.
             let SearchSpace::Values(values) = space else { continue };
-            if all.len() * values.len() > MAX_JOBS {
+            if combinations.len() * values.len() > MAX_JOBS {
                 return Err(self
                     .field_error("sweep", format!("expected at most {MAX_JOBS} combinations, found more")));
             }
-            let with = |settings: &BTreeMap<String, Setting>, value: &Setting| {
+            let with_value = |settings: &BTreeMap<String, Setting>, value: &Setting| {
                 let mut settings = settings.clone();
                 settings.insert(key.clone(), value.clone());
                 settings
             };
-            all = all.iter().flat_map(|s| values.iter().map(move |value| with(s, value))).collect();
+            combinations = combinations
+                .iter()
+                .flat_map(|s| values.iter().map(move |value| with_value(s, value)))
+                .collect();
         }
-        Ok(all)
+        Ok(combinations)
     }
 
     fn random(&self, jobs: usize, seed: u64) -> Result<Vec<BTreeMap<String, Setting>>> {
@@ -67,25 +69,25 @@ impl Sweep {
             return Err(self.field_error("jobs", format!("expected at most {MAX_JOBS}, found {jobs}")));
         }
         let seeds: Vec<(&String, &SearchSpace, u64)> =
-            self.space.iter().map(|(key, space)| (key, space, seed_of(seed, key))).collect();
-        let (mut all, mut seen) = (Vec::new(), BTreeSet::new());
-        // All of n combinations are drawn after about n ln n draws.
+            self.space.iter().map(|(key, space)| (key, space, derive_seed(seed, key))).collect();
+        let (mut combinations, mut seen) = (Vec::new(), BTreeSet::new());
+        // About n ln n draws yield all of n combinations.
         for index in 0..100 * jobs as u64 {
             let draw = |&(key, space, seed): &(&String, &SearchSpace, u64)| {
                 (key.clone(), space.draw(&mut Stream::new(seed, Purpose::Order, index)))
             };
             let settings: BTreeMap<String, Setting> = seeds.iter().map(draw).collect();
             if seen.insert(settings.values().map(Setting::to_string).collect::<Vec<_>>()) {
-                all.push(settings);
+                combinations.push(settings);
             }
-            if all.len() == jobs {
-                return Ok(all);
+            if combinations.len() == jobs {
+                return Ok(combinations);
             }
         }
-        let found = all.len();
+        let found = combinations.len();
         Err(self.field_error(
             "jobs",
-            format!("expected at most as many as there are combinations, found {jobs} of {found}"),
+            format!("expected at most the number of distinct combinations, {found}, found {jobs}"),
         ))
     }
 
@@ -93,8 +95,8 @@ impl Sweep {
         let mut arguments = vec!["train".to_owned(), self.task.name().to_owned()];
         arguments.extend(self.data.clone());
         arguments.extend(self.config.as_ref().map(|config| format!("--config={config}")));
-        let all: BTreeMap<_, _> = self.fixed.iter().chain(&settings).collect();
-        arguments.extend(all.into_iter().filter_map(|(key, value)| match value {
+        let flags: BTreeMap<_, _> = self.fixed.iter().chain(&settings).collect();
+        arguments.extend(flags.into_iter().filter_map(|(key, value)| match value {
             Setting::Switch(false) => None,
             Setting::Switch(true) => Some(format!("--{key}")),
             value => Some(format!("--{key}={value}")),
@@ -103,52 +105,52 @@ impl Sweep {
     }
 }
 
-/// Makes a name from the arguments only.
+/// Creates the name of a job.
 fn name(settings: &BTreeMap<String, Setting>, arguments: &[String]) -> String {
     let mut hash = Sha256::new();
     for argument in arguments {
-        // The length separates the arguments.
+        // The length delimits the arguments.
         hash.update((argument.len() as u64).to_le_bytes());
         hash.update(argument);
     }
     let hash = hex(&hash.finalize()[..4]);
-    let plain = |c: char| if c.is_ascii_alphanumeric() || "._+-=".contains(c) { c } else { '_' };
+    let safe_char = |c: char| if c.is_ascii_alphanumeric() || "._+-=".contains(c) { c } else { '_' };
     let text: Vec<String> = settings.iter().map(|(key, value)| format!("{key}={value}")).collect();
-    let text: String = text.join("_").chars().map(plain).take(MAX_NAME_CHARS).collect();
+    let text: String = text.join("_").chars().map(safe_char).take(MAX_NAME_CHARS).collect();
     format!("{text}-{hash}")
 }
 
-/// The seed of a key's draws: see the [module](super).
-fn seed_of(seed: u64, key: &str) -> u64 {
+/// The seed for the values of a key; see the [module](super).
+fn derive_seed(seed: u64, key: &str) -> u64 {
     let hash =
         Sha256::new().chain_update("tiny-cats sweep").chain_update(seed.to_le_bytes()).chain_update(key);
-    let mut first = [0; 8];
-    first.copy_from_slice(&hash.finalize()[..8]);
-    u64::from_le_bytes(first)
+    let mut prefix = [0; 8];
+    prefix.copy_from_slice(&hash.finalize()[..8]);
+    u64::from_le_bytes(prefix)
 }
 
 impl SearchSpace {
-    /// Draws one value; see the [module](super).
+    /// Draws a random value; see the [module](super).
     fn draw(&self, stream: &mut Stream) -> Setting {
         match *self {
             // The parser refuses an empty list, and one of 2³² values.
-            Self::Values(ref values) => values[stream.below(values.len() as u32) as usize].clone(),
+            Self::Values(ref values) => values[stream.uniform_int(values.len() as u32) as usize].clone(),
             Self::Number { low, high, log } => {
-                let drawn = between(stream.uniform(), low, high, log);
-                let rounded: f64 = format!("{drawn:.5e}").parse().unwrap_or(drawn);
+                let value = interpolate(stream.uniform(), low, high, log);
+                let rounded: f64 = format!("{value:.5e}").parse().unwrap_or(value);
                 Setting::Number(rounded.clamp(low, high))
             }
-            Self::Whole { low, high, log } => {
-                // Every integer gets a share of the same width, including the two ends.
+            Self::Integer { low, high, log } => {
+                // Every integer has an interval of the same width, including the bounds.
                 let (from, to) = (low as f64, high as f64 + 1.0);
-                let drawn = between(stream.uniform(), from, to, log);
-                Setting::Whole((drawn.floor() as i64).clamp(low, high))
+                let value = interpolate(stream.uniform(), from, to, log);
+                Setting::Integer((value.floor() as i64).clamp(low, high))
             }
         }
     }
 }
 
-fn between(share: f64, low: f64, high: f64, log: bool) -> f64 {
+fn interpolate(share: f64, low: f64, high: f64, log: bool) -> f64 {
     if log { low * (high / low).powf(share) } else { low + share * (high - low) }
 }
 
@@ -165,16 +167,16 @@ mod tests {
     fn number(setting: &Setting) -> f64 {
         match setting {
             Setting::Number(x) => *x,
-            Setting::Whole(n) => *n as f64,
+            Setting::Integer(n) => *n as f64,
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn a_grid_has_every_combination_exactly_once() {
+    fn a_grid_has_every_combination_once() {
         for case in 0..60 {
             let mut random = Stream::new(3, Purpose::Order, case);
-            let lens: Vec<u32> = (0..=random.below(4)).map(|_| 1 + random.below(5)).collect();
+            let lens: Vec<u32> = (0..=random.uniform_int(4)).map(|_| 1 + random.uniform_int(5)).collect();
             let line = |(i, n): (usize, &u32)| {
                 let values: Vec<String> = (0..*n).map(|v| (v * v).to_string()).collect();
                 format!("k{i} = [{}]\n", values.join(", "))
@@ -186,9 +188,10 @@ mod tests {
                 jobs.iter().map(|job| job.settings.values().map(Setting::to_string).collect()).collect();
             assert_eq!(points.len(), jobs.len(), "{text}");
             for point in &points {
-                let inside = |(value, n): (&String, &u32)| (0..*n).any(|v| (v * v).to_string() == *value);
+                let is_in_range =
+                    |(value, n): (&String, &u32)| (0..*n).any(|v| (v * v).to_string() == *value);
                 assert!(
-                    point.iter().zip(&lens).all(inside) && point.len() == lens.len(),
+                    point.iter().zip(&lens).all(is_in_range) && point.len() == lens.len(),
                     "{text}: {point:?}"
                 );
             }
@@ -197,9 +200,9 @@ mod tests {
         }
     }
 
-    /// Other tools that run jobs rely on their names: a changed name orphans finished work.
+    /// The names must not change, since other tools find finished jobs by them.
     #[test]
-    fn a_job_is_its_arguments_and_has_a_name_that_never_changes() {
+    fn names_and_arguments_of_jobs_are_stable() {
         let sweep = sweep(
             "task = \"classifier\"\ndata = \"data/cats\"\nconfig = \"smoke\"\n[fixed]\nepochs = 2\nno-pretrained = true\n\
              [sweep]\nlr = [1e-4, 1e-5]\nbackbone = [\"resnet18\"]\nmixed-precision = [false]",
@@ -214,9 +217,9 @@ mod tests {
         let jobs = self::sweep(lists).jobs().unwrap();
         assert_eq!(jobs[0].arguments, ["train", "dit", "--ema-beta=0.9,0.95", "--tensorboard", "--x=1,a"]);
         assert!(jobs[0].name.starts_with("x=1_a-") && jobs[1].name.starts_with("x=2-"));
-        let odd = "task = \"dit\"\n[sweep]\nx = [\"../../ü \", \"\", \"-\"]\ny = [\"LONG\"]";
-        let odd = self::sweep(&odd.replace("LONG", &"y".repeat(900))).jobs().unwrap();
-        for job in odd {
+        let unusual = "task = \"dit\"\n[sweep]\nx = [\"../../ü \", \"\", \"-\"]\ny = [\"LONG\"]";
+        let unusual = self::sweep(&unusual.replace("LONG", &"y".repeat(900))).jobs().unwrap();
+        for job in unusual {
             assert!(
                 job.name.len() <= MAX_NAME_CHARS + 9 && !job.name.contains(['/', ' ', 'ü']),
                 "{}",
@@ -226,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn random_draws_are_those_of_their_seed_and_lie_within_their_bounds() {
+    fn random_values_are_reproducible_and_within_their_bounds() {
         let text = |seed: u64, more: &str| {
             format!(
                 "task = \"dit\"\nmethod = \"random\"\njobs = 2000\nseed = {seed}\n[sweep]\n{more}\
@@ -236,22 +239,22 @@ mod tests {
         };
         let jobs = sweep(&text(7, "")).jobs().unwrap();
         assert_eq!(jobs, sweep(&text(7, "")).jobs().unwrap());
-        let of =
+        let values_of =
             |jobs: &[Job], key: &str| jobs.iter().map(|job| number(&job.settings[key])).collect::<Vec<f64>>();
-        let rates = of(&jobs, "lr");
-        // Computed by another program from the module's documentation.
+        let rates = values_of(&jobs, "lr");
+        // Computed by an independent program from the documentation of the module.
         assert_eq!(rates[..4], [0.0178495, 0.00815365, 0.000245088, 0.000142986]);
-        assert_ne!(rates, of(&sweep(&text(8, "")).jobs().unwrap(), "lr"));
-        // Another key does not affect these.
-        assert_eq!(rates, of(&sweep(&text(7, "size = [\"nano\"]\n")).jobs().unwrap(), "lr"));
+        assert_ne!(rates, values_of(&sweep(&text(8, "")).jobs().unwrap(), "lr"));
+        // Other keys do not affect the values.
+        assert_eq!(rates, values_of(&sweep(&text(7, "size = [\"nano\"]\n")).jobs().unwrap(), "lr"));
         assert!(rates.iter().all(|x| (1e-4..=1e-1).contains(x)));
-        assert!(of(&jobs, "weight-decay").iter().all(|x| (-0.5..=1.0).contains(x)));
+        assert!(values_of(&jobs, "weight-decay").iter().all(|x| (-0.5..=1.0).contains(x)));
         for n in 1..=4 {
-            let share = of(&jobs, "steps").iter().filter(|x| **x == f64::from(n)).count();
-            assert!((400..600).contains(&share), "{n} was drawn {share} times of 2000");
+            let share = values_of(&jobs, "steps").iter().filter(|x| **x == f64::from(n)).count();
+            assert!((400..600).contains(&share), "{n} was drawn {share} of 2000 times");
         }
         // Kolmogorov–Smirnov test: the maximum distance to the uniform distribution is below 1.95 / √n for 999 of 1000 seeds.
-        let uniform = |mut shares: Vec<f64>| {
+        let ks_distance = |mut shares: Vec<f64>| {
             shares.sort_by(f64::total_cmp);
             let n = shares.len() as f64;
             shares
@@ -260,16 +263,21 @@ mod tests {
                 .map(|(i, x)| (x - i as f64 / n).abs().max((x - (i + 1) as f64 / n).abs()))
                 .fold(0.0, f64::max)
         };
-        assert!(uniform(rates.iter().map(|x| (x / 1e-4).log10() / 3.0).collect()) < 1.95 / 2000f64.sqrt());
-        assert!(uniform(rates.iter().map(|x| x / 1e-1).collect()) > 0.3, "it is not uniform itself");
         assert!(
-            uniform(of(&jobs, "weight-decay").iter().map(|x| (x + 0.5) / 1.5).collect())
+            ks_distance(rates.iter().map(|x| (x / 1e-4).log10() / 3.0).collect()) < 1.95 / 2000f64.sqrt()
+        );
+        assert!(
+            ks_distance(rates.iter().map(|x| x / 1e-1).collect()) > 0.3,
+            "the values themselves are not uniform"
+        );
+        assert!(
+            ks_distance(values_of(&jobs, "weight-decay").iter().map(|x| (x + 0.5) / 1.5).collect())
                 < 1.95 / 2000f64.sqrt()
         );
     }
 
     #[test]
-    fn random_jobs_differ_and_too_many_are_refused() {
+    fn random_jobs_are_distinct_and_limited() {
         let text = |jobs: usize| {
             format!(
                 "task = \"dit\"\nmethod = \"random\"\njobs = {jobs}\n[sweep]\nx = [1, 2, 3]\ny = {{ values = [1, 2] }}"

@@ -25,9 +25,9 @@ use crate::{cloud, signals};
 /// The file in a job's folder that holds its output.
 pub const LOG: &str = "output.log";
 
-/// Interval of the checks for the end of a job.
+/// The interval between checks that a job has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// The end of a log that is searched for an error.
+/// Bytes at the end of a log that are searched for an error.
 const TAIL_BYTES: u64 = 64 << 10;
 
 /// The runner of a sweep's jobs.
@@ -43,7 +43,7 @@ pub struct Runner {
     pub stop: StopSignal,
 }
 
-/// A request to stop: it is forwarded to the running job, and no other job starts.
+/// A request to stop. It is forwarded to the running job, and no other job starts.
 #[derive(Clone, Debug, Default)]
 pub struct StopSignal {
     requested: Arc<AtomicBool>,
@@ -52,14 +52,14 @@ pub struct StopSignal {
 }
 
 impl StopSignal {
-    /// Makes a stop signal that is triggered by the process signals that stop a run.
+    /// Creates a request that the signals that stop a run trigger.
     ///
     /// # Errors
     /// Returns an error if the handlers cannot be installed.
     pub fn on_signals() -> std::io::Result<Self> {
         let stop = Self::default();
         for signal in signals::stop_signals() {
-            // The order matters: a request to forward must always be visible as a request to stop.
+            // The order matters: when the request is forwarded, it must be visible to all other checks.
             signal_hook::flag::register(signal, stop.requested.clone())?;
             signal_hook::flag::register(signal, stop.not_forwarded.clone())?;
         }
@@ -75,9 +75,9 @@ impl StopSignal {
 #[derive(Debug)]
 pub enum SweepEvent<'a> {
     /// A job starts or resumes.
-    Begins(usize, &'a Job),
-    /// The runner waits for a job that an earlier, killed process started and that is still running.
-    Waits(usize, &'a Job),
+    Started(usize, &'a Job),
+    /// The runner waits for a running job of an earlier process that was killed.
+    Waiting(usize, &'a Job),
     /// A job has ended.
     Ended(usize, &'a Outcome),
 }
@@ -113,41 +113,45 @@ impl Runner {
     ) -> Result<SweepResult> {
         let folder = self.folder(sweep);
         std::fs::create_dir_all(&folder).map_err(|e| Error::file(&folder, e))?;
-        let lock = Lock::take(&folder)?;
-        if lock.is_none() {
+        let sweep_lock = Lock::acquire(&folder)?;
+        if sweep_lock.is_none() {
             return Err(Error::file(&folder, "another process works on this sweep"));
         }
         let mut state = SweepState::open(&folder, sweep, jobs)?;
         let mut stopped = false;
         for (i, job) in jobs.iter().enumerate() {
-            let before = state.jobs[i].status;
-            if before == JobStatus::Finished || (before == JobStatus::Failed && !self.retry_failed) {
+            let previous_status = state.jobs[i].status;
+            if previous_status == JobStatus::Finished
+                || (previous_status == JobStatus::Failed && !self.retry_failed)
+            {
                 continue;
             }
-            let own = folder.join(&job.name);
-            std::fs::create_dir_all(&own).map_err(|e| Error::file(&own, e))?;
-            let Some(claim) = self.claim(&own, &mut || observe(SweepEvent::Waits(i, job)))? else {
+            let job_folder = folder.join(&job.name);
+            std::fs::create_dir_all(&job_folder).map_err(|e| Error::file(&job_folder, e))?;
+            let Some(lock) =
+                self.lock_job_folder(&job_folder, &mut || observe(SweepEvent::Waiting(i, job)))?
+            else {
                 stopped = true;
                 break;
             };
             let outcome = &mut state.jobs[i];
-            let newest = newest(&own)?;
-            // The run finished, but no process was left to record it.
-            let done =
-                before != JobStatus::Failed && newest.is_some_and(|run| run.1.status == Status::Finished);
-            if done {
+            let newest_run = newest_run(&job_folder)?;
+            // The run finished, but the process that would have recorded it was killed.
+            let is_finished = previous_status != JobStatus::Failed
+                && newest_run.is_some_and(|run| run.1.status == Status::Finished);
+            if is_finished {
                 outcome.status = JobStatus::Finished;
             } else {
                 (outcome.status, outcome.error) = (JobStatus::Running, None);
                 state.save(&folder)?;
-                observe(SweepEvent::Begins(i, job));
+                observe(SweepEvent::Started(i, job));
                 let start = Instant::now();
-                let (status, error) = self.train(sweep.task, job, &own, claim)?;
+                let (status, error) = self.train(sweep.task, job, &job_folder, lock)?;
                 let outcome = &mut state.jobs[i];
                 outcome.seconds += start.elapsed().as_secs_f64();
                 (outcome.status, outcome.error) = (status, error);
             }
-            update_outcome(&mut state.jobs[i], &folder, &own, sweep)?;
+            update_outcome(&mut state.jobs[i], &folder, &job_folder, sweep)?;
             state.save(&folder)?;
             observe(SweepEvent::Ended(i, &state.jobs[i]));
             stopped = state.jobs[i].status == JobStatus::Stopped;
@@ -159,29 +163,29 @@ impl Runner {
         Ok(SweepResult { folder, state, stopped })
     }
 
-    /// Records what the folders of `sweep`'s `jobs` contain, without running any: for jobs that ran elsewhere.
+    /// Records the results in the folders of the `jobs` of `sweep` without running any, for jobs that ran on other machines.
     ///
     /// # Errors
     /// Returns an error if the folder is missing or of another sweep, or another process works in it.
     pub fn collect(&self, sweep: &Sweep, jobs: &[Job]) -> Result<SweepResult> {
         let folder = self.folder(sweep);
         if !folder.is_dir() {
-            return Err(Error::file(&folder, "there is no such sweep"));
+            return Err(Error::file(&folder, "this sweep does not exist"));
         }
-        let lock = Lock::take(&folder)?;
+        let lock = Lock::acquire(&folder)?;
         if lock.is_none() {
             return Err(Error::file(&folder, "another process works on this sweep"));
         }
         let mut state = SweepState::open(&folder, sweep, jobs)?;
         for (job, outcome) in jobs.iter().zip(&mut state.jobs) {
-            let own = folder.join(&job.name);
-            let cloud = cloud_records(&own)?.pop();
+            let job_folder = folder.join(&job.name);
+            let cloud = cloud_records(&job_folder)?.pop();
             if let Some(cloud) = &cloud {
                 outcome.seconds = cloud.seconds;
             }
             // A failure before the run's folder existed is recorded only in `cloud.json`.
             let failed = cloud.filter(|cloud| cloud.status == "failed");
-            (outcome.status, outcome.error) = match (newest(&own)?.map(|run| run.1), failed) {
+            (outcome.status, outcome.error) = match (newest_run(&job_folder)?.map(|run| run.1), failed) {
                 (Some(RunRecord { status: Status::Finished, .. }), _) => (JobStatus::Finished, None),
                 (_, Some(failed)) => (JobStatus::Failed, failed.error),
                 (Some(RunRecord { status: Status::Failed, error, .. }), _) => (JobStatus::Failed, error),
@@ -189,54 +193,54 @@ impl Runner {
                 (Some(_), _) => (JobStatus::Running, None),
                 (None, None) => (outcome.status, outcome.error.take()),
             };
-            update_outcome(outcome, &folder, &own, sweep)?;
+            update_outcome(outcome, &folder, &job_folder, sweep)?;
         }
         state.save(&folder)?;
         Ok(SweepResult { folder, state, stopped: false })
     }
 
-    /// Locks a job's folder for a new process; `None` after a request to stop.
+    /// Locks the folder of a job for a new process; `None` after a request to stop.
     ///
-    /// It waits while a process of an earlier call still works there, as two would conflict.
-    fn claim(&self, own: &Path, on_wait: &mut dyn FnMut()) -> Result<Option<File>> {
-        let path = own.join("lock");
+    /// Waits while a process of an earlier call still works in the folder.
+    fn lock_job_folder(&self, job_folder: &Path, on_wait: &mut dyn FnMut()) -> Result<Option<File>> {
+        let path = job_folder.join("lock");
         let failed = |e| Error::file(&path, e);
         let file = File::options().create(true).append(true).read(true).open(&path).map_err(failed)?;
-        let mut told = false;
+        let mut was_notified = false;
         while !self.stop.requested() {
-            let free = match file.try_lock() {
+            let is_free = match file.try_lock() {
                 Ok(()) => true,
                 Err(TryLockError::WouldBlock) => false,
                 Err(TryLockError::Error(e)) => return Err(failed(e)),
             };
-            if free && !folder::list(own)?.iter().any(|(run, _)| Lock::is_held(run)) {
+            if is_free && !folder::list(job_folder)?.iter().any(|(run, _)| Lock::is_held(run)) {
                 return Ok(Some(file));
             }
-            if !told {
+            if !was_notified {
                 on_wait();
-                told = true;
+                was_notified = true;
             }
             std::thread::sleep(POLL_INTERVAL);
         }
         Ok(None)
     }
 
-    /// Starts a job's process and waits for its end.
+    /// Runs the process of a job to its end.
     fn train(
         &self,
         task: TaskKind,
         job: &Job,
-        own: &Path,
-        claim: File,
+        job_folder: &Path,
+        lock: File,
     ) -> Result<(JobStatus, Option<String>)> {
-        let path = own.join(LOG);
+        let path = job_folder.join(LOG);
         let log = File::options().create(true).append(true).open(&path).map_err(|e| Error::file(&path, e))?;
-        let start = log.metadata().map_or(0, |about| about.len());
-        let both = log.try_clone().map_err(|e| Error::file(&path, e))?;
+        let start = log.metadata().map_or(0, |metadata| metadata.len());
+        let stderr_log = log.try_clone().map_err(|e| Error::file(&path, e))?;
         // The released files are next to the run, not in the default folder.
         let released = match task {
-            TaskKind::Dit => own.to_owned(),
-            TaskKind::Classifier => own.join("cats_model.pt"),
+            TaskKind::Dit => job_folder.to_owned(),
+            TaskKind::Classifier => job_folder.join("cats_model.pt"),
         };
         let flag = |flag: &str, path: &Path| {
             let mut argument = OsString::from(flag);
@@ -244,23 +248,24 @@ impl Runner {
             argument
         };
         let mut command = Command::new(&self.program);
-        command.args(&job.arguments).args([flag("--runs-dir=", own), flag("--output=", &released)]);
+        command.args(&job.arguments).args([flag("--runs-dir=", job_folder), flag("--output=", &released)]);
         command.arg("--resume=auto");
-        // The lock belongs to the open file, which is the job's empty standard input: it is released when the job ends, even without us.
-        command.stdin(claim).stdout(log).stderr(both);
-        // A terminal's Ctrl-C goes to this process, which forwards it: the job must not get it twice.
+        // The open file that holds the lock is the standard input of the job, which is empty. So the lock is released when the job
+        // ends, even if this process has been killed.
+        command.stdin(lock).stdout(log).stderr(stderr_log);
+        // The job is in its own process group, since this process forwards Ctrl-C, and the job must not receive it twice.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut child = command.spawn().map_err(|e| Error::file(&self.program, e))?;
-        // Closes our copy of the lock, so that only the job holds it.
+        // Closes the copy of the file in this process, so that only the job holds the lock.
         drop(command);
-        let mut told = false;
+        let mut is_stopping = false;
         let status = loop {
             if let Some(status) = child.try_wait().map_err(|e| Error::file(&self.program, e))? {
                 break status;
             }
             if self.stop.not_forwarded.swap(false, Ordering::SeqCst) {
-                told = true;
+                is_stopping = true;
                 terminate(&mut child);
             }
             std::thread::sleep(POLL_INTERVAL);
@@ -269,8 +274,8 @@ impl Runner {
             Some(0) => (JobStatus::Finished, None),
             Some(code) if code == i32::from(signals::EXIT_RESUMABLE) => (JobStatus::Stopped, None),
             // The job ended by the forwarded signal, or with the exit code for it.
-            None | Some(128..) if told => (JobStatus::Stopped, None),
-            _ => (JobStatus::Failed, Some(reason(&path, start, status))),
+            None | Some(128..) if is_stopping => (JobStatus::Stopped, None),
+            _ => (JobStatus::Failed, Some(failure_reason(&path, start, status))),
         })
     }
 }
@@ -280,37 +285,38 @@ fn terminate(child: &mut Child) {
     let pid = Pid::from_u32(child.id());
     let mut system = System::new();
     system.refresh_processes(ProcessesToUpdate::Some(&[pid]), true);
-    let requested = system.process(pid).and_then(|process| process.kill_with(Signal::Term));
-    if requested != Some(true) {
-        // It may have ended meanwhile.
+    let was_sent = system.process(pid).and_then(|process| process.kill_with(Signal::Term));
+    if was_sent != Some(true) {
+        // The process may have ended.
         let _ = child.kill();
     }
 }
 
-/// Reads the cloud records of the runs in a job's folder.
-fn cloud_records(own: &Path) -> Result<Vec<cloud::CloudRecord>> {
-    let Ok(entries) = std::fs::read_dir(own) else { return Ok(Vec::new()) };
+/// Reads the cloud records of the runs in the folder of a job, oldest first.
+fn cloud_records(job_folder: &Path) -> Result<Vec<cloud::CloudRecord>> {
+    let Ok(entries) = std::fs::read_dir(job_folder) else { return Ok(Vec::new()) };
     let folders = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir());
     let mut records = Vec::new();
     for folder in folders.filter(|path| !path.is_symlink()) {
         records.extend(cloud::CloudRecord::load(&folder)?);
     }
-    let begun = |record: &cloud::CloudRecord| record.attempts.first().map_or(0.0, |attempt| attempt.begun);
-    records.sort_by(|a, b| begun(a).total_cmp(&begun(b)));
+    let start_time =
+        |record: &cloud::CloudRecord| record.attempts.first().map_or(0.0, |attempt| attempt.started);
+    records.sort_by(|a, b| start_time(a).total_cmp(&start_time(b)));
     Ok(records)
 }
 
-/// The run in a job's folder that started last.
-fn newest(own: &Path) -> Result<Option<(PathBuf, RunRecord)>> {
-    Ok(folder::list(own)?.pop())
+/// The newest run in the folder of a job.
+fn newest_run(job_folder: &Path) -> Result<Option<(PathBuf, RunRecord)>> {
+    Ok(folder::list(job_folder)?.pop())
 }
 
 /// Updates a job's outcome from its run.
-fn update_outcome(outcome: &mut Outcome, folder: &Path, own: &Path, sweep: &Sweep) -> Result<()> {
-    let Some((run, _)) = newest(own)? else {
+fn update_outcome(outcome: &mut Outcome, folder: &Path, job_folder: &Path, sweep: &Sweep) -> Result<()> {
+    let Some((run, _)) = newest_run(job_folder)? else {
         if outcome.status == JobStatus::Finished {
             outcome.status = JobStatus::Failed;
-            outcome.error = Some(format!("it left no run in {}", own.display()));
+            outcome.error = Some(format!("expected a run in {}, found none", job_folder.display()));
         }
         return Ok(());
     };
@@ -320,8 +326,8 @@ fn update_outcome(outcome: &mut Outcome, folder: &Path, own: &Path, sweep: &Swee
     Ok(())
 }
 
-/// The reason of a failure: the last error message, else the last line, else the exit status.
-fn reason(log: &Path, start: u64, status: ExitStatus) -> String {
+/// The reason of a failure: the last error message in the log, or its last line, or the exit status.
+fn failure_reason(log: &Path, start: u64, status: ExitStatus) -> String {
     let read = || -> std::io::Result<String> {
         let mut file = File::open(log)?;
         let from = file.metadata()?.len().saturating_sub(TAIL_BYTES).max(start);
@@ -331,9 +337,9 @@ fn reason(log: &Path, start: u64, status: ExitStatus) -> String {
         Ok(String::from_utf8_lossy(&text).into_owned())
     };
     let text = read().unwrap_or_default();
-    let said = text.lines().rfind(|line| line.starts_with("error: "));
-    // A killed process prints no reason, so its last line is not one.
-    let last = || text.lines().rfind(|line| !line.trim().is_empty()).filter(|_| status.code().is_some());
-    let line = said.or_else(last).map(|line| line.trim_start_matches("error: ").trim());
+    let error_line = text.lines().rfind(|line| line.starts_with("error: "));
+    // The last line of a killed process is not a reason.
+    let last_line = || text.lines().rfind(|line| !line.trim().is_empty()).filter(|_| status.code().is_some());
+    let line = error_line.or_else(last_line).map(|line| line.trim_start_matches("error: ").trim());
     line.map_or_else(|| status.to_string(), |line| line.chars().take(300).collect())
 }

@@ -18,8 +18,9 @@ use crate::train::{
 
 /// The file in a sweep's folder that holds its [`SweepState`].
 pub const STATE_FILE: &str = "sweep.json";
-/// Ten thousand jobs take about ten megabytes.
+/// Maximum bytes of the file; 10,000 jobs take about 10 MB.
 const MAX_BYTES: u64 = 64 << 20;
+/// The version of the format.
 const FORMAT: u64 = 1;
 
 /// The status of a job.
@@ -66,7 +67,7 @@ pub struct Outcome {
     pub run: Option<PathBuf>,
     /// The error, if it failed.
     pub error: Option<String>,
-    /// Duration in seconds of all attempts.
+    /// Duration of all attempts in seconds.
     pub seconds: f64,
 }
 
@@ -74,14 +75,14 @@ pub struct Outcome {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SweepState {
     format: u64,
-    /// The sweep's settings, which show that the state is of the same sweep.
+    /// The settings of the sweep, to detect a state of another sweep.
     sweep: Value,
     /// The outcomes in the order of the jobs.
     pub jobs: Vec<Outcome>,
 }
 
 impl SweepState {
-    /// Makes the state of a new sweep.
+    /// Creates the state of a new sweep.
     pub fn new(sweep: &Sweep, jobs: &[Job]) -> Self {
         let outcome = |job: &Job| Outcome {
             job: job.name.clone(),
@@ -95,7 +96,7 @@ impl SweepState {
         Self { format: FORMAT, sweep: json!(sweep), jobs: jobs.iter().map(outcome).collect() }
     }
 
-    /// Reads the state in `folder`, or makes a new one if there is none.
+    /// Reads the state in `folder`, or creates a new one if there is none.
     ///
     /// Jobs that the sweep does not have are dropped.
     ///
@@ -104,32 +105,33 @@ impl SweepState {
     pub fn open(folder: &Path, sweep: &Sweep, jobs: &[Job]) -> Result<Self> {
         let path = folder.join(STATE_FILE);
         let mut state = Self::new(sweep, jobs);
-        let about = match std::fs::metadata(&path) {
-            Ok(about) => about,
+        let metadata = match std::fs::metadata(&path) {
+            Ok(metadata) => metadata,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(state),
             Err(e) => return Err(Error::file(&path, e)),
         };
-        if !about.is_file() || about.len() > MAX_BYTES {
-            return Err(Error::file(&path, "expected what is known of a sweep"));
+        if !metadata.is_file() || metadata.len() > MAX_BYTES {
+            return Err(Error::file(&path, "expected the state of a sweep"));
         }
         let text = std::fs::read(&path).map_err(|e| Error::file(&path, e))?;
-        let broken = |e| Error::file(&path, format!("expected what is known of a sweep: {e}"));
-        let old: Self = serde_json::from_slice(&text).map_err(broken)?;
+        let parse_error = |e| Error::file(&path, format!("expected the state of a sweep: {e}"));
+        let old: Self = serde_json::from_slice(&text).map_err(parse_error)?;
         if old.format != FORMAT {
             let message =
-                format!("format: expected {FORMAT}, found {}: it is of another version", old.format);
+                format!("format: expected {FORMAT}, found {}; the file is from another version", old.format);
             return Err(Error::file(&path, message));
         }
         if let Some(field) = difference("", &old.sweep, &state.sweep) {
             let message = format!(
-                "{} is not the sweep that was begun: {field}; give it another name, or remove the folder to begin anew",
+                "{} differs from the sweep in this folder: {field}; rename the file, or remove the folder to start again",
                 sweep.path.display()
             );
             return Err(Error::file(folder, message));
         }
-        let mut known: BTreeMap<String, Outcome> = old.jobs.into_iter().map(|o| (o.job.clone(), o)).collect();
+        let mut recorded: BTreeMap<String, Outcome> =
+            old.jobs.into_iter().map(|o| (o.job.clone(), o)).collect();
         for outcome in &mut state.jobs {
-            if let Some(old) = known.remove(&outcome.job) {
+            if let Some(old) = recorded.remove(&outcome.job) {
                 let settings = std::mem::take(&mut outcome.settings);
                 *outcome = Outcome { settings, ..old };
             }
@@ -157,13 +159,13 @@ impl SweepState {
         let mut ranked: Vec<&Outcome> = self.jobs.iter().collect();
         ranked.sort_by(|a, b| {
             let (x, y) = (value(a), value(b));
-            let done = |o: &Outcome| o.status != JobStatus::Finished;
-            goal.is_better(y, x).cmp(&goal.is_better(x, y)).then(done(a).cmp(&done(b)))
+            let is_unfinished = |o: &Outcome| o.status != JobStatus::Finished;
+            goal.is_better(y, x).cmp(&goal.is_better(x, y)).then(is_unfinished(a).cmp(&is_unfinished(b)))
         });
         ranked
     }
 
-    /// Number of jobs with that status.
+    /// Returns the number of jobs with this status.
     pub fn count(&self, status: JobStatus) -> usize {
         self.jobs.iter().filter(|outcome| outcome.status == status).count()
     }

@@ -12,11 +12,11 @@ use image::RgbImage;
 use super::{RunInfo, Tracker};
 use crate::train::folder::Status;
 
-/// Maximum number of queued messages: at a line every hundred steps, they cover an outage of some hundred thousand steps.
+/// Maximum queued messages. With one message per hundred steps, they cover an outage of some hundred thousand steps.
 const MAX_QUEUED: usize = 4096;
 /// Maximum bytes of queued images.
 const MAX_QUEUED_IMAGE_BYTES: usize = 64 << 20;
-/// Messages that are delivered at once.
+/// Maximum messages per delivery.
 const BATCH: usize = 256;
 
 /// Maximum time between two wake-ups of the thread.
@@ -30,23 +30,23 @@ pub struct Message {
     /// Steps done.
     pub step: u64,
     /// The content.
-    pub body: Body,
+    pub body: MessageBody,
 }
 
 /// The content of a [`Message`].
 #[derive(Clone, Debug, PartialEq)]
-pub enum Body {
-    /// Names and numbers.
+pub enum MessageBody {
+    /// Names and values.
     Scalars(Vec<(String, f64)>),
     /// A name and an image.
-    Picture(String, RgbImage),
+    Image(String, RgbImage),
 }
 
 impl Message {
     fn bytes(&self) -> usize {
         match &self.body {
-            Body::Scalars(values) => values.iter().map(|(name, _)| name.len() + 32).sum(),
-            Body::Picture(_, picture) => picture.as_raw().len(),
+            MessageBody::Scalars(values) => values.iter().map(|(name, _)| name.len() + 32).sum(),
+            MessageBody::Image(_, image) => image.as_raw().len(),
         }
     }
 }
@@ -54,23 +54,23 @@ impl Message {
 /// The error of a delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// A transient error: a later attempt may succeed.
-    Passing(String),
-    /// The server refuses the first messages of the queue, of the given number, permanently.
-    Refused(usize, String),
-    /// A permanent error: no delivery will succeed.
-    Lasting(String),
+    /// A transient error: a retry may succeed.
+    Transient(String),
+    /// The server permanently rejects the first messages of the queue; their number is given.
+    Rejected(usize, String),
+    /// A permanent error: no delivery can succeed.
+    Permanent(String),
 }
 
 impl Failure {
     fn reason(&self) -> &str {
         match self {
-            Self::Passing(reason) | Self::Refused(_, reason) | Self::Lasting(reason) => reason,
+            Self::Transient(reason) | Self::Rejected(_, reason) | Self::Permanent(reason) => reason,
         }
     }
 }
 
-/// The destination of messages, with a thread of its own.
+/// The destination of messages, which runs in a separate thread.
 pub trait Sink: Send {
     /// Delivers messages in order and removes the delivered ones from the queue.
     ///
@@ -80,7 +80,7 @@ pub trait Sink: Send {
     /// Returns an error if a message could not be delivered.
     fn deliver(&mut self, queue: &mut VecDeque<Message>) -> Result<(), Failure>;
 
-    /// Ends the delivery with the run's status; no more messages follow.
+    /// Ends the delivery with the status of the run; no more messages follow.
     ///
     /// # Errors
     /// Returns an error if the status could not be delivered.
@@ -92,11 +92,11 @@ pub trait Sink: Send {
 pub struct DeliveryPolicy {
     /// Timeout of a request.
     pub request: Duration,
-    /// The backoff after a first failure. It doubles with each consecutive one.
+    /// The backoff after a first failure. It doubles with each consecutive failure.
     pub initial_backoff: Duration,
     /// Maximum backoff.
     pub max_backoff: Duration,
-    /// Maximum time that the end of a run waits for queued messages.
+    /// Maximum time at the end of a run to wait for queued messages.
     pub end: Duration,
 }
 
@@ -111,18 +111,18 @@ impl Default for DeliveryPolicy {
     }
 }
 
-/// Makes the sink of a run.
+/// Creates the sink of a run.
 type SinkFactory = Box<dyn FnMut(&RunInfo) -> Box<dyn Sink> + Send>;
 
 /// A [`Tracker`] that delivers to a [`Sink`] in the background.
 pub struct BackgroundTracker {
     name: String,
-    open: SinkFactory,
+    create_sink: SinkFactory,
     policy: DeliveryPolicy,
     shared: Option<Arc<Shared>>,
 }
 
-/// The state that the run and the thread share. The lock is held only briefly, never during a delivery.
+/// The state that the run and the thread share. The lock is never held during a delivery.
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
@@ -135,9 +135,9 @@ struct State {
     bytes: usize,
     /// Number of messages that did not fit or were refused.
     dropped: u64,
-    /// The status with which the run ended.
-    ended: Option<Status>,
-    /// True once the thread has ended.
+    /// The status of the run after its end.
+    final_status: Option<Status>,
+    /// True if the thread has ended.
     done: bool,
 }
 
@@ -146,24 +146,24 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until `until` holds, for at most `longest`.
-    fn wait(&self, longest: Duration, until: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
-        let waited = self.changed.wait_timeout_while(self.lock(), longest, |state| !until(state));
-        waited.unwrap_or_else(PoisonError::into_inner).0
+    /// Waits until `condition` returns true, for at most `timeout`.
+    fn wait(&self, timeout: Duration, condition: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
+        let result = self.changed.wait_timeout_while(self.lock(), timeout, |state| !condition(state));
+        result.unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
 impl BackgroundTracker {
-    /// Makes a tracker that is called `name` in warnings. `open` makes its sink when the run starts, and must not block.
+    /// Creates a tracker, which warnings call `name`. `create_sink` creates its sink when the run starts, and must not block.
     pub fn new(
         name: String,
         policy: DeliveryPolicy,
-        open: impl FnMut(&RunInfo) -> Box<dyn Sink> + Send + 'static,
+        create_sink: impl FnMut(&RunInfo) -> Box<dyn Sink> + Send + 'static,
     ) -> Self {
-        Self { name, open: Box::new(open), policy, shared: None }
+        Self { name, create_sink: Box::new(create_sink), policy, shared: None }
     }
 
-    fn push(&self, step: u64, body: Body) {
+    fn push(&self, step: u64, body: MessageBody) {
         let Some(shared) = &self.shared else { return };
         let message = Message { time: SystemTime::now(), step, body };
         let bytes = message.bytes();
@@ -177,7 +177,7 @@ impl BackgroundTracker {
         }
     }
 
-    /// Number of messages that were lost so far.
+    /// The number of messages lost so far.
     pub fn dropped(&self) -> u64 {
         self.shared.as_ref().map_or(0, |shared| shared.lock().dropped)
     }
@@ -188,47 +188,47 @@ impl Tracker for BackgroundTracker {
         let shared = Arc::new(Shared::default());
         let mut worker = Worker {
             name: self.name.clone(),
-            sink: (self.open)(run),
+            sink: (self.create_sink)(run),
             policy: self.policy.clone(),
             shared: shared.clone(),
             batch: VecDeque::new(),
-            warned: false,
+            has_warned: false,
         };
         match thread::Builder::new().name("tracker".into()).spawn(move || worker.work()) {
             Ok(_) => self.shared = Some(shared),
-            Err(e) => tracing::warn!("{}: {e}: it is not told of this run", self.name),
+            Err(e) => tracing::warn!("{}: {e}; this run is not tracked", self.name),
         }
     }
 
     fn scalars(&mut self, step: u64, values: &[(&str, f64)]) {
         self.push(
             step,
-            Body::Scalars(values.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect()),
+            MessageBody::Scalars(values.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect()),
         );
     }
 
-    fn picture(&mut self, step: u64, name: &str, picture: &RgbImage) {
-        self.push(step, Body::Picture(name.to_owned(), picture.clone()));
+    fn image(&mut self, step: u64, name: &str, image: &RgbImage) {
+        self.push(step, MessageBody::Image(name.to_owned(), image.clone()));
     }
 
     fn end(&mut self, status: Status) {
         let Some(shared) = self.shared.take() else { return };
-        shared.lock().ended = Some(status);
+        shared.lock().final_status = Some(status);
         shared.changed.notify_all();
         let (dropped, done) = {
             let state = shared.wait(self.policy.end, |state| state.done);
             (state.dropped + if state.done { 0 } else { state.queue.len() as u64 }, state.done)
         };
         if !done {
-            let waited = self.policy.end.as_secs_f64();
-            tracing::warn!("{}: still busy after {waited:.0} s: the rest is lost to it", self.name);
+            let seconds = self.policy.end.as_secs_f64();
+            tracing::warn!("{}: still busy after {seconds:.0} s; the remaining messages are lost", self.name);
         } else if dropped > 0 {
-            tracing::warn!("{}: {dropped} messages of this run are lost to it", self.name);
+            tracing::warn!("{}: {dropped} messages of this run were lost", self.name);
         }
     }
 }
 
-/// The state of the delivering thread.
+/// The state of the thread that delivers messages.
 struct Worker {
     name: String,
     sink: Box<dyn Sink>,
@@ -236,10 +236,10 @@ struct Worker {
     shared: Arc<Shared>,
     /// The messages in delivery.
     batch: VecDeque<Message>,
-    warned: bool,
+    has_warned: bool,
 }
 
-/// Marks the thread as ended when it returns or panics, so that nothing waits for it in vain.
+/// Marks the thread as ended when it returns or panics, so that [`end`](Tracker::end) does not wait for it.
 struct DoneGuard<'a>(&'a Shared);
 
 impl Drop for DoneGuard<'_> {
@@ -259,38 +259,40 @@ impl Worker {
         let mut failures = 0;
         loop {
             let failure = self.sink.deliver(&mut self.batch).err();
-            let left = self.batch.len();
+            let remaining = self.batch.len();
             match failure {
                 None => failures = 0,
                 Some(failure) => {
                     self.warn(&failure);
                     match failure {
-                        Failure::Passing(_) if shared.lock().ended.is_none() => {
+                        Failure::Transient(_) if shared.lock().final_status.is_none() => {
                             let wait = self.policy.initial_backoff.saturating_mul(1 << failures.min(16));
                             failures += 1;
-                            drop(shared.wait(wait.min(self.policy.max_backoff), |s| s.ended.is_some()));
+                            drop(
+                                shared.wait(wait.min(self.policy.max_backoff), |s| s.final_status.is_some()),
+                            );
                             continue;
                         }
-                        Failure::Refused(count, _) => {
-                            self.batch.drain(..count.min(left));
-                            shared.lock().dropped += count.min(left) as u64;
-                            // The server refused the request that has no messages, so it will refuse it again.
-                            if left > 0 {
+                        Failure::Rejected(count, _) => {
+                            self.batch.drain(..count.min(remaining));
+                            shared.lock().dropped += count.min(remaining) as u64;
+                            // The server rejected a request without messages, so a retry would be rejected, too.
+                            if remaining > 0 {
                                 continue;
                             }
                         }
-                        Failure::Passing(_) | Failure::Lasting(_) => {}
+                        Failure::Transient(_) | Failure::Permanent(_) => {}
                     }
                     shared.lock().dropped += self.batch.len() as u64;
                     return;
                 }
             }
-            let mut state = shared.wait(IDLE_WAKEUP, |s| s.ended.is_some() || !s.queue.is_empty());
-            let take = state.queue.len().min(BATCH);
-            let taken: Vec<Message> = state.queue.drain(..take).collect();
-            state.bytes -= taken.iter().map(Message::bytes).sum::<usize>();
-            self.batch.extend(taken);
-            if let (true, Some(status)) = (self.batch.is_empty(), state.ended) {
+            let mut state = shared.wait(IDLE_WAKEUP, |s| s.final_status.is_some() || !s.queue.is_empty());
+            let count = state.queue.len().min(BATCH);
+            let messages: Vec<Message> = state.queue.drain(..count).collect();
+            state.bytes -= messages.iter().map(Message::bytes).sum::<usize>();
+            self.batch.extend(messages);
+            if let (true, Some(status)) = (self.batch.is_empty(), state.final_status) {
                 drop(state);
                 if let Err(failure) = self.sink.close(status) {
                     self.warn(&failure);
@@ -300,29 +302,29 @@ impl Worker {
         }
     }
 
-    /// Logs the first failure of a run as a warning and the others for debugging only.
+    /// Logs the first failure of a run as a warning, and the others as debug messages.
     fn warn(&mut self, failure: &Failure) {
-        let reason = plain(failure.reason());
-        if std::mem::replace(&mut self.warned, true) {
+        let reason = to_plain_line(failure.reason());
+        if std::mem::replace(&mut self.has_warned, true) {
             tracing::debug!("{}: {reason}", self.name);
         } else {
-            let outlook = match failure {
-                Failure::Passing(_) => "it is tried again, and training goes on",
-                Failure::Refused(..) => "that is lost to it, and training goes on",
-                Failure::Lasting(_) => "it is not told of this run, and training goes on",
+            let consequence = match failure {
+                Failure::Transient(_) => "it is retried, and training continues",
+                Failure::Rejected(..) => "the message is lost, and training continues",
+                Failure::Permanent(_) => "this run is not tracked, and training continues",
             };
-            tracing::warn!("{}: {reason}: {outlook}", self.name);
+            tracing::warn!("{}: {reason}; {consequence}", self.name);
         }
     }
 }
 
-/// Shortens text from a server to one line of at most 300 characters.
-pub fn plain(text: &str) -> String {
+/// Converts text from a server to one line of at most 300 characters, without control characters.
+pub fn to_plain_line(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     line.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 
-/// The time in seconds since 1970.
+/// Converts a time to seconds since 1970.
 pub fn seconds(time: SystemTime) -> f64 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
@@ -336,10 +338,10 @@ mod tests {
 
     use super::*;
 
-    /// A sink that records deliveries and follows a script of failures.
-    struct Script(Sender<Vec<Message>>, Box<dyn FnMut() -> Option<Failure> + Send>);
+    /// A sink that records deliveries, and fails as its script specifies.
+    struct ScriptedSink(Sender<Vec<Message>>, Box<dyn FnMut() -> Option<Failure> + Send>);
 
-    impl Sink for Script {
+    impl Sink for ScriptedSink {
         fn deliver(&mut self, queue: &mut VecDeque<Message>) -> Result<(), Failure> {
             if let Some(failure) = self.1() {
                 return Err(failure);
@@ -357,7 +359,7 @@ mod tests {
     fn tracker(
         script: impl Fn() -> Box<dyn FnMut() -> Option<Failure> + Send> + Send + 'static,
     ) -> (BackgroundTracker, Receiver<Vec<Message>>) {
-        let (send, receive) = channel();
+        let (sender, receiver) = channel();
         let millis = Duration::from_millis;
         let policy = DeliveryPolicy {
             request: millis(50),
@@ -365,38 +367,39 @@ mod tests {
             max_backoff: millis(4),
             end: millis(300),
         };
-        let mut tracker =
-            BackgroundTracker::new("test".into(), policy, move |_| Box::new(Script(send.clone(), script())));
+        let mut tracker = BackgroundTracker::new("test".into(), policy, move |_| {
+            Box::new(ScriptedSink(sender.clone(), script()))
+        });
         let folder = std::path::Path::new(".");
         tracker.begin(&RunInfo { id: "a", folder, step: 0, settings: &[] });
-        (tracker, receive)
+        (tracker, receiver)
     }
 
     /// The steps of the next `count` messages.
     fn steps(received: &Receiver<Vec<Message>>, count: usize) -> Vec<u64> {
         let mut steps = Vec::new();
         while steps.len() < count {
-            let messages = received.recv_timeout(Duration::from_secs(20)).expect("more is delivered");
+            let messages = received.recv_timeout(Duration::from_secs(20)).expect("more deliveries");
             steps.extend(messages.iter().map(|message| message.step));
         }
         steps
     }
 
-    fn until(holds: impl Fn() -> bool) {
+    fn wait_until(condition: impl Fn() -> bool) {
         let start = Instant::now();
-        while !holds() {
+        while !condition() {
             assert!(start.elapsed() < Duration::from_secs(20));
             thread::sleep(Duration::from_millis(1));
         }
     }
 
     #[test]
-    fn what_fails_for_a_while_is_delivered_all_the_same_and_in_order() {
+    fn messages_are_retried_after_transient_errors_in_order() {
         let (mut tracker, received) = tracker(|| {
             let mut n = 0;
             Box::new(move || {
                 n += 1;
-                (n % 3 != 0).then(|| Failure::Passing("no".into()))
+                (n % 3 != 0).then(|| Failure::Transient("no".into()))
             })
         });
         for step in 0..50 {
@@ -408,12 +411,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_is_lost_alone() {
+    fn only_rejected_messages_are_lost() {
         let (mut tracker, received) = tracker(|| {
             let mut n = 0;
             Box::new(move || {
                 n += 1;
-                (n == 2).then(|| Failure::Refused(1, "no".into()))
+                (n == 2).then(|| Failure::Rejected(1, "no".into()))
             })
         });
         (0..3).for_each(|step| tracker.scalars(step, &[]));
@@ -423,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tracker_that_never_answers_holds_up_nothing_and_bounded_memory() {
+    fn a_blocked_sink_does_not_block_the_run_and_uses_bounded_memory() {
         let (mut tracker, _received) = tracker(|| {
             Box::new(|| {
                 thread::sleep(Duration::from_secs(3600));
@@ -432,8 +435,8 @@ mod tests {
         });
         let start = Instant::now();
         (0..1_000_000).for_each(|step| tracker.scalars(step, &[("loss", 1.0), ("lr", 1e-3)]));
-        let picture = RgbImage::new(1000, 1000);
-        (0..100).for_each(|step| tracker.picture(step, "samples", &picture));
+        let image = RgbImage::new(1000, 1000);
+        (0..100).for_each(|step| tracker.image(step, "samples", &image));
         let dropped = tracker.dropped();
         assert!(dropped > 990_000, "{dropped}");
         let state = tracker.shared.as_ref().unwrap().lock();
@@ -444,12 +447,12 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_off_or_dies_is_left_alone() {
-        let (mut off, _received) = tracker(|| Box::new(|| Some(Failure::Lasting("no".into()))));
-        let (mut dead, _received) =
-            tracker(|| Box::new(|| std::panic::resume_unwind(Box::new("as a panic does"))));
-        for tracker in [&mut off, &mut dead] {
-            until(|| tracker.shared.as_ref().unwrap().lock().done);
+    fn a_sink_that_fails_permanently_or_panics_ends_its_thread() {
+        let (mut failing, _received) = tracker(|| Box::new(|| Some(Failure::Permanent("no".into()))));
+        let (mut panicking, _received) =
+            tracker(|| Box::new(|| std::panic::resume_unwind(Box::new("panic"))));
+        for tracker in [&mut failing, &mut panicking] {
+            wait_until(|| tracker.shared.as_ref().unwrap().lock().done);
             tracker.scalars(1, &[]);
             assert_eq!(tracker.dropped(), 1);
             let start = Instant::now();

@@ -1,8 +1,8 @@
-//! A client of an MLflow server, by its REST API 2.0 (MLflow's documentation, "REST API").
+//! A client of the MLflow REST API 2.0 (MLflow documentation, "REST API").
 //!
 //! The client sends `MLFLOW_TRACKING_TOKEN`, or `MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`, to the server and nowhere else.
-//! They appear in no message and no file. A resumed run continues the same MLflow run. MLflow cannot remove metrics, so steps that are
-//! repeated are there twice, with their times.
+//! They appear in no message and no file. A resumed run continues the same MLflow run. MLflow cannot remove metrics, so repeated steps
+//! have two entries with different times.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -17,33 +17,35 @@ use serde_json::{Value, json};
 use tiny_cats_export::write_atomically;
 use ureq::{Agent, http::StatusCode};
 
-use super::background::{BackgroundTracker, Body, DeliveryPolicy, Failure, Message, Sink, plain, seconds};
+use super::background::{
+    BackgroundTracker, DeliveryPolicy, Failure, Message, MessageBody, Sink, seconds, to_plain_line,
+};
 use crate::train::folder::Status;
 
 /// The experiment that contains the runs.
 pub const EXPERIMENT: &str = "tiny-cats";
 
-/// The file in a run's folder that holds the id of its MLflow run.
+/// The file in a run's folder with the ID of its MLflow run.
 const FILE: &str = "mlflow.json";
-/// Maximum bytes of a response, which protects from a faulty server.
+/// Maximum bytes of a response, as a protection against a faulty server.
 const MAX_RESPONSE_BYTES: u64 = 4 << 20;
-/// MLflow's limits: of one request, of a parameter, of a name.
+/// The limits of MLflow: of a request, of the value of a parameter, and of a name.
 const MAX_METRICS: usize = 1000;
 const MAX_PARAMS: usize = 100;
 const MAX_VALUE_CHARS: usize = 500;
 const MAX_NAME_CHARS: usize = 250;
 
-/// Makes a tracker that records a run on the MLflow server at `uri`.
+/// Creates a tracker that records a run on the MLflow server at `uri`.
 ///
 /// # Errors
 /// Returns one line if `uri` is not the address of a server or contains credentials, or if the token is not printable ASCII.
 pub fn mlflow(uri: &str, policy: DeliveryPolicy) -> Result<BackgroundTracker, String> {
-    let expected = "--mlflow: expected the address of a server, as http://127.0.0.1:5000";
+    let expected = "--mlflow: expected the address of a server, such as http://127.0.0.1:5000";
     let rest = uri.strip_prefix("http://").or_else(|| uri.strip_prefix("https://")).ok_or(expected)?;
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     if authority.contains('@') {
         let variables = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD";
-        return Err(format!("--mlflow: credentials are not taken from the address: set {variables}"));
+        return Err(format!("--mlflow: expected an address without credentials; set {variables}"));
     }
     if authority.is_empty() || uri.contains(['?', '#']) || uri.parse::<ureq::http::Uri>().is_err() {
         return Err(expected.into());
@@ -95,7 +97,7 @@ struct StoredRun {
     run_id: String,
 }
 
-/// One run on one server.
+/// A run on a server.
 struct Client {
     agent: Agent,
     uri: String,
@@ -103,42 +105,42 @@ struct Client {
     file: PathBuf,
     name: String,
     settings: Vec<(String, String)>,
-    /// The server's id of the run, once known.
+    /// The ID of the run on the server, if it is known.
     id: Option<String>,
-    /// True if the run that the folder names no longer exists.
+    /// True if the run with the stored ID no longer exists.
     is_deleted: bool,
-    /// The experiment's id.
+    /// The ID of the experiment, if it is known.
     experiment: Option<String>,
-    /// Requests that come before all others.
+    /// Requests to send before the messages.
     setup_requests: VecDeque<(&'static str, Value)>,
 }
 
-/// Error codes in the server's responses.
+/// Error codes in responses.
 const NOT_FOUND_CODE: &str = "RESOURCE_DOES_NOT_EXIST";
 const EXISTS_CODE: &str = "RESOURCE_ALREADY_EXISTS";
 
 /// The error of a request.
 enum RequestError {
     Failure(Failure),
-    /// The server's refusal, with its code and its reason.
-    Answer(String, String),
+    /// The server rejected the request, with this error code and reason.
+    Rejected(String, String),
 }
 
 impl From<RequestError> for Failure {
-    fn from(refusal: RequestError) -> Self {
-        match refusal {
+    fn from(error: RequestError) -> Self {
+        match error {
             RequestError::Failure(failure) => failure,
-            RequestError::Answer(_, reason) => Self::Lasting(reason),
+            RequestError::Rejected(_, reason) => Self::Permanent(reason),
         }
     }
 }
 
 impl Client {
-    /// Posts `body` to `path`, or gets `path` if there is none.
-    fn ask(&self, path: &str, body: Option<&Value>) -> Result<Value, RequestError> {
-        let passing = |reason: String| RequestError::Failure(Failure::Passing(reason));
+    /// Sends a POST request with `body`, or a GET request without it.
+    fn send_request(&self, path: &str, body: Option<&Value>) -> Result<Value, RequestError> {
+        let transient = |reason: String| RequestError::Failure(Failure::Transient(reason));
         let url = format!("{}/api/2.0/mlflow/{path}", self.uri);
-        let answer = match (body, &self.authorization) {
+        let response = match (body, &self.authorization) {
             (Some(body), Some(a)) => self
                 .agent
                 .post(&url)
@@ -151,53 +153,56 @@ impl Client {
             (None, Some(a)) => self.agent.get(&url).header("Authorization", a).call(),
             (None, None) => self.agent.get(&url).call(),
         };
-        let mut answer = answer.map_err(|e| passing(plain(&e.to_string())))?;
-        let status = answer.status();
+        let mut response = response.map_err(|e| transient(to_plain_line(&e.to_string())))?;
+        let status = response.status();
         let mut bytes = Vec::new();
-        let body = answer.body_mut().as_reader();
+        let body = response.body_mut().as_reader();
         body.take(MAX_RESPONSE_BYTES + 1)
             .read_to_end(&mut bytes)
-            .map_err(|e| passing(plain(&e.to_string())))?;
+            .map_err(|e| transient(to_plain_line(&e.to_string())))?;
         if bytes.len() as u64 > MAX_RESPONSE_BYTES {
-            return Err(passing(format!("{path}: it answers with more than {MAX_RESPONSE_BYTES} bytes")));
+            return Err(transient(format!(
+                "{path}: expected a response of at most {MAX_RESPONSE_BYTES} bytes"
+            )));
         }
         let json: Option<Value> = serde_json::from_slice(&bytes).ok();
         if status.is_success() {
-            return json.ok_or_else(|| passing(format!("{path}: it answers with what is no JSON")));
+            return json.ok_or_else(|| transient(format!("{path}: expected JSON in the response")));
         }
-        let said = |field: &str| json.as_ref().and_then(|json| json[field].as_str()).unwrap_or_default();
-        let reason = format!("{path}: it answers {status} {}", plain(said("message")));
+        let field_text =
+            |field: &str| json.as_ref().and_then(|json| json[field].as_str()).unwrap_or_default();
+        let reason = format!("{path}: status {status} {}", to_plain_line(field_text("message")));
         let reason = reason.trim_end().to_owned();
-        let lasting = status.is_client_error() || status.is_redirection();
-        if lasting && status != StatusCode::TOO_MANY_REQUESTS && status != StatusCode::REQUEST_TIMEOUT {
-            return Err(RequestError::Answer(said("error_code").to_owned(), reason));
+        let is_permanent = status.is_client_error() || status.is_redirection();
+        if is_permanent && status != StatusCode::TOO_MANY_REQUESTS && status != StatusCode::REQUEST_TIMEOUT {
+            return Err(RequestError::Rejected(field_text("error_code").to_owned(), reason));
         }
-        Err(passing(reason))
+        Err(transient(reason))
     }
 
-    /// Resumes the run that the folder names, or creates one, records the settings, and returns the run's id.
+    /// Resumes the run with the stored ID, or creates one, records the settings, and returns the ID.
     ///
-    /// Completed requests are not repeated, so this succeeds in the end on an unreliable server.
-    fn begin(&mut self) -> Result<String, Failure> {
+    /// Successful requests are not repeated, so that retries eventually succeed on an unreliable server.
+    fn connect(&mut self) -> Result<String, Failure> {
         let id = match &self.id {
             Some(id) => id.clone(),
-            None => match stored(&self.file, &self.uri).filter(|_| !self.is_deleted) {
+            None => match read_stored_id(&self.file, &self.uri).filter(|_| !self.is_deleted) {
                 Some(id) => match self.resume_run(&id) {
-                    Err(RequestError::Answer(code, _)) if code == NOT_FOUND_CODE => {
+                    Err(RequestError::Rejected(code, _)) if code == NOT_FOUND_CODE => {
                         self.is_deleted = true;
-                        self.create()?
+                        self.create_run()?
                     }
                     other => other.map(|()| id)?,
                 },
-                None => self.create()?,
+                None => self.create_run()?,
             },
         };
         self.id = Some(id.clone());
         while let Some((path, body)) = self.setup_requests.front() {
-            match self.ask(path, Some(body)) {
+            match self.send_request(path, Some(body)) {
                 Ok(_) => {}
                 Err(RequestError::Failure(failure)) => return Err(failure),
-                Err(RequestError::Answer(_, reason)) => tracing::warn!("MLflow at {}: {reason}", self.uri),
+                Err(RequestError::Rejected(_, reason)) => tracing::warn!("MLflow at {}: {reason}", self.uri),
             }
             self.setup_requests.pop_front();
         }
@@ -205,11 +210,11 @@ impl Client {
     }
 
     /// Creates a run.
-    fn create(&mut self) -> Result<String, RequestError> {
+    fn create_run(&mut self) -> Result<String, RequestError> {
         let experiment = match &self.experiment {
             Some(experiment) => experiment.clone(),
             None => {
-                let experiment = self.experiment()?;
+                let experiment = self.find_or_create_experiment()?;
                 self.experiment.insert(experiment).clone()
             }
         };
@@ -223,62 +228,65 @@ impl Client {
         let start = milliseconds(SystemTime::now());
         let run =
             json!({"experiment_id": experiment, "run_name": self.name, "start_time": start, "tags": tags});
-        let answer = self.ask("runs/create", Some(&run))?;
-        let id = read_id(&answer["run"]["info"]["run_id"], "runs/create")?;
-        let stored = StoredRun { uri: self.uri.clone(), run_id: id.clone() };
-        let text = serde_json::to_vec_pretty(&stored).unwrap_or_default();
+        let response = self.send_request("runs/create", Some(&run))?;
+        let id = read_id(&response["run"]["info"]["run_id"], "runs/create")?;
+        let stored_run = StoredRun { uri: self.uri.clone(), run_id: id.clone() };
+        let text = serde_json::to_vec_pretty(&stored_run).unwrap_or_default();
         if let Err(e) = write_atomically(&self.file, |w| w.write_all(&text)) {
-            tracing::warn!("{}: {e}: resumed, this run will be another one on MLflow", self.file.display());
+            tracing::warn!(
+                "{}: {e}; if it is resumed, this run will be a new one on MLflow",
+                self.file.display()
+            );
         }
-        self.settings(&id, &BTreeMap::new());
+        self.queue_settings(&id, &BTreeMap::new());
         Ok(id)
     }
 
-    /// Checks that the run exists, and queues its new status.
+    /// Checks that the run exists, and queues its new status and the settings.
     fn resume_run(&mut self, id: &str) -> Result<(), RequestError> {
-        let run = self.ask(&format!("runs/get?run_id={id}"), None)?["run"].take();
+        let run = self.send_request(&format!("runs/get?run_id={id}"), None)?["run"].take();
         if run["info"]["lifecycle_stage"] == "deleted" {
-            return Err(RequestError::Answer(NOT_FOUND_CODE.into(), "the run was deleted".into()));
+            return Err(RequestError::Rejected(NOT_FOUND_CODE.into(), "the run was deleted".into()));
         }
         self.setup_requests.push_back(("runs/update", json!({"run_id": id, "status": "RUNNING"})));
         let params = run["data"]["params"].as_array().into_iter().flatten();
         let known =
             params.filter_map(|p| Some((p["key"].as_str()?.to_owned(), p["value"].as_str()?.to_owned())));
-        self.settings(id, &known.collect());
+        self.queue_settings(id, &known.collect());
         Ok(())
     }
 
     /// Queues the settings as parameters.
     ///
-    /// MLflow cannot change a parameter that is `known`. A changed setting, such as the length of an extended run, becomes a tag.
-    fn settings(&mut self, id: &str, known: &BTreeMap<String, String>) {
+    /// MLflow cannot change a parameter. A setting that differs from its `known` value (an extended run, for example) becomes a tag.
+    fn queue_settings(&mut self, id: &str, known: &BTreeMap<String, String>) {
         let settings: BTreeMap<String, String> =
             self.settings.iter().map(|(k, v)| (name(k), truncate(v, MAX_VALUE_CHARS))).collect();
         let pair = |(k, v): (&String, &String)| json!({"key": k, "value": v});
         let new: Vec<Value> = settings.iter().filter(|(k, _)| !known.contains_key(*k)).map(pair).collect();
         let changed: Vec<Value> =
             settings.iter().filter(|(k, v)| known.get(*k).is_some_and(|old| old != *v)).map(pair).collect();
-        for (kind, all) in [("params", new), ("tags", changed)] {
-            let batches = all.chunks(MAX_PARAMS).map(|some| json!({"run_id": id, kind: some}));
+        for (kind, pairs) in [("params", new), ("tags", changed)] {
+            let batches = pairs.chunks(MAX_PARAMS).map(|chunk| json!({"run_id": id, kind: chunk}));
             self.setup_requests.extend(batches.map(|batch| ("runs/log-batch", batch)));
         }
     }
 
-    /// Returns the experiment's id and creates the experiment if there is none.
-    fn experiment(&self) -> Result<String, RequestError> {
-        let get = || -> Result<String, RequestError> {
+    /// Finds the experiment, or creates it if it does not exist, and returns its ID.
+    fn find_or_create_experiment(&self) -> Result<String, RequestError> {
+        let get_id = || -> Result<String, RequestError> {
             let path = format!("experiments/get-by-name?experiment_name={EXPERIMENT}");
-            let answer = self.ask(&path, None)?;
-            read_id(&answer["experiment"]["experiment_id"], "experiments/get-by-name")
+            let response = self.send_request(&path, None)?;
+            read_id(&response["experiment"]["experiment_id"], "experiments/get-by-name")
         };
-        match get() {
-            Err(RequestError::Answer(code, _)) if code == NOT_FOUND_CODE => {}
+        match get_id() {
+            Err(RequestError::Rejected(code, _)) if code == NOT_FOUND_CODE => {}
             other => return other,
         }
-        match self.ask("experiments/create", Some(&json!({"name": EXPERIMENT}))) {
-            Ok(answer) => Ok(read_id(&answer["experiment_id"], "experiments/create")?),
+        match self.send_request("experiments/create", Some(&json!({"name": EXPERIMENT}))) {
+            Ok(response) => Ok(read_id(&response["experiment_id"], "experiments/create")?),
             // Another client created it meanwhile.
-            Err(RequestError::Answer(code, _)) if code == EXISTS_CODE => get(),
+            Err(RequestError::Rejected(code, _)) if code == EXISTS_CODE => get_id(),
             Err(other) => Err(other),
         }
     }
@@ -286,12 +294,12 @@ impl Client {
 
 impl Sink for Client {
     fn deliver(&mut self, queue: &mut VecDeque<Message>) -> Result<(), Failure> {
-        let id = self.begin()?;
+        let id = self.connect()?;
         while !queue.is_empty() {
             let (mut metrics, mut count) = (Vec::new(), 0);
             for message in queue.iter() {
-                // MLflow stores images as artifacts, elsewhere.
-                let values = if let Body::Scalars(values) = &message.body { &values[..] } else { &[] };
+                // Images are skipped, since MLflow stores them separately, as artifacts.
+                let values = if let MessageBody::Scalars(values) = &message.body { &values[..] } else { &[] };
                 if count > 0 && metrics.len() + values.len() > MAX_METRICS {
                     break;
                 }
@@ -299,10 +307,11 @@ impl Sink for Client {
                 count += 1;
             }
             if !metrics.is_empty() {
-                let answer = self.ask("runs/log-batch", Some(&json!({"run_id": id, "metrics": metrics})));
-                answer.map_err(|refusal| match refusal {
+                let response =
+                    self.send_request("runs/log-batch", Some(&json!({"run_id": id, "metrics": metrics})));
+                response.map_err(|error| match error {
                     RequestError::Failure(failure) => failure,
-                    RequestError::Answer(_, reason) => Failure::Refused(count, reason),
+                    RequestError::Rejected(_, reason) => Failure::Rejected(count, reason),
                 })?;
             }
             queue.drain(..count);
@@ -318,13 +327,13 @@ impl Sink for Client {
             Status::Failed => "FAILED",
             Status::Finished => "FINISHED",
         };
-        let end = json!({"run_id": id, "status": status, "end_time": milliseconds(SystemTime::now())});
-        self.ask("runs/update", Some(&end))?;
+        let update = json!({"run_id": id, "status": status, "end_time": milliseconds(SystemTime::now())});
+        self.send_request("runs/update", Some(&update))?;
         Ok(())
     }
 }
 
-/// Formats a metric for MLflow. JSON has no number for a value that is not finite, but the JSON of protocol buffers has names.
+/// Formats a metric for MLflow. Values that are not finite have names, as in the JSON mapping of protocol buffers.
 fn metric(message: &Message, (key, value): &(String, f64)) -> Value {
     let number = match value {
         v if v.is_nan() => json!("NaN"),
@@ -338,45 +347,45 @@ fn milliseconds(time: SystemTime) -> u64 {
     (seconds(time) * 1e3) as u64
 }
 
-/// Reads the id of the run on the server at `uri` from the file.
-fn stored(path: &Path, uri: &str) -> Option<String> {
-    let small = fs::metadata(path).is_ok_and(|file| file.len() <= 1 << 16);
-    let text = small.then(|| fs::read(path).ok()).flatten()?;
-    let stored: StoredRun = serde_json::from_slice(&text).ok()?;
-    (stored.uri == uri && is_id(&stored.run_id)).then_some(stored.run_id)
+/// Reads the ID of the run on the server at `uri` from the file.
+fn read_stored_id(path: &Path, uri: &str) -> Option<String> {
+    let is_small = fs::metadata(path).is_ok_and(|file| file.len() <= 1 << 16);
+    let text = is_small.then(|| fs::read(path).ok()).flatten()?;
+    let run: StoredRun = serde_json::from_slice(&text).ok()?;
+    (run.uri == uri && is_id(&run.run_id)).then_some(run.run_id)
 }
 
-/// Reads the id in a server's response.
-fn read_id(answer: &Value, path: &str) -> Result<String, RequestError> {
-    let id = answer.as_str().filter(|id| is_id(id));
-    let failure = || Failure::Passing(format!("{path}: it answers without an id"));
+/// Reads the ID in a response.
+fn read_id(response: &Value, path: &str) -> Result<String, RequestError> {
+    let id = response.as_str().filter(|id| is_id(id));
+    let failure = || Failure::Transient(format!("{path}: expected an ID in the response"));
     id.map(str::to_owned).ok_or_else(|| RequestError::Failure(failure()))
 }
 
-/// True if an id is safe in a URL.
+/// True if an ID is safe in a URL.
 fn is_id(id: &str) -> bool {
     (1..=256).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b))
 }
 
 /// Replaces the characters of `name` that MLflow does not accept.
 fn name(name: &str) -> String {
-    let taken = |c: char| c.is_ascii_alphanumeric() || "_-. /".contains(c);
-    truncate(&name.chars().map(|c| if taken(c) { c } else { '_' }).collect::<String>(), MAX_NAME_CHARS)
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "_-. /".contains(c);
+    truncate(&name.chars().map(|c| if is_allowed(c) { c } else { '_' }).collect::<String>(), MAX_NAME_CHARS)
 }
 
-fn truncate(text: &str, most: usize) -> String {
-    text.chars().take(most).collect()
+fn truncate(text: &str, max_chars: usize) -> String {
+    text.chars().take(max_chars).collect()
 }
 
 /// Encodes `bytes` as base64 (RFC 4648, section 4).
 fn base64(bytes: &[u8]) -> String {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
-    for three in bytes.chunks(3) {
-        let bits = (0..3).fold(0, |bits, i| bits << 8 | u32::from(three.get(i).copied().unwrap_or(0)));
+    for chunk in bytes.chunks(3) {
+        let bits = (0..3).fold(0, |bits, i| bits << 8 | u32::from(chunk.get(i).copied().unwrap_or(0)));
         for i in 0..4 {
-            let letter = char::from(LETTERS[(bits >> (18 - 6 * i) & 63) as usize]);
-            text.push(if i <= three.len() { letter } else { '=' });
+            let symbol = char::from(ALPHABET[(bits >> (18 - 6 * i) & 63) as usize]);
+            text.push(if i <= chunk.len() { symbol } else { '=' });
         }
     }
     text
@@ -387,23 +396,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn credentials_are_encoded_as_the_standard_has_it_and_never_taken_from_an_address() {
+    fn credentials_are_base64_encoded_and_rejected_in_addresses() {
         // RFC 4648, section 10.
         for (bytes, text) in
             [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
         {
             assert_eq!(base64(bytes.as_bytes()), text);
         }
-        let refused = |uri| mlflow(uri, DeliveryPolicy::default()).err().unwrap();
-        let said = refused("http://me:secret@127.0.0.1:5000");
-        assert!(said.contains("MLFLOW_TRACKING_PASSWORD") && !said.contains("secret"), "{said}");
+        let error_of = |uri| mlflow(uri, DeliveryPolicy::default()).err().unwrap();
+        let message = error_of("http://me:secret@127.0.0.1:5000");
+        assert!(message.contains("MLFLOW_TRACKING_PASSWORD") && !message.contains("secret"), "{message}");
         for uri in ["", "mlruns", "http://", "ftp://a", "http://a b", "http://a?b=c", "databricks"] {
-            assert!(refused(uri).starts_with("--mlflow: expected the address"), "{uri}");
+            assert!(error_of(uri).starts_with("--mlflow: expected the address"), "{uri}");
         }
     }
 
     #[test]
-    fn names_and_values_are_cut_to_what_mlflow_takes() {
+    fn names_and_values_are_limited_to_those_that_mlflow_accepts() {
         assert_eq!(name("a.b/c d-e_f:g\u{e4}%"), "a.b/c d-e_f_g__");
         assert_eq!(truncate(&"\u{e4}".repeat(600), MAX_VALUE_CHARS).chars().count(), 500);
     }

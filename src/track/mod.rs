@@ -1,7 +1,7 @@
 //! Trackers, which record a run elsewhere: in TensorBoard's event files or on an MLflow server.
 //!
-//! A tracker never stops a run or slows it. Its messages wait in a bounded queue for a thread of its own; those that do not fit are dropped
-//! and counted. Failures cause a single warning.
+//! A tracker never stops a run or slows it down. Its messages wait in a bounded queue for a separate thread; messages that do not fit are
+//! dropped and counted. Failures cause a single warning per run.
 
 mod background;
 #[cfg(feature = "mlflow")]
@@ -15,34 +15,34 @@ use serde_json::Value;
 
 use crate::train::folder::Status;
 
-pub use background::{BackgroundTracker, Body, DeliveryPolicy, Failure, Message, Sink};
+pub use background::{BackgroundTracker, DeliveryPolicy, Failure, Message, MessageBody, Sink};
 pub use tensorboard::tensorboard;
 
 /// The run that a tracker records.
 #[derive(Clone, Copy, Debug)]
 pub struct RunInfo<'a> {
-    /// The name of the run, which is that of its folder.
+    /// The name of the run, which is the name of its folder.
     pub id: &'a str,
-    /// Its folder.
+    /// The folder of the run.
     pub folder: &'a Path,
-    /// Steps done before. If a run is resumed, a tracker's records of later steps are of an abandoned branch.
+    /// Steps done before. If a run is resumed, records of later steps are obsolete.
     pub step: u64,
     /// All settings as names and values, see [`flatten_settings`].
     pub settings: &'a [(String, String)],
 }
 
-/// A tracker of a run. No method fails, and only [`end`](Self::end) waits, for some seconds.
+/// A tracker of a run. No method fails, and only [`end`](Self::end) blocks, for some seconds.
 pub trait Tracker: Send {
-    /// Starts recording when the run starts or resumes. It is called first, and once.
+    /// Starts recording when the run starts or resumes. Called once, before the other methods.
     fn begin(&mut self, run: &RunInfo);
 
-    /// Records numbers at `step`.
+    /// Records named numbers at `step`.
     fn scalars(&mut self, step: u64, values: &[(&str, f64)]);
 
     /// Records an image at `step`.
-    fn picture(&mut self, step: u64, name: &str, picture: &RgbImage);
+    fn image(&mut self, step: u64, name: &str, image: &RgbImage);
 
-    /// Ends recording with the run's status, and waits some seconds for the delivery of queued messages.
+    /// Ends recording with the status of the run, and waits some seconds for the delivery of queued messages.
     fn end(&mut self, status: Status);
 }
 
@@ -51,22 +51,22 @@ const MAX_SETTINGS: usize = 1000;
 
 /// Flattens settings: `{"a": {"b": 1}}` is `a.b` = `1`. A list is one setting, as JSON.
 pub fn flatten_settings(settings: &Value) -> Vec<(String, String)> {
-    fn walk(path: &str, value: &Value, out: &mut Vec<(String, String)>) {
+    fn flatten_into(path: &str, value: &Value, output: &mut Vec<(String, String)>) {
         match value {
             Value::Object(fields) => {
                 for (key, value) in fields {
                     let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                    walk(&path, value, out);
+                    flatten_into(&path, value, output);
                 }
             }
-            _ if out.len() >= MAX_SETTINGS => {}
-            Value::String(text) => out.push((path.to_owned(), text.clone())),
-            other => out.push((path.to_owned(), other.to_string())),
+            _ if output.len() >= MAX_SETTINGS => {}
+            Value::String(text) => output.push((path.to_owned(), text.clone())),
+            other => output.push((path.to_owned(), other.to_string())),
         }
     }
-    let mut out = Vec::new();
-    walk("", settings, &mut out);
-    out
+    let mut output = Vec::new();
+    flatten_into("", settings, &mut output);
+    output
 }
 
 #[cfg(test)]
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_are_told_one_by_one() {
+    fn nested_settings_are_flattened() {
         let settings = serde_json::json!({"a": {"b": 1, "c": [1, 2]}, "d": "text", "e": null});
         let expected = [("a.b", "1"), ("a.c", "[1,2]"), ("d", "text"), ("e", "null")];
         assert_eq!(flatten_settings(&settings), expected.map(|(k, v)| (k.to_owned(), v.to_owned())));

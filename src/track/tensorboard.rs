@@ -1,7 +1,7 @@
 //! TensorBoard's event files: records in TensorFlow's framing, each a protocol buffer `Event`.
 //!
-//! The messages are those of `tensorboard/compat/proto/event.proto` and `summary.proto` in TensorBoard's sources, with only the needed
-//! fields.
+//! The messages are defined in `tensorboard/compat/proto/event.proto` and `summary.proto` of TensorBoard's sources; only the needed fields
+//! are included.
 //!
 //! A resumed run starts a new file with a session start at its first step. TensorBoard then ignores that step and later ones in earlier
 //! files.
@@ -17,21 +17,21 @@ use std::{
 use image::{ImageFormat, RgbImage};
 use prost::Message as _;
 
-use super::background::{BackgroundTracker, Body, DeliveryPolicy, Failure, Message, Sink, seconds};
+use super::background::{BackgroundTracker, DeliveryPolicy, Failure, Message, MessageBody, Sink, seconds};
 use crate::train::folder::Status;
 
-/// A tracker that writes event files for TensorBoard.
+/// Creates a tracker that writes event files for TensorBoard.
 ///
-/// They are in `FOLDER/ID`, so that TensorBoard shows several runs together, or in `tensorboard` in the run's own folder.
+/// They are in `FOLDER/ID`, so that TensorBoard shows several runs together; without `folder`, in `tensorboard` in the run's folder.
 pub fn tensorboard(folder: Option<PathBuf>) -> BackgroundTracker {
     BackgroundTracker::new("TensorBoard".into(), DeliveryPolicy::default(), move |run| {
         Box::new(EventFile {
             folder: folder
                 .as_ref()
                 .map_or_else(|| run.folder.join("tensorboard"), |folder| folder.join(run.id)),
-            first: run.step.saturating_add(1),
-            settings: table(run.settings),
-            open: None,
+            first_step: run.step.saturating_add(1),
+            settings: settings_table(run.settings),
+            open_file: None,
         })
     })
 }
@@ -44,7 +44,7 @@ struct Event {
     #[prost(int64, tag = "2")]
     step: i64,
     #[prost(oneof = "EventContent", tags = "3, 5, 7")]
-    what: Option<EventContent>,
+    content: Option<EventContent>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -140,50 +140,53 @@ const STRING: i32 = 7;
 struct Scalar {}
 
 /// Formats settings as a Markdown table for the text panel.
-fn table(settings: &[(String, String)]) -> String {
-    let plain = |text: &str| text.replace('|', "\\|").replace(['\n', '\r'], " ");
-    let rows = settings.iter().map(|(name, value)| format!("| {} | {} |\n", plain(name), plain(value)));
+fn settings_table(settings: &[(String, String)]) -> String {
+    let escape_cell = |text: &str| text.replace('|', "\\|").replace(['\n', '\r'], " ");
+    let rows =
+        settings.iter().map(|(name, value)| format!("| {} | {} |\n", escape_cell(name), escape_cell(value)));
     ["| setting | value |\n| --- | --- |\n".to_owned()].into_iter().chain(rows).collect()
 }
 
-/// Appends a record: its length, a checksum of that, its bytes, a checksum of these; little-endian.
-fn frame(record: &[u8], out: &mut Vec<u8>) {
+/// Appends a record: its length, the checksum of the length, its bytes, and their checksum; little-endian.
+fn append_record(record: &[u8], output: &mut Vec<u8>) {
     let length = (record.len() as u64).to_le_bytes();
     for part in [&length[..], record] {
-        out.extend_from_slice(part);
-        out.extend_from_slice(&masked(part).to_le_bytes());
+        output.extend_from_slice(part);
+        output.extend_from_slice(&masked_crc(part).to_le_bytes());
     }
 }
 
-/// The masked checksum of `bytes` as TensorFlow stores it (`tsl/lib/hash/crc32c.h`): rotated and offset.
+/// The masked CRC-32C of `bytes`, rotated and offset as in TensorFlow (`tsl/lib/hash/crc32c.h`).
 ///
-/// The checksum of data that contains checksums is thus still useful.
-fn masked(bytes: &[u8]) -> u32 {
+/// The mask avoids the checksum of data that contains its own checksum.
+fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
-/// The event files of one run.
+/// The event file of a run.
 struct EventFile {
     folder: PathBuf,
     /// The first step of this process.
-    first: u64,
+    first_step: u64,
+    /// The settings as a Markdown table.
     settings: String,
-    open: Option<(File, u64)>,
+    /// The file and its length, once it is created.
+    open_file: Option<(File, u64)>,
 }
 
 impl EventFile {
-    /// Appends all `records` or none.
+    /// Appends `records` completely or not at all.
     fn append(&mut self, records: &[u8]) -> io::Result<()> {
-        let (file, length) = match &mut self.open {
-            Some(open) => open,
+        let (file, length) = match &mut self.open_file {
+            Some(open_file) => open_file,
             None => {
                 fs::create_dir_all(&self.folder)?;
-                let file = create(&self.folder)?;
-                self.open.insert((file, 0))
+                let file = create_file(&self.folder)?;
+                self.open_file.insert((file, 0))
             }
         };
         if let Err(e) = file.write_all(records) {
-            // Readers stop at an incomplete record.
+            // An incomplete record is removed, since readers would stop at it.
             file.set_len(*length)?;
             return Err(e);
         }
@@ -191,8 +194,8 @@ impl EventFile {
         Ok(())
     }
 
-    /// The records at the start of a file.
-    fn head(&self) -> Vec<u8> {
+    /// The first records of a file.
+    fn header_records(&self) -> Vec<u8> {
         let now = SystemTime::now();
         let settings = Value {
             tag: "settings/text_summary".into(),
@@ -203,55 +206,57 @@ impl EventFile {
                 string_val: vec![self.settings.clone().into_bytes()],
             })),
         };
-        let mut out = Vec::new();
-        for (step, what) in [
+        let mut output = Vec::new();
+        for (step, content) in [
             (0, EventContent::FileVersion("brain.Event:2".into())),
-            (self.first, EventContent::SessionLog(SessionLog { status: START })),
-            (self.first, EventContent::Summary(Summary { value: vec![settings] })),
+            (self.first_step, EventContent::SessionLog(SessionLog { status: START })),
+            (self.first_step, EventContent::Summary(Summary { value: vec![settings] })),
         ] {
-            frame(&event(now, step, what), &mut out);
+            append_record(&event(now, step, content), &mut output);
         }
-        out
+        output
     }
 }
 
 impl Sink for EventFile {
     fn deliver(&mut self, queue: &mut VecDeque<Message>) -> Result<(), Failure> {
-        let mut out = if self.open.is_none() { self.head() } else { Vec::new() };
+        let mut output = if self.open_file.is_none() { self.header_records() } else { Vec::new() };
         for Message { time, step, body } in queue.iter() {
             let value = match body {
-                Body::Scalars(values) => values.iter().map(|(tag, value)| scalar(tag, *value)).collect(),
-                Body::Picture(tag, picture) => picture_value(tag, picture).into_iter().collect(),
+                MessageBody::Scalars(values) => {
+                    values.iter().map(|(tag, value)| scalar(tag, *value)).collect()
+                }
+                MessageBody::Image(tag, image) => image_value(tag, image).into_iter().collect(),
             };
-            frame(&event(*time, *step, EventContent::Summary(Summary { value })), &mut out);
+            append_record(&event(*time, *step, EventContent::Summary(Summary { value })), &mut output);
         }
-        self.append(&out).map_err(|e| Failure::Passing(format!("{}: {e}", self.folder.display())))?;
+        self.append(&output).map_err(|e| Failure::Transient(format!("{}: {e}", self.folder.display())))?;
         queue.clear();
         Ok(())
     }
 
     fn close(&mut self, _status: Status) -> Result<(), Failure> {
-        let synced = self.open.as_ref().map_or(Ok(()), |(file, _)| file.sync_all());
-        synced.map_err(|e| Failure::Passing(format!("{}: {e}", self.folder.display())))
+        let result = self.open_file.as_ref().map_or(Ok(()), |(file, _)| file.sync_all());
+        result.map_err(|e| Failure::Transient(format!("{}: {e}", self.folder.display())))
     }
 }
 
-fn event(time: SystemTime, step: u64, what: EventContent) -> Vec<u8> {
+fn event(time: SystemTime, step: u64, content: EventContent) -> Vec<u8> {
     let step = i64::try_from(step).unwrap_or(i64::MAX);
-    Event { wall_time: seconds(time), step, what: Some(what) }.encode_to_vec()
+    Event { wall_time: seconds(time), step, content: Some(content) }.encode_to_vec()
 }
 
 fn scalar(tag: &str, value: f64) -> Value {
     Value { tag: tag.to_owned(), metadata: None, content: Some(Content::SimpleValue(value as f32)) }
 }
 
-/// The summary value of an image; `None` if it cannot be encoded as PNG, as without pixels.
-fn picture_value(tag: &str, picture: &RgbImage) -> Option<Value> {
+/// The summary value of an image; `None` if it cannot be encoded as PNG, such as an image without pixels.
+fn image_value(tag: &str, source: &RgbImage) -> Option<Value> {
     let mut png = Cursor::new(Vec::new());
-    picture.write_to(&mut png, ImageFormat::Png).ok()?;
+    source.write_to(&mut png, ImageFormat::Png).ok()?;
     let image = Image {
-        height: picture.height() as i32,
-        width: picture.width() as i32,
+        height: source.height() as i32,
+        width: source.width() as i32,
         colorspace: RGB,
         encoded_image_string: png.into_inner(),
     };
@@ -260,9 +265,9 @@ fn picture_value(tag: &str, picture: &RgbImage) -> Option<Value> {
 
 /// Creates a new file in `folder`.
 ///
-/// TensorBoard reads files in the order of their names, which start with a time. So a newer file always gets a later time, even within one
-/// second or after the clock was set back.
-fn create(folder: &Path) -> io::Result<File> {
+/// TensorBoard reads files in the order of their names, which contain a time. So a newer file always gets a later time, even within the
+/// same second or after the clock was set back.
+fn create_file(folder: &Path) -> io::Result<File> {
     const PREFIX: &str = "events.out.tfevents.";
     let time = |entry: io::Result<fs::DirEntry>| -> Option<u64> {
         let name = entry.ok()?.file_name();
@@ -283,16 +288,16 @@ mod tests {
     /// Parses the events of a file and checks every checksum.
     fn events(path: &Path) -> Vec<Event> {
         let bytes = fs::read(path).unwrap();
-        let mut rest = &bytes[..];
+        let mut remaining = &bytes[..];
         let mut events = Vec::new();
-        while !rest.is_empty() {
-            let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
-            let (record, after) = rest[12..].split_at(length);
-            for (part, sum) in [(&rest[..8], &rest[8..12]), (record, &after[..4])] {
-                assert_eq!(masked(part).to_le_bytes(), sum);
+        while !remaining.is_empty() {
+            let length = u64::from_le_bytes(remaining[..8].try_into().unwrap()) as usize;
+            let (record, after) = remaining[12..].split_at(length);
+            for (part, sum) in [(&remaining[..8], &remaining[8..12]), (record, &after[..4])] {
+                assert_eq!(masked_crc(part).to_le_bytes(), sum);
             }
             events.push(Event::decode(record).unwrap());
-            rest = &after[4..];
+            remaining = &after[4..];
         }
         events
     }
@@ -304,15 +309,15 @@ mod tests {
         for step in steps {
             tracker.scalars(step, &[("loss", 1.0 / step as f64), ("lr", f64::NAN)]);
         }
-        tracker.picture(step + 1, "samples", &RgbImage::from_pixel(3, 2, image::Rgb([1, 2, 3])));
+        tracker.image(step + 1, "samples", &RgbImage::from_pixel(3, 2, image::Rgb([1, 2, 3])));
         tracker.end(Status::Finished);
         assert_eq!(tracker.dropped(), 0);
     }
 
     #[test]
-    fn events_are_read_as_they_were_written_and_a_resumed_run_begins_a_later_file() {
-        // TensorFlow's own test of this checksum: crc32c of 32 zero bytes is 0x8a9136aa.
-        assert_eq!(masked(&[0; 32]), 0x8a91_36aa_u32.rotate_right(15).wrapping_add(0xa282_ead8));
+    fn events_are_read_as_written_and_a_resumed_run_starts_a_later_file() {
+        // From TensorFlow's test of this checksum: the CRC-32C of 32 zero bytes is 0x8a9136aa.
+        assert_eq!(masked_crc(&[0; 32]), 0x8a91_36aa_u32.rotate_right(15).wrapping_add(0xa282_ead8));
         let dir = tempfile::tempdir().unwrap();
         run(dir.path(), 0, 1..=20);
         run(dir.path(), 10, 11..=30);
@@ -320,15 +325,17 @@ mod tests {
             fs::read_dir(dir.path().join("tensorboard")).unwrap().map(|e| e.unwrap().path()).collect();
         files.sort();
         assert_eq!(files.len(), 2);
-        for (path, first, steps) in [(&files[0], 1, 1..=20), (&files[1], 11, 11..=30)] {
+        for (path, first_step, steps) in [(&files[0], 1, 1..=20), (&files[1], 11, 11..=30)] {
             let events = events(path);
-            assert_eq!(events[0].what, Some(EventContent::FileVersion("brain.Event:2".into())));
+            assert_eq!(events[0].content, Some(EventContent::FileVersion("brain.Event:2".into())));
             let start = EventContent::SessionLog(SessionLog { status: START });
-            assert_eq!((events[1].step, &events[1].what), (first, &Some(start)));
-            let told = &events[3..events.len() - 1];
-            assert_eq!(told.iter().map(|e| e.step).collect::<Vec<_>>(), steps.collect::<Vec<_>>());
-            for event in told {
-                let Some(EventContent::Summary(Summary { value })) = &event.what else { panic!("{event:?}") };
+            assert_eq!((events[1].step, &events[1].content), (first_step, &Some(start)));
+            let scalar_events = &events[3..events.len() - 1];
+            assert_eq!(scalar_events.iter().map(|e| e.step).collect::<Vec<_>>(), steps.collect::<Vec<_>>());
+            for event in scalar_events {
+                let Some(EventContent::Summary(Summary { value })) = &event.content else {
+                    panic!("{event:?}")
+                };
                 assert_eq!(value[0].content, Some(Content::SimpleValue((1.0 / event.step as f64) as f32)));
                 assert!(matches!(value[1].content, Some(Content::SimpleValue(v)) if v.is_nan()));
             }
@@ -336,9 +343,9 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_can_be_written_nothing_is_held_up() {
+    fn an_unwritable_folder_does_not_block_the_run() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("tensorboard"), "a file in the folder's place").unwrap();
+        fs::write(dir.path().join("tensorboard"), "a file instead of a folder").unwrap();
         let mut tracker = tensorboard(None);
         tracker.begin(&RunInfo { id: "x", folder: dir.path(), step: 0, settings: &[] });
         tracker.scalars(1, &[("loss", 1.0)]);

@@ -72,8 +72,9 @@ impl ClassifierOptions {
             return Err(Error::setting("--image-size", message));
         }
         if !(MIN_IMAGE_SIZE..=self.image_size).contains(&self.crop_size) {
-            let (most, found) = (self.image_size, self.crop_size);
-            let message = format!("expected {MIN_IMAGE_SIZE} to --image-size ({most}), found {found}");
+            let (max, classification) = (self.image_size, self.crop_size);
+            let message =
+                format!("expected {MIN_IMAGE_SIZE} to --image-size ({max}), found {classification}");
             return Err(Error::setting("--crop-size", message));
         }
         Ok(())
@@ -118,7 +119,7 @@ impl Classifier {
             return Err(Error::setting("network", expected));
         }
         let len = u32::try_from(train.len())
-            .map_err(|_| Error::setting("data", "expected fewer than 2³² pictures"))?;
+            .map_err(|_| Error::setting("data", "expected fewer than 2³² images"))?;
         let meta = ModelMeta::resnet(&options.network, options.image_size, train.classes.clone());
         let preprocessing = Preprocessing::imagenet(options.image_size);
         let order = Order::new(options.seed, len);
@@ -140,7 +141,7 @@ impl Classifier {
         let size = options.image_size;
         let mut params = Params::new(weights, DType::F32, &self.device)?;
         let model = ResNet::<CandleValue>::new(&options.network, &mut Scope::root(&mut params))?;
-        let mut found = Classification::new(&photos.classes);
+        let mut classification = Classification::new(&photos.classes);
         let all: Vec<usize> = (0..photos.len()).collect();
         for chosen in all.chunks(EVAL_BATCH) {
             let mut pixels = vec![0.0; chosen.len() * 3 * size * size];
@@ -152,15 +153,15 @@ impl Classifier {
             let x = Tensor::from_vec(pixels, (chosen.len(), 3, size, size), &self.device)?;
             let logits = to_host(&model.forward(&CandleValue::new(x))?.into_inner())?;
             for (row, &index) in logits.data().chunks(photos.classes.len()).zip(chosen) {
-                found.add(photos.label(index) as usize, &Prediction::new(row, &photos.classes));
+                classification.add(photos.label(index) as usize, &Prediction::new(row, &photos.classes));
             }
         }
-        Ok(found)
+        Ok(classification)
     }
 }
 
 impl ClassifierBatches {
-    /// The share of image `position` in a mixture; the rest is of the next image in the batch.
+    /// The share of image `position` in a mixture; the rest is the next image in the batch.
     fn share(&self, position: u64) -> f32 {
         let alpha = self.options.mixup;
         if alpha == 0.0 {
@@ -188,8 +189,8 @@ impl BatchSource for ClassifierBatches {
         let len = 3 * size * size;
         let chosen = self.order.range(position, batch);
         let mut pure = vec![0.0; batch * len];
-        let places = pure.par_chunks_mut(len).zip(chosen.par_iter().enumerate());
-        places.try_for_each(|(out, (i, &index))| {
+        let outputs = pure.par_chunks_mut(len).zip(chosen.par_iter().enumerate());
+        outputs.try_for_each(|(out, (i, &index))| {
             let ClassifierOptions { augmentation, seed, image_size, .. } = self.options;
             let shape = self.train.dimensions(index);
             let view =
@@ -201,11 +202,11 @@ impl BatchSource for ClassifierBatches {
         let smooth = self.options.label_smoothing as f32;
         let mut targets = vec![smooth / classes as f32; batch * classes];
         let mut mixed = vec![0.0; batch * len];
-        let place = mixed.par_chunks_mut(len).zip(targets.par_chunks_mut(classes));
-        place.enumerate().for_each(|(i, (out, target))| {
+        let outputs = mixed.par_chunks_mut(len).zip(targets.par_chunks_mut(classes));
+        outputs.enumerate().for_each(|(i, (out, target))| {
             let (next, share) = ((i + 1) % batch, self.share(position + i as u64));
-            let of = |i: usize| &pure[i * len..(i + 1) * len];
-            let pairs = of(i).iter().zip(of(next));
+            let image_values = |i: usize| &pure[i * len..(i + 1) * len];
+            let pairs = image_values(i).iter().zip(image_values(next));
             out.iter_mut().zip(pairs).for_each(|(out, (a, b))| *out = share * a + (1.0 - share) * b);
             for (i, share) in [(i, share), (next, 1.0 - share)] {
                 target[self.train.label(chosen[i]) as usize] += share * (1.0 - smooth);
@@ -280,19 +281,19 @@ impl Task for Classifier {
     }
 
     fn loss(&mut self, tape: &Tape, params: &mut Params, batch: &Batch) -> Result<Var> {
-        let [x, targets] = batch.on(&self.device)?;
+        let [x, targets] = batch.to_device(&self.device)?;
         let model = ResNet::new(&self.data.options.network, &mut Scope::root(&mut tape.params(params)))?;
         Ok(model.forward(&tape.constant(x))?.cross_entropy(&targets)?)
     }
 
     fn evaluate(&mut self, weights: &Weights) -> Result<Vec<Score>> {
         let Some(photos) = &self.validation else { return Ok(Vec::new()) };
-        let found = self.classify(weights, photos)?;
-        let top3 = f64::from(found.top_k_correct()) / f64::from(found.total());
+        let classification = self.classify(weights, photos)?;
+        let top3 = f64::from(classification.top_k_correct()) / f64::from(classification.total());
         let scores = [
-            ("validation_accuracy", found.confusion.accuracy()),
+            ("validation_accuracy", classification.confusion.accuracy()),
             ("validation_top3", top3),
-            ("validation_recall", found.confusion.mean_recall()),
+            ("validation_recall", classification.confusion.mean_recall()),
         ];
         Ok(scores.map(|(name, value)| Score { name, value, higher_is_better: true }).to_vec())
     }

@@ -9,8 +9,8 @@ use super::{Optimizer, Result, run::RunFiles};
 
 /// A handle to a run for other threads.
 ///
-/// The weights change only between steps, briefly and under a lock. A thread that holds the lock therefore has the last finished step. It
-/// need not wait for the current one, which may take minutes.
+/// The weights change only between steps, briefly and under a lock. A thread that holds the lock therefore sees the last finished step. It
+/// does not wait for the current step, which may take minutes.
 #[derive(Clone, Default)]
 pub struct Control(Arc<Mutex<Phase>>);
 
@@ -18,11 +18,11 @@ pub struct Control(Arc<Mutex<Phase>>);
 pub(super) enum Phase {
     /// The run has not started.
     #[default]
-    Before,
+    NotStarted,
     /// The run is training.
     Training(Box<ActiveRun>),
-    /// The run has released its files or failed.
-    Over,
+    /// The run has finished or failed.
+    Ended,
 }
 
 /// The state of a run that changes while it trains.
@@ -39,7 +39,7 @@ impl std::fmt::Debug for Control {
     }
 }
 
-/// A stopped run, which stays at its step for as long as this value lives.
+/// A stopped run. It stays at its step while this value exists.
 pub struct StoppedRun<'a> {
     /// The step that was saved, and its training state.
     ///
@@ -58,11 +58,11 @@ impl Control {
     pub fn stop(&self) -> Result<StoppedRun<'_>> {
         let mut held = self.lock();
         let (at, was_finished) = match &mut *held {
-            Phase::Before => (None, false),
+            Phase::NotStarted => (None, false),
             // The previous training state is intact.
             Phase::Training(active) if active.inconsistent => (None, false),
             Phase::Training(active) => (Some(active.stop()?), false),
-            Phase::Over => (None, true),
+            Phase::Ended => (None, true),
         };
         Ok(StoppedRun { at, was_finished, _held: held })
     }
@@ -74,11 +74,11 @@ impl Control {
     /// Calls `f` with the run, under the lock.
     ///
     /// # Panics
-    /// Panics if the run has not started or has ended; only the run's own thread calls this, in between.
-    pub(super) fn with<R>(&self, f: impl FnOnce(&mut ActiveRun) -> R) -> R {
+    /// Panics if the run has not started or has ended; only the run's own thread calls this, while it trains.
+    pub(super) fn with_run<R>(&self, f: impl FnOnce(&mut ActiveRun) -> R) -> R {
         match &mut *self.lock() {
             Phase::Training(active) => f(active),
-            _ => unreachable!("the engine reaches into the run that it trains"),
+            _ => unreachable!("the run is training"),
         }
     }
 
@@ -90,14 +90,12 @@ impl Control {
     /// Returns errors of `f`; the run's phase is then unchanged.
     ///
     /// # Panics
-    /// Panics as [`with`](Self::with) does.
+    /// Panics as [`with_run`](Self::with_run) does.
     pub(super) fn finish<R>(&self, f: impl FnOnce(&mut ActiveRun) -> Result<R>) -> Result<R> {
         let mut held = self.lock();
-        let Phase::Training(active) = &mut *held else {
-            unreachable!("the engine finishes the run that it trains")
-        };
+        let Phase::Training(active) = &mut *held else { unreachable!("the run is training") };
         let finished = f(active)?;
-        *held = Phase::Over;
+        *held = Phase::Ended;
         Ok(finished)
     }
 

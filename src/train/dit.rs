@@ -34,12 +34,12 @@ pub struct DitOptions {
     /// Weight of guidance in the sample grids, and the released files' default. It affects nothing else.
     #[serde(skip)]
     pub guidance: f32,
-    /// Interval of the times with guidance, likewise.
+    /// Interval of the times with guidance, for the same use.
     #[serde(skip)]
     pub guidance_interval: [f32; 2],
     /// True if the weights with the best evaluation are released.
     ///
-    /// The flow loss says little about image quality, so usually the last weights are.
+    /// The flow loss is a poor measure of image quality, so usually the last weights are released.
     #[serde(skip)]
     pub best: bool,
     /// Seed of order, augmentation, times, noise and dropped labels.
@@ -73,7 +73,7 @@ struct DitBatches {
 }
 
 impl Dit {
-    /// Makes the task.
+    /// Creates the task.
     ///
     /// # Errors
     /// Returns [`Error::Setting`] if images and network do not match.
@@ -89,11 +89,11 @@ impl Dit {
             let (side, classes) = (images.size(), images.classes.len());
             return Err(Error::setting(
                 "network",
-                format!("expected pictures of {side} px in {classes} classes"),
+                format!("expected images of {side} px in {classes} classes"),
             ));
         }
         let len = u32::try_from(images.len())
-            .map_err(|_| Error::setting("data", "expected fewer than 2³² pictures"))?;
+            .map_err(|_| Error::setting("data", "expected fewer than 2³² images"))?;
         let order = Order::new(options.seed, len);
         Ok(Self { data: Arc::new(DitBatches { options, images, order }), validation, device })
     }
@@ -124,13 +124,13 @@ impl BatchSource for DitBatches {
             })
             .collect::<Result<_>>()?;
         let [channels, height, width] = network.image_dims();
-        let picture = (batch, channels, height, width);
+        let shape = (batch, channels, height, width);
         let vector = |f: fn(&Example) -> f32| Tensor::from_iter(examples.iter().map(f), &Device::Cpu);
         Ok(Batch(vec![
-            Tensor::from_vec(noisy, picture, &Device::Cpu)?,
+            Tensor::from_vec(noisy, shape, &Device::Cpu)?,
             vector(|e| e.t)?,
             Tensor::from_iter(examples.iter().map(|e| e.label), &Device::Cpu)?,
-            Tensor::from_vec(target, picture, &Device::Cpu)?,
+            Tensor::from_vec(target, shape, &Device::Cpu)?,
             vector(|e| e.weight)?,
         ]))
     }
@@ -198,7 +198,7 @@ impl Task for Dit {
     }
 
     fn loss(&mut self, tape: &Tape, params: &mut Params, batch: &Batch) -> Result<Var> {
-        let [noisy, t, labels, target, weight] = batch.on(&self.device)?;
+        let [noisy, t, labels, target, weight] = batch.to_device(&self.device)?;
         let model = TinyDit::new(&self.data.options.network, &mut Scope::root(&mut tape.params(params)))?;
         let prediction = model.forward(&tape.constant(noisy), &tape.constant(t), &tape.constant(labels))?;
         Ok(prediction.weighted_mse(&target, &weight)?)
@@ -226,8 +226,8 @@ impl Task for Dit {
                 let label = (images.label(index), None);
                 Ok(flow.draw(VALIDATION, position, network.prediction(), label, &clean, noisy, target))
             };
-            let places = noisy.par_chunks_mut(len).zip(target.par_chunks_mut(len));
-            let examples: Vec<Example> = places.enumerate().map(draw).collect::<Result<_>>()?;
+            let outputs = noisy.par_chunks_mut(len).zip(target.par_chunks_mut(len));
+            let examples: Vec<Example> = outputs.enumerate().map(draw).collect::<Result<_>>()?;
             let tensor =
                 |values: Vec<f32>| Tensor::from_vec(values, (count, channels, height, width), &self.device);
             let t = Tensor::from_iter(examples.iter().map(|e| e.t), &self.device)?;
@@ -260,11 +260,11 @@ impl Task for Dit {
         let options = LoadOptions { runtime: Some(runtime), ..LoadOptions::default() };
         let mut generator = Generator::from_model(&model, &options)?;
         let request = Request { count: classes.len() * SAMPLE_ROWS, ..Request::default() };
-        let go_on = |_: sample::Progress| ControlFlow::Continue(());
-        let pictures: Vec<RgbImage> =
-            generator.generate_with(&request, &mut { go_on })?.into_iter().map(|p| p.image).collect();
+        let no_progress = |_: sample::Progress| ControlFlow::Continue(());
+        let images: Vec<RgbImage> =
+            generator.generate_with(&request, &mut { no_progress })?.into_iter().map(|p| p.image).collect();
         let mut labels = classes.clone();
-        labels.resize(pictures.len(), String::new());
-        Ok(Some(grid(&pictures, classes.len(), Some(&labels))))
+        labels.resize(images.len(), String::new());
+        Ok(Some(grid(&images, classes.len(), Some(&labels))))
     }
 }

@@ -23,7 +23,7 @@ pub struct TrainOptions {
     pub folder: PathBuf,
     /// The training state that a run in a new folder starts from.
     ///
-    /// Its settings must be the same except for the schedule, so a run may be made longer or shorter.
+    /// Its settings must be the same except for the schedule, so a run may be extended or shortened.
     pub from: Option<PathBuf>,
     /// The learning rate and the number of steps.
     pub schedule: Schedule,
@@ -33,13 +33,13 @@ pub struct TrainOptions {
     pub batch: usize,
     /// Micro-batches in an optimizer step.
     pub accumulation: usize,
-    /// Number of times that earlier attempts ran out of memory. The micro-batch is halved as many times.
+    /// Number of earlier attempts that ran out of memory. The micro-batch is halved once for each.
     pub halvings: u32,
     /// The precision of gradients, and gradient checkpointing.
     pub tape: TapeOptions,
     /// Threads that prepare batches ahead; 0 prepares each batch when it is needed.
     pub workers: usize,
-    /// Steps between training states, each of which is evaluated; 0 saves the last step only.
+    /// Steps between training states; each is evaluated. 0 saves only the last step.
     pub save_interval: u64,
     /// Steps between sample grids; 0 for none.
     pub sample_interval: u64,
@@ -55,7 +55,7 @@ pub struct TrainOptions {
     pub configuration: String,
     /// The device that computes.
     pub device: Device,
-    /// The handle by which other threads stop the run.
+    /// The handle with which other threads stop the run.
     pub control: Control,
 }
 
@@ -71,14 +71,14 @@ impl TrainOptions {
 pub struct EarlyStopping {
     /// Number of evaluations without improvement after which the run ends.
     pub patience: u64,
-    /// The improvement of a score that counts.
+    /// The smallest improvement of a score that counts.
     pub min_delta: f64,
 }
 
 /// Micro-batches that are ready or in progress beside the one that is being trained on.
 const PREFETCH: usize = 2;
 
-/// Trains `task` with the settings `plan` and returns the paths of the released files, `.pt` and `.safetensors`.
+/// Trains `task` with the settings `options` and returns the paths of the released files, `.pt` and `.safetensors`.
 ///
 /// Both are in the run's folder and hold a moving average of the weights. If training ends earlier, the completed work is saved. A run with
 /// the same settings resumes from there. Its files are byte for byte the same (with the same program, CPU and number of threads).
@@ -87,13 +87,13 @@ const PREFETCH: usize = 2;
 /// Returns the error that ended the run.
 pub fn train(
     task: &mut dyn Task,
-    plan: &TrainOptions,
+    options: &TrainOptions,
     observe: &mut dyn FnMut(Event),
 ) -> Result<[PathBuf; 2]> {
-    train_distributed(task, plan, &mut ProcessGroup::single(), observe)
+    train_distributed(task, options, &mut ProcessGroup::single(), observe)
 }
 
-/// Trains as [`train()`] does, with the processes of `team`, of which this one is the first.
+/// Trains as [`train()`] does, in all processes of `group`; this is process 0.
 ///
 /// The files are the same bytes if the run is always resumed with the same number of processes. With another number they differ by
 /// rounding.
@@ -102,125 +102,125 @@ pub fn train(
 /// Returns the error that ended the run.
 pub fn train_distributed(
     task: &mut dyn Task,
-    plan: &TrainOptions,
-    team: &mut ProcessGroup,
+    options: &TrainOptions,
+    group: &mut ProcessGroup,
     observe: &mut dyn FnMut(Event),
 ) -> Result<[PathBuf; 2]> {
-    if plan.accumulation == 0 {
+    if options.accumulation == 0 {
         return Err(Error::setting("--gradient-accumulation-steps", "expected at least 1, found 0"));
     }
-    let (smallest, processes) = (task.smallest_batch() * team.size(), team.size());
-    if plan.batch < smallest {
-        let message = format!("expected at least {smallest}, found {}", plan.batch);
+    let (smallest, processes) = (task.smallest_batch() * group.size(), group.size());
+    if options.batch < smallest {
+        let message = format!("expected at least {smallest}, found {}", options.batch);
         return Err(Error::setting("--batch-size", message));
     }
-    if !plan.batch.is_multiple_of(processes) {
-        let message = format!("expected a multiple of --gpus {processes}, found {}", plan.batch);
+    if !options.batch.is_multiple_of(processes) {
+        let message = format!("expected a multiple of --gpus {processes}, found {}", options.batch);
         return Err(Error::setting("--batch-size", message));
     }
-    let ledger = task.cost()?;
-    let mut run = RunFiles::open(task, plan, processes)?;
-    let optimizer = match run.begin(task, plan, &ledger.params, observe) {
+    let cost = task.cost()?;
+    let mut run = RunFiles::open(task, options, processes)?;
+    let optimizer = match run.begin(task, options, &cost.params, observe) {
         Ok(optimizer) => optimizer,
         Err(error) => {
-            run.record_refusal(&error)?;
+            run.record_rejection(&error)?;
             return Err(error);
         }
     };
-    run.record_start(plan)?;
+    run.record_start(options)?;
     observe(Event::Begin {
         folder: run.folder(),
         settings: run.settings(),
         step: run.progress.step,
-        steps: plan.schedule.steps,
-        parameters: ledger.parameters(),
+        steps: options.schedule.steps,
+        parameters: cost.parameters(),
     });
-    plan.control.set(Phase::Training(Box::new(ActiveRun { optimizer, run, inconsistent: false })));
-    let ended = train_loop(task, plan, team, observe).and_then(|()| {
-        plan.control.finish(|active| active.run.publish(&active.optimizer, task.releases_best(), observe))
+    options.control.set(Phase::Training(Box::new(ActiveRun { optimizer, run, inconsistent: false })));
+    let result = train_loop(task, options, group, observe).and_then(|()| {
+        options.control.finish(|active| active.run.publish(&active.optimizer, task.releases_best(), observe))
     });
-    if let Err(error) = &ended {
-        // The error that ended the run matters more than an error while saving it.
-        plan.control.with(|active| {
+    if let Err(error) = &result {
+        // An error while saving must not hide the error that ended the run.
+        options.control.with_run(|active| {
             let saved = if active.run.progress.step > 0 && !active.run.is_saved() && !active.inconsistent {
                 active.run.save(&active.optimizer).map(|_| ())
             } else {
                 Ok(())
             };
-            if let Err(also) = saved.and_then(|()| active.run.record_failure(error)) {
-                observe(Event::Note(&format!("the run's state could not be saved: {also}")));
+            if let Err(save_error) = saved.and_then(|()| active.run.record_failure(error)) {
+                observe(Event::Note(&format!("the run's state could not be saved: {save_error}")));
             }
         });
     }
-    plan.control.set(Phase::Over);
-    if let Ok(paths) = &ended {
+    options.control.set(Phase::Ended);
+    if let Ok(paths) = &result {
         paths.iter().for_each(|path| observe(Event::Wrote(path)));
     }
-    ended
+    result
 }
 
 /// Trains from the run's current step to its end.
 fn train_loop(
     task: &mut dyn Task,
-    plan: &TrainOptions,
-    team: &mut ProcessGroup,
+    options: &TrainOptions,
+    group: &mut ProcessGroup,
     observe: &mut dyn FnMut(Event),
 ) -> Result<()> {
-    let (per_step, share) = (plan.per_step(), plan.batch / team.size());
-    let steps = plan.schedule.steps;
-    let control = &plan.control;
-    let mut micro_batch = first_micro_batch(task, plan, share);
+    let (per_step, share) = (options.per_step(), options.batch / group.size());
+    let steps = options.schedule.steps;
+    let control = &options.control;
+    let mut micro_batch = first_micro_batch(task, options, share);
     if micro_batch < share {
         observe(Event::Note(&describe_split(task, micro_batch, per_step)));
     }
-    let mut loader = loader(task, plan, micro_batch, team)?;
-    let existing_bytes = control.with(|active| active.run.state_bytes());
-    preflight::check(task, plan, micro_batch, existing_bytes, team.size())?;
-    if let Some(describe) = team.describe(&plan.device) {
+    let mut loader = loader(task, options, micro_batch, group)?;
+    let existing_bytes = control.with_run(|active| active.run.state_bytes());
+    preflight::check(task, options, micro_batch, existing_bytes, group.size())?;
+    if let Some(describe) = group.describe(&options.device) {
         observe(Event::Note(&describe));
     }
-    let (saved, progress) = control.with(|active| (active.run.is_saved(), active.run.progress.clone()));
-    team.begin(&Start { settings: task.settings(), saved, progress, micro_batch }, &plan.device)?;
+    let (saved, progress) = control.with_run(|active| (active.run.is_saved(), active.run.progress.clone()));
+    group.begin(&Start { settings: task.settings(), saved, progress, micro_batch }, &options.device)?;
     loop {
-        let (step, scale) = control.with(|active| {
+        let (step, scale) = control.with_run(|active| {
             let progress = &mut active.run.progress;
             progress.micro_batch = Some(micro_batch).filter(|&n| n < share);
-            (progress.step, progress.scale(plan))
+            (progress.step, progress.scale(options))
         });
-        let stop = end_step(task, plan, step, observe)?;
+        let stop = end_step(task, options, step, observe)?;
         if step == steps || stop {
             return Ok(());
         }
 
         let start = Instant::now();
-        let params = control.with(|active| active.optimizer.params())?;
-        let learnt = forward_backward_all(task, plan, params, &mut loader, team, step, scale);
-        let (loss, learnt) = match learnt {
+        let params = control.with_run(|active| active.optimizer.params())?;
+        let gradients = forward_backward_all(task, options, params, &mut loader, group, step, scale);
+        let (loss, gradients) = match gradients {
             Err(error) if error.is_out_of_memory() => {
                 micro_batch = halve_micro_batch(micro_batch, task.smallest_batch()).ok_or(error)?;
                 observe(Event::Note(&format!(
                     "out of memory: {}",
                     describe_split(task, micro_batch, per_step)
                 )));
-                loader = self::loader(task, plan, micro_batch, team)?;
+                loader = self::loader(task, options, micro_batch, group)?;
                 continue;
             }
-            learnt => learnt?,
+            gradients => gradients?,
         };
         if step == 0 && !loss.is_finite() {
             let files = task.batches().files(0, per_step as usize);
             return Err(Error::NotFinite { step: 1, loss, norm: 0.0, files });
         }
-        let rate = plan.schedule.rate(step);
+        let rate = options.schedule.rate(step);
         let waited = loader.waited();
-        let (taken, skipped_in_a_row) = control.with(|active| -> Result<_> {
+        let (finished, skipped_in_a_row) = control.with_run(|active| -> Result<_> {
             let ActiveRun { optimizer, run, inconsistent } = active;
             // An error in between leaves weights of two steps, which must not be saved.
             *inconsistent = true;
-            let (norm, skipped) = run.progress.take(optimizer, loss, &learnt, rate)?;
+            let (norm, skipped) = run.progress.apply_step(optimizer, loss, &gradients, rate)?;
             *inconsistent = false;
             let seconds = start.elapsed().as_secs_f64();
-            let taken = Step {
+            let finished = Step {
                 step: step + 1,
                 loss,
                 mean_loss: run.progress.mean_loss.unwrap_or(loss),
@@ -231,17 +231,17 @@ fn train_loop(
                 seconds,
                 waited: waited.as_secs_f64(),
             };
-            if is_due(plan.log_interval.max(1), step + 1, steps) || skipped {
-                run.log(&metrics_line(&taken, &plan.device))?;
+            if is_due(options.log_interval.max(1), step + 1, steps) || skipped {
+                run.log(&metrics_line(&finished, &options.device))?;
             }
-            Ok((taken, run.progress.skipped_in_a_row))
+            Ok((finished, run.progress.skipped_in_a_row))
         })?;
-        drop(learnt);
-        observe(Event::Step(&taken));
+        drop(gradients);
+        observe(Event::Step(&finished));
         if skipped_in_a_row > 0 {
             let files = task.batches().files(step * per_step, per_step as usize);
-            let skipped = Error::NotFinite { step: step + 1, loss, norm: taken.norm, files };
-            if skipped_in_a_row >= plan.max_skipped_steps.max(1) {
+            let skipped = Error::NotFinite { step: step + 1, loss, norm: finished.norm, files };
+            if skipped_in_a_row >= options.max_skipped_steps.max(1) {
                 return Err(skipped);
             }
             observe(Event::Note(&format!("{skipped}; the step is skipped")));
@@ -251,69 +251,73 @@ fn train_loop(
 
 /// Evaluates, saves and generates samples after `step`, where they are due. Returns true for early stopping.
 ///
-/// A run that resumes from this step does what is not yet done.
+/// A run that resumes from this step does only the work that is not yet done.
 fn end_step(
     task: &mut dyn Task,
-    plan: &TrainOptions,
+    options: &TrainOptions,
     step: u64,
     observe: &mut dyn FnMut(Event),
 ) -> Result<bool> {
-    let (control, steps) = (&plan.control, plan.schedule.steps);
-    let evaluated = control.with(|active| active.run.progress.evaluated);
-    let save = step > 0 && is_due(plan.save_interval, step, steps);
+    let (control, steps) = (&options.control, options.schedule.steps);
+    let evaluated = control.with_run(|active| active.run.progress.evaluated);
+    let save = step > 0 && is_due(options.save_interval, step, steps);
     if save && evaluated < step {
-        evaluate(task, plan, step, observe)?;
+        evaluate(task, options, step, observe)?;
     }
-    let (stale, best) = control.with(|active| (active.run.progress.stale, active.run.progress.best.clone()));
-    let stop =
-        plan.early_stopping.is_some_and(|early_stopping| best.is_some() && stale >= early_stopping.patience);
-    if save && !control.with(|active| active.run.is_saved() && evaluated == step) {
-        let path = control.with(|active| active.run.save(&active.optimizer))?;
+    let (stale, best) =
+        control.with_run(|active| (active.run.progress.stale, active.run.progress.best.clone()));
+    let stop = options
+        .early_stopping
+        .is_some_and(|early_stopping| best.is_some() && stale >= early_stopping.patience);
+    if save && !control.with_run(|active| active.run.is_saved() && evaluated == step) {
+        let path = control.with_run(|active| active.run.save(&active.optimizer))?;
         observe(Event::Wrote(&path));
     }
-    if step > 0 && plan.sample_interval > 0 && (is_due(plan.sample_interval, step, steps) || stop) {
+    if step > 0 && options.sample_interval > 0 && (is_due(options.sample_interval, step, steps) || stop) {
         // Failing to generate samples must not end a run.
-        if let Err(error) = sample(task, plan, step, observe) {
+        if let Err(error) = sample(task, options, step, observe) {
             observe(Event::Note(&format!("no samples at step {step}: {error}")));
         }
     }
     if stop && let Some(best) = best {
         let (name, value, at) = (&best.name, best.value, best.step);
-        let said = format!(
-            "stopped early: {name} was best at step {at}, {value:.4}, and not better in {stale} evaluations"
+        let message = format!(
+            "early stopping: {name} did not improve in {stale} evaluations; best {value:.4} at step {at}"
         );
-        observe(Event::Note(&said));
+        observe(Event::Note(&message));
     }
     Ok(stop)
 }
 
 fn evaluate(
     task: &mut dyn Task,
-    plan: &TrainOptions,
+    options: &TrainOptions,
     step: u64,
     observe: &mut dyn FnMut(Event),
 ) -> Result<()> {
-    let control = &plan.control;
-    let averages = control.with(|active| active.optimizer.averages());
-    let mut found = Vec::new();
+    let control = &options.control;
+    let averages = control.with_run(|active| active.optimizer.averages());
+    let mut evaluations = Vec::new();
     for average in 0..averages {
-        let weights = control.with(|active| active.optimizer.ema(average))?;
-        found.push(task.evaluate(&weights)?);
+        let weights = control.with_run(|active| active.optimizer.ema(average))?;
+        evaluations.push(task.evaluate(&weights)?);
     }
-    // Of two averages, the better one counts.
-    let lead = |scores: &[Score]| {
+    // Of two averages, the better one is used.
+    let main_score = |scores: &[Score]| {
         scores.first().map_or(f64::NEG_INFINITY, |s| if s.higher_is_better { s.value } else { -s.value })
     };
-    let leading = usize::from(found.get(1).is_some_and(|second| lead(second) > lead(&found[0])));
-    let scores = &found[leading];
-    let min_delta = plan.early_stopping.map_or(0.0, |early_stopping| early_stopping.min_delta);
-    let best = control.with(|active| -> Result<bool> {
+    let leading = usize::from(
+        evaluations.get(1).is_some_and(|second| main_score(second) > main_score(&evaluations[0])),
+    );
+    let scores = &evaluations[leading];
+    let min_delta = options.early_stopping.map_or(0.0, |early_stopping| early_stopping.min_delta);
+    let best = control.with_run(|active| -> Result<bool> {
         let run = &mut active.run;
         let better = scores.first().is_some_and(|first| run.update_best(first, leading, min_delta));
         if !scores.is_empty() {
             let mut line = json!({"step": step});
             if averages > 1 {
-                // Text, which readers do not take for a score.
+                // Text, so that readers do not count it as a score.
                 line["weights"] = json!(["ema", "ema2"][leading]);
             }
             for score in scores {
@@ -332,32 +336,38 @@ fn evaluate(
     Ok(())
 }
 
-fn sample(task: &mut dyn Task, plan: &TrainOptions, step: u64, observe: &mut dyn FnMut(Event)) -> Result<()> {
-    let weights = plan.control.with(|active| active.optimizer.ema(0))?;
-    let Some(picture) = task.sample_grid(&weights)? else { return Ok(()) };
-    let path = plan.control.with(|active| active.run.write_sample(&picture))?;
-    observe(Event::Sampled { step, picture: &picture, path: &path });
+fn sample(
+    task: &mut dyn Task,
+    options: &TrainOptions,
+    step: u64,
+    observe: &mut dyn FnMut(Event),
+) -> Result<()> {
+    let weights = options.control.with_run(|active| active.optimizer.ema(0))?;
+    let Some(image) = task.sample_grid(&weights)? else { return Ok(()) };
+    let path = options.control.with_run(|active| active.run.write_sample(&image))?;
+    observe(Event::Sampled { step, image: &image, path: &path });
     Ok(())
 }
 
-/// Computes the loss and the gradients of step `step` over all processes of `team`, each of which calls this.
+/// Computes the loss and the gradients of step `step` over all processes of `group`; each process calls this.
 ///
 /// # Errors
 /// Returns the errors of [`ProcessGroup::all_reduce`].
 pub(super) fn forward_backward_all(
     task: &mut dyn Task,
-    plan: &TrainOptions,
+    options: &TrainOptions,
     mut params: Params,
     loader: &mut Loader,
-    team: &mut ProcessGroup,
+    group: &mut ProcessGroup,
     step: u64,
     scale: f64,
 ) -> Result<(f64, StepGradients)> {
-    let per_step = plan.per_step();
-    let accumulation = per_step as usize / (loader.size() * team.size());
-    let own = forward_backward(task, plan.tape, &mut params, loader, accumulation, step * per_step, scale);
+    let per_step = options.per_step();
+    let accumulation = per_step as usize / (loader.size() * group.size());
+    let local =
+        forward_backward(task, options.tape, &mut params, loader, accumulation, step * per_step, scale);
     drop(params);
-    team.all_reduce(own)
+    group.all_reduce(local)
 }
 
 /// Computes the mean loss and the gradients of `accumulation` micro-batches.
@@ -377,32 +387,32 @@ pub fn forward_backward(
     scale: f64,
 ) -> Result<(f64, StepGradients)> {
     let share = 1.0 / (accumulation * loader.shards()) as f64;
-    let (mut loss, mut learnt) = (0.0, StepGradients::default());
+    let (mut loss, mut gradients) = (0.0, StepGradients::default());
     for micro in 0..accumulation {
         let tape = Tape::with_options(tape);
-        let batch = loader.load(position + loader.place(micro))?;
+        let batch = loader.load(position + loader.offset(micro))?;
         let value = task.loss(&tape, params, &batch)?;
         loss += share * f64::from(value.value().to_scalar::<f32>()?);
-        learnt.statistics.push(tape.take_statistics());
+        gradients.statistics.push(tape.take_statistics());
         for (name, gradient) in value.backward(share * scale)? {
-            let total = match learnt.gradients.remove(&name) {
+            let total = match gradients.gradients.remove(&name) {
                 Some(old) => (old + gradient)?,
                 None => gradient,
             };
-            learnt.gradients.insert(name, total);
+            gradients.gradients.insert(name, total);
         }
     }
-    Ok((loss, learnt))
+    Ok((loss, gradients))
 }
 
 pub(super) fn loader(
     task: &dyn Task,
-    plan: &TrainOptions,
+    options: &TrainOptions,
     micro_batch: usize,
-    team: &ProcessGroup,
+    group: &ProcessGroup,
 ) -> Result<Loader> {
-    let loader = Loader::with_workers(task.batches(), micro_batch, plan.workers, PREFETCH)?;
-    Ok(loader.sharded(team.rank(), team.size()))
+    let loader = Loader::with_workers(task.batches(), micro_batch, options.workers, PREFETCH)?;
+    Ok(loader.sharded(group.rank(), group.size()))
 }
 
 /// True if work that is due every `interval` steps, and at the last of `steps`, is due at `step`.
@@ -433,14 +443,14 @@ fn metrics_line(step: &Step, device: &Device) -> Value {
     line
 }
 
-/// The micro-batch that a run starts or resumes with, where `whole` items were planned.
-fn first_micro_batch(task: &dyn Task, plan: &TrainOptions, whole: usize) -> usize {
-    let (before, smallest) =
-        (plan.control.with(|active| active.run.progress.micro_batch), task.smallest_batch());
-    let halved = (0..plan.halvings).try_fold(whole, |size, _| halve_micro_batch(size, smallest));
-    let most = before.unwrap_or(whole).min(halved.unwrap_or(smallest)).min(whole);
+/// The micro-batch that a run starts or resumes with; `planned` is the planned number of items.
+fn first_micro_batch(task: &dyn Task, options: &TrainOptions, planned: usize) -> usize {
+    let (previous, smallest) =
+        (options.control.with_run(|active| active.run.progress.micro_batch), task.smallest_batch());
+    let halved = (0..options.halvings).try_fold(planned, |size, _| halve_micro_batch(size, smallest));
+    let max = previous.unwrap_or(planned).min(halved.unwrap_or(smallest)).min(planned);
     // A run with another number of processes may have had a size that does not divide this share.
-    (smallest..=most).rev().find(|part| whole.is_multiple_of(*part)).unwrap_or(whole)
+    (smallest..=max).rev().find(|part| planned.is_multiple_of(*part)).unwrap_or(planned)
 }
 
 /// The largest divisor of `size` that is at most half of it; `None` if that is less than `smallest`.
@@ -448,12 +458,12 @@ pub(super) fn halve_micro_batch(size: usize, smallest: usize) -> Option<usize> {
     (smallest..=size / 2).rev().find(|part| size.is_multiple_of(*part))
 }
 
-/// Describes how a step is split after memory was too small for the planned micro-batches.
+/// Describes the split of a step after memory was too small for the planned micro-batches.
 fn describe_split(task: &dyn Task, micro_batch: usize, per_step: u64) -> String {
     let accumulation = per_step as usize / micro_batch;
-    let mut said = format!("going on with {accumulation} micro-batches of {micro_batch} a step");
+    let mut message = format!("continuing with {accumulation} micro-batches of {micro_batch} per step");
     if task.smallest_batch() > 1 {
-        said += "; batch normalisation now goes by the statistics of smaller batches";
+        message += "; batch normalization now uses the statistics of smaller batches";
     }
-    said
+    message
 }

@@ -13,11 +13,11 @@ pub enum Error {
     Setting {
         /// The setting, by its flag.
         setting: &'static str,
-        /// What was expected, and what was found.
+        /// The expected and the found value.
         message: String,
     },
     /// The loss or a gradient is not finite.
-    #[error("step {step}: the loss is {loss}, the gradient's norm {norm}, on {}", named(files))]
+    #[error("step {step}: the loss is {loss}, the gradient's norm {norm}, on {}", list_files(files))]
     NotFinite {
         /// The step, from 1.
         step: u64,
@@ -36,7 +36,7 @@ pub enum Error {
     Resume {
         /// The file of the state.
         path: PathBuf,
-        /// What differs.
+        /// The difference.
         message: String,
     },
     /// Another process trains in the run's folder.
@@ -57,7 +57,7 @@ pub enum Error {
     #[error(transparent)]
     Data(#[from] crate::data::Error),
     /// A micro-batch could not be made because of a defect in this program.
-    #[error("the batch of {size} items from item {position} on: {message}")]
+    #[error("batch of {size} items at position {position}: {message}")]
     Loading {
         /// Number of items drawn before it.
         position: u64,
@@ -71,7 +71,7 @@ pub enum Error {
     Process {
         /// The rank of the process, from 0.
         rank: usize,
-        /// The error, or how the process ended.
+        /// The error or exit status.
         message: String,
         /// True if the error is transient.
         transient: bool,
@@ -94,14 +94,14 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Lists the first of `files` and the number of the others.
-fn named(files: &[PathBuf]) -> String {
+fn list_files(files: &[PathBuf]) -> String {
     const MAX_NAMED: usize = 8;
     let names: Vec<String> = files.iter().take(MAX_NAMED).map(|path| path.display().to_string()).collect();
     let more = files.len().saturating_sub(MAX_NAMED);
     names.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
 }
 
-/// CUDA errors that may be gone for another process or after a restart.
+/// CUDA errors that may not recur in another process or after a restart.
 const LOST_DEVICE_MESSAGES: [&str; 7] = [
     "CUDA_ERROR_DEVICE_UNAVAILABLE",
     "CUDA_ERROR_ECC_UNCORRECTABLE",
@@ -116,12 +116,12 @@ impl Error {
     /// True if memory was too small, so that a smaller micro-batch may succeed.
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self, Self::Candle(_) | Self::Model(_)) && {
-            let said = self.to_string();
-            said.contains("CUDA_ERROR_OUT_OF_MEMORY") || said.contains("out of memory")
+            let message = self.to_string();
+            message.contains("CUDA_ERROR_OUT_OF_MEMORY") || message.contains("out of memory")
         }
     }
 
-    /// True for a transient error: a disk or a network that did not answer, or a lost GPU.
+    /// True for a transient error: a disk or network that did not respond, or a lost GPU.
     ///
     /// A missing file, missing permissions and a full disk are not transient.
     pub fn is_transient(&self) -> bool {
@@ -139,9 +139,9 @@ impl Error {
             }
             cause = error.source();
         }
-        let said = self.to_string();
+        let message = self.to_string();
         matches!(self, Self::Candle(_) | Self::Model(_))
-            && LOST_DEVICE_MESSAGES.iter().any(|name| said.contains(name))
+            && LOST_DEVICE_MESSAGES.iter().any(|name| message.contains(name))
     }
 
     /// A transient error: process `rank` ended or cannot continue.
@@ -149,7 +149,7 @@ impl Error {
         Self::Process { rank, message: message.into(), transient: true }
     }
 
-    /// Marks an error as one of process `rank` alone, which the other processes do not have.
+    /// Marks an error as one that only process `rank` has.
     pub(super) fn in_process(self, rank: usize) -> Self {
         match self {
             Self::Process { .. } => self,
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_that_may_pass_are_told_from_those_that_stay() {
+    fn transient_errors_are_recognized() {
         let file = |source: io::Error| Error::File { path: "state".into(), source };
         for kind in
             [io::ErrorKind::TimedOut, io::ErrorKind::ConnectionReset, io::ErrorKind::StaleNetworkFileHandle]
@@ -193,9 +193,12 @@ mod tests {
     }
 
     #[test]
-    fn the_files_of_a_bad_batch_are_named_in_one_line() {
+    fn non_finite_steps_list_their_files_in_one_line() {
         let files = (0..10).map(|i| PathBuf::from(format!("{i}.png"))).collect();
-        let said = Error::NotFinite { step: 3, loss: f64::NAN, norm: 0.0, files }.to_string();
-        assert!(said.starts_with("step 3: the loss is NaN") && said.ends_with("7.png and 2 more"), "{said}");
+        let message = Error::NotFinite { step: 3, loss: f64::NAN, norm: 0.0, files }.to_string();
+        assert!(
+            message.starts_with("step 3: the loss is NaN") && message.ends_with("7.png and 2 more"),
+            "{message}"
+        );
     }
 }

@@ -28,7 +28,7 @@ pub enum Event<'a> {
     Evaluated {
         /// Steps done.
         step: u64,
-        /// The scores; the first one decides.
+        /// The scores; the first one selects the best weights.
         scores: &'a [Score],
         /// True if it is the best evaluation of the run so far.
         best: bool,
@@ -38,7 +38,7 @@ pub enum Event<'a> {
         /// Steps done.
         step: u64,
         /// The grid.
-        picture: &'a RgbImage,
+        image: &'a RgbImage,
         /// The path of its file.
         path: &'a Path,
     },

@@ -38,7 +38,7 @@ pub struct Example {
 }
 
 impl Flow {
-    /// Draws the example at `position` (the number of examples drawn before it) from the image `clean`.
+    /// Draws the example at `position` (the number of examples examples before it) from the image `clean`.
     ///
     /// Writes `x_t` to `noisy` and the target of `prediction` to `target`.
     pub fn draw(
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn the_velocity_leads_from_the_example_to_the_picture() {
+    fn the_velocity_points_from_the_example_to_the_image() {
         let clean: Vec<f32> = (0..48).map(|i| (i as f32 / 24.0) - 1.0).collect();
         for position in 0..20 {
             let (example, noisy, velocity) = draw(position, PredictionType::Velocity);
@@ -100,12 +100,12 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_dropped_and_times_spread_as_asked() {
-        let drawn: Vec<Example> = (0..4000).map(|p| draw(p, PredictionType::X).0).collect();
-        let dropped = drawn.iter().filter(|e| e.label == 12).count();
+    fn labels_and_times_follow_their_distributions() {
+        let examples: Vec<Example> = (0..4000).map(|p| draw(p, PredictionType::X).0).collect();
+        let dropped = examples.iter().filter(|e| e.label == 12).count();
         assert!((300..500).contains(&dropped), "{dropped} of 4000 dropped");
-        assert!(drawn.iter().all(|e| e.label == 12 || e.label == 3));
-        let early = drawn.iter().filter(|e| f64::from(e.t) < 1.0 / (1.0 + 0.3f64.exp())).count();
+        assert!(examples.iter().all(|e| e.label == 12 || e.label == 3));
+        let early = examples.iter().filter(|e| f64::from(e.t) < 1.0 / (1.0 + 0.3f64.exp())).count();
         assert!((1880..2120).contains(&early), "{early} of 4000 below the median");
     }
 }

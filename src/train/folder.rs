@@ -62,7 +62,7 @@ pub enum Status {
     Finished,
 }
 
-/// The record of a run, `run.json`, which is readable without its training states.
+/// The record of a run, `run.json`, which can be read without its training states.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
     /// The name of the run's folder.
@@ -72,7 +72,8 @@ pub struct RunRecord {
     /// The status of the run.
     pub status: Status,
     /// Start time in seconds since 1970.
-    pub begun: u64,
+    #[serde(rename = "begun")]
+    pub started: u64,
     /// Time of the last write in seconds since 1970.
     pub written: u64,
     /// Steps done.
@@ -81,8 +82,8 @@ pub struct RunRecord {
     pub steps: u64,
     /// The best evaluation so far.
     pub best: Option<BestScore>,
-    /// True for a finished run if everything after its release is done too, such as its evaluation. Earlier versions did not write it.
-    #[serde(default = "yes")]
+    /// True for a finished run if all later work, such as its evaluation, is done too. Earlier versions did not write it.
+    #[serde(default = "default_complete")]
     pub complete: bool,
     /// The error that ended the run.
     pub error: Option<String>,
@@ -92,7 +93,7 @@ pub struct RunRecord {
     pub command: Vec<String>,
 }
 
-/// An evaluation that was better than all before.
+/// The best evaluation so far.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BestScore {
     /// Steps done at the evaluation.
@@ -108,17 +109,17 @@ pub struct BestScore {
 impl RunRecord {
     /// The record of a new run.
     pub fn new(id: String, task: &str) -> Self {
-        // The parent process adds these flags; the user did not give them.
-        let own = ["--worker=", "--halvings=", "--deadline="];
-        let said = |argument: &String| !own.iter().any(|flag| argument.starts_with(flag));
-        let (begun, command) = (now(), std::env::args().filter(said).collect());
+        // The parent process adds these flags.
+        let internal = ["--worker=", "--halvings=", "--deadline="];
+        let is_from_user = |argument: &String| !internal.iter().any(|flag| argument.starts_with(flag));
+        let (started, command) = (now(), std::env::args().filter(is_from_user).collect());
         let (status, task) = (Status::Running, task.to_owned());
         Self {
             id,
             task,
             status,
-            begun,
-            written: begun,
+            started,
+            written: started,
             step: 0,
             steps: 0,
             best: None,
@@ -143,11 +144,11 @@ impl RunRecord {
         serde_json::from_slice(&text).map_err(broken)
     }
 
-    /// Returns this record of `folder` if its run is of `task`.
+    /// Returns this record of `folder` if it is of a `task` run.
     ///
     /// # Errors
     /// Returns [`Error::Resume`] for a run of another task.
-    pub fn of(self, folder: &Path, task: &str) -> Result<Self> {
+    pub fn check_task(self, folder: &Path, task: &str) -> Result<Self> {
         if self.task == task {
             return Ok(self);
         }
@@ -169,17 +170,17 @@ impl RunRecord {
     }
 }
 
-/// Reads a file of at most 1 MiB. It refuses a longer file, or a path that is no regular file, before it reads.
+/// Reads a file of at most 1 MiB. Longer files, and paths that are not regular files, are rejected before reading.
 ///
 /// # Errors
 /// Returns an error if the file cannot be read or is too long.
 pub fn read_bounded(path: &Path) -> Result<Vec<u8>> {
     let failed = |source| Error::File { path: path.to_owned(), source };
-    let about = std::fs::metadata(path).map_err(failed)?;
-    if !about.is_file() || about.len() > MAX_RECORD_BYTES {
+    let metadata = std::fs::metadata(path).map_err(failed)?;
+    if !metadata.is_file() || metadata.len() > MAX_RECORD_BYTES {
         let found =
-            format!("expected a file of at most {MAX_RECORD_BYTES} bytes, found {} bytes", about.len());
-        let found = if about.is_file() { found } else { "expected a file".to_owned() };
+            format!("expected a file of at most {MAX_RECORD_BYTES} bytes, found {} bytes", metadata.len());
+        let found = if metadata.is_file() { found } else { "expected a file".to_owned() };
         return Err(failed(std::io::Error::other(found)));
     }
     let (mut text, file) = (Vec::new(), File::open(path).map_err(failed)?);
@@ -187,11 +188,14 @@ pub fn read_bounded(path: &Path) -> Result<Vec<u8>> {
     Ok(text)
 }
 
-/// True if `id` is valid as a run's name: every file system accepts it, and it is no reserved name.
+/// True if `id` is valid as a run's name: every file system accepts it, and it is not a reserved name.
 pub fn is_id(id: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_+=.".contains(c);
-    let taken = [LATEST, crate::sweep::SWEEPS].contains(&id);
-    (1..=MAX_ID_CHARS).contains(&id.len()) && !id.starts_with(['.', '-']) && id.chars().all(allowed) && !taken
+    let reserved = [LATEST, crate::sweep::SWEEPS].contains(&id);
+    (1..=MAX_ID_CHARS).contains(&id.len())
+        && !id.starts_with(['.', '-'])
+        && id.chars().all(allowed)
+        && !reserved
 }
 
 /// Returns the path in `root` for a new run, with an unused id. It creates nothing.
@@ -207,7 +211,7 @@ pub fn new_run_folder(root: &Path, task: &str) -> PathBuf {
     }
 }
 
-/// Starts or resumes a run in `folder`: makes the folder, takes its lock and points `latest` to it.
+/// Starts or resumes a run in `folder`: creates the folder, acquires its lock and points `latest` to it.
 ///
 /// An existing record is left unchanged. The last value is true if the run is new.
 ///
@@ -215,9 +219,9 @@ pub fn new_run_folder(root: &Path, task: &str) -> PathBuf {
 /// Returns an error if the folder is not writable, another process trains there, or the run is of another task.
 pub fn begin(folder: &Path, task: &str) -> Result<(Lock, RunRecord, bool)> {
     make(folder)?;
-    let lock = Lock::take(folder)?.ok_or_else(|| Error::Busy { path: folder.to_owned() })?;
+    let lock = Lock::acquire(folder)?.ok_or_else(|| Error::Busy { path: folder.to_owned() })?;
     let id = folder.file_name().unwrap_or_default().to_string_lossy();
-    let known = RunRecord::load(folder).ok().map(|record| record.of(folder, task)).transpose()?;
+    let known = RunRecord::load(folder).ok().map(|record| record.check_task(folder, task)).transpose()?;
     // A run that was only prepared has no steps yet.
     let (prepared, new) = (known.is_some(), known.as_ref().is_none_or(|record| record.steps == 0));
     let mut record = known.unwrap_or_else(|| RunRecord::new(id.into(), task));
@@ -230,7 +234,7 @@ pub fn begin(folder: &Path, task: &str) -> Result<(Lock, RunRecord, bool)> {
     Ok((lock, record, new))
 }
 
-/// Writes the record and the configuration of a new run to `folder`, unless a record is there.
+/// Writes the record and the configuration of a new run to `folder`, unless the folder has a record.
 ///
 /// # Errors
 /// Returns an error if they cannot be written.
@@ -267,7 +271,7 @@ pub fn remove_unstarted(folder: &Path) {
     }
 }
 
-/// Records that nothing is left to do for the finished run in `folder`.
+/// Records that all work for the finished run in `folder` is done.
 ///
 /// # Errors
 /// Returns an error if the record cannot be read or written.
@@ -295,7 +299,7 @@ pub fn states(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(states)
 }
 
-/// Lists the runs in `root`, oldest first. Folders without a record are left out.
+/// Lists the runs in `root`, oldest first. Folders without a record are skipped.
 ///
 /// # Errors
 /// Returns an error if `root` cannot be read; a missing `root` yields an empty list.
@@ -309,7 +313,7 @@ pub fn list(root: &Path) -> Result<Vec<(PathBuf, RunRecord)>> {
     let folders = folders.filter(|path| path.is_dir() && !path.is_symlink());
     let mut runs: Vec<_> =
         folders.filter_map(|path| RunRecord::load(&path).ok().map(|record| (path, record))).collect();
-    runs.sort_by(|a, b| (a.1.begun, &a.1.id).cmp(&(b.1.begun, &b.1.id)));
+    runs.sort_by(|a, b| (a.1.started, &a.1.id).cmp(&(b.1.started, &b.1.id)));
     Ok(runs)
 }
 
@@ -324,25 +328,25 @@ pub fn latest(root: &Path) -> Option<String> {
     Some(name)
 }
 
-/// The lock of a run's folder, which one process at a time can hold, to train there.
+/// The lock of a run's folder. Only one process at a time can hold it and train in the folder.
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "it is held, not used")] File);
 
 impl Lock {
-    /// Takes the lock; `None` if another process holds it.
+    /// Acquires the lock; `None` if another process holds it.
     ///
     /// # Errors
     /// Returns an error if the file cannot be created or locked.
-    pub fn take(folder: &Path) -> Result<Option<Self>> {
+    pub fn acquire(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join(LOCK);
         let (file, locked) = try_lock(&path)?;
-        if locked == Locked::Unsupported {
+        if locked == LockResult::Unsupported {
             tracing::warn!(
-                "{}: this file system has no locks: nothing keeps two processes apart",
+                "{}: the file system does not support locks; run only one process in this folder",
                 path.display()
             );
         }
-        Ok((locked != Locked::ByOther).then_some(Self(file)))
+        Ok((locked != LockResult::HeldElsewhere).then_some(Self(file)))
     }
 
     /// True if a process holds this lock or the [`ParentLock`].
@@ -358,24 +362,24 @@ impl Lock {
 pub struct ParentLock(#[expect(dead_code, reason = "it is held, not used")] File);
 
 impl ParentLock {
-    /// Takes the lock and makes the folder; `None` if another process holds the lock.
+    /// Creates the folder and acquires the lock; `None` if another process holds the lock.
     ///
     /// # Errors
     /// Returns an error if the folder or the file cannot be created.
-    pub fn take(folder: &Path) -> Result<Option<Self>> {
+    pub fn acquire(folder: &Path) -> Result<Option<Self>> {
         make(folder)?;
         let (file, locked) = try_lock(&folder.join(PARENT_LOCK))?;
-        Ok((locked != Locked::ByOther).then_some(Self(file)))
+        Ok((locked != LockResult::HeldElsewhere).then_some(Self(file)))
     }
 
-    /// Waits for the lock of the folder `root` of runs, which processes hold briefly while they choose a run's folder.
+    /// Waits for the lock of the folder `root` of all runs. Processes hold it briefly while they choose a run's folder.
     ///
     /// # Errors
     /// Returns an error if the folder or the file cannot be created.
-    pub fn of_runs(root: &Path) -> Result<Self> {
+    pub fn for_runs(root: &Path) -> Result<Self> {
         make(root)?;
         let failed = |source| Error::File { path: root.to_owned(), source };
-        // The folder itself, so that no file is left. Windows locks files only.
+        // Locks the folder itself, so that no file is left. Windows can only lock files.
         let file = if cfg!(unix) { File::open(root) } else { lock_file(&root.join(RUNS_LOCK)) };
         let file = file.map_err(failed)?;
         match file.lock() {
@@ -386,9 +390,9 @@ impl ParentLock {
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Locked {
-    Here,
-    ByOther,
+enum LockResult {
+    Acquired,
+    HeldElsewhere,
     Unsupported,
 }
 
@@ -400,13 +404,13 @@ fn lock_file(path: &Path) -> std::io::Result<File> {
     File::options().create(true).append(true).open(path)
 }
 
-fn try_lock(path: &Path) -> Result<(File, Locked)> {
+fn try_lock(path: &Path) -> Result<(File, LockResult)> {
     let failed = |source| Error::File { path: path.to_owned(), source };
     let file = lock_file(path).map_err(failed)?;
     let locked = match file.try_lock() {
-        Ok(()) => Locked::Here,
-        Err(TryLockError::WouldBlock) => Locked::ByOther,
-        Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => Locked::Unsupported,
+        Ok(()) => LockResult::Acquired,
+        Err(TryLockError::WouldBlock) => LockResult::HeldElsewhere,
+        Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => LockResult::Unsupported,
         Err(TryLockError::Error(source)) => return Err(failed(source)),
     };
     Ok((file, locked))
@@ -435,7 +439,7 @@ fn update_latest(root: &Path, folder: &Path) {
     }
 }
 
-fn yes() -> bool {
+fn default_complete() -> bool {
     true
 }
 
@@ -454,7 +458,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_run_has_a_folder_of_its_own_and_latest_is_the_newest() {
+    fn runs_have_distinct_folders_and_latest_is_the_newest() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("runs");
         assert_eq!(list(&root).unwrap(), []);
@@ -466,8 +470,8 @@ mod tests {
                     folder
                 })
             };
-            let begun: Vec<_> = (0..20).map(begin).collect();
-            begun.into_iter().map(|thread| thread.join().unwrap()).collect()
+            let threads: Vec<_> = (0..20).map(begin).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         let last = new_run_folder(&root, "classifier");
         let (lock, ..) = begin(&last, "classifier").unwrap();
@@ -476,7 +480,7 @@ mod tests {
         assert!(folders.iter().all(|folder| runs.iter().any(|run| run.0 == *folder)));
         #[cfg(unix)]
         assert_eq!(root.join("latest").canonicalize().unwrap(), last.canonicalize().unwrap());
-        assert!(Lock::take(&last).unwrap().is_none() && Lock::is_held(&last));
+        assert!(Lock::acquire(&last).unwrap().is_none() && Lock::is_held(&last));
         assert!(begin(&last, "classifier").is_err());
         drop(lock);
         assert!(begin(&last, "dit").unwrap_err().to_string().ends_with("is a run of `train classifier`"));
@@ -484,7 +488,7 @@ mod tests {
         let bad = ["", ".", "..", "-a", "a/b", "a b", "ü", "latest", "sweeps", &"x".repeat(101)];
         assert!(!bad.into_iter().any(is_id));
         assert!(!Lock::is_held(&last) && !Lock::is_held(&root) && !root.join("lock").exists());
-        assert!(Lock::take(&last).unwrap().is_some());
+        assert!(Lock::acquire(&last).unwrap().is_some());
         std::fs::write(last.join("run.json"), "{}").unwrap();
         assert!(RunRecord::load(&last).unwrap_err().to_string().contains("run.json"));
         assert_eq!(list(&root).unwrap().len(), 20);

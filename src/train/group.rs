@@ -16,7 +16,7 @@ pub(super) struct Member {
 
 impl Member {
     /// Lays out `specs` in their order; returns the members and their total length.
-    pub(super) fn all(specs: &[&ParamSpec]) -> (Vec<Self>, usize) {
+    pub(super) fn layout(specs: &[&ParamSpec]) -> (Vec<Self>, usize) {
         let mut end = 0;
         let member = |spec: &&ParamSpec| {
             let member = Self { name: spec.name.clone(), dims: spec.dims.clone(), start: end };
@@ -112,14 +112,14 @@ impl InplaceOp2 for Update {
         lg: &Layout,
     ) -> candle_core::Result<()> {
         let (CpuStorage::F32(packed), CpuStorage::F32(grad)) = (packed, grad) else {
-            candle_core::bail!("parameters and gradients are f32")
+            candle_core::bail!("expected f32 parameters and gradients")
         };
         let (Some((p0, p1)), Some((g0, g1))) = (lp.contiguous_offsets(), lg.contiguous_offsets()) else {
-            candle_core::bail!("parameters and gradients are contiguous")
+            candle_core::bail!("expected contiguous parameters and gradients")
         };
         let (packed, grad) = (&mut packed[p0..p1], &grad[g0..g1]);
         if packed.len() != (EMA + self.ema.len()) * grad.len() {
-            candle_core::bail!("a gradient is as long as its parameter")
+            candle_core::bail!("expected a gradient as long as its parameter")
         }
         let (weight, rest) = packed.split_at_mut(grad.len());
         let (moment1, rest) = rest.split_at_mut(grad.len());
@@ -135,7 +135,7 @@ impl InplaceOp2 for Update {
             .collect();
         for (average, decay) in averages.chunks_mut(grad.len()).zip(&self.ema) {
             let rest = (1.0 - decay) as f32;
-            pieces.iter_mut().zip(average.chunks_mut(CHUNK)).for_each(|((_, own), e)| own.push((e, rest)));
+            pieces.iter_mut().zip(average.chunks_mut(CHUNK)).for_each(|((_, list), e)| list.push((e, rest)));
         }
         pieces.into_par_iter().for_each(|(((w, g), (m, v)), averages)| {
             for i in 0..g.len() {
@@ -154,7 +154,7 @@ impl InplaceOp2 for Update {
 
 impl Update {
     /// Applies the same update on any device with candle's own operations.
-    pub(super) fn plain(&self, group: &Group, grad: &Tensor) -> candle_core::Result<()> {
+    pub(super) fn apply_with_candle_ops(&self, group: &Group, grad: &Tensor) -> candle_core::Result<()> {
         let grad = (grad * self.scale)?;
         let [b1, b2] = self.betas;
         let [weight, m, v] = [group.part(WEIGHT)?, group.part(MOMENT1)?, group.part(MOMENT2)?];
@@ -179,7 +179,7 @@ pub(super) fn sum_of_squares(x: &Tensor) -> Result<f64> {
     let x = x.contiguous()?;
     let (storage, layout) = x.storage_and_layout();
     let Storage::Cpu(CpuStorage::F32(values)) = &*storage else {
-        return Err(candle_core::Error::msg("gradients are f32 on the processor").into());
+        return Err(candle_core::Error::msg("expected f32 gradients on the CPU").into());
     };
     let values = &values[layout.start_offset()..][..x.elem_count()];
     let piece = |x: &[f32]| x.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>();

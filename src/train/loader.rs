@@ -30,7 +30,7 @@ impl Batch {
     ///
     /// # Panics
     /// Panics if their number is not `N`.
-    pub fn on<const N: usize>(&self, device: &Device) -> Result<[Tensor; N]> {
+    pub fn to_device<const N: usize>(&self, device: &Device) -> Result<[Tensor; N]> {
         let tensors = self.0.iter().map(|tensor| tensor.to_device(device));
         let tensors: Vec<Tensor> = tensors.collect::<candle_core::Result<_>>()?;
         Ok(tensors.try_into().expect("a task's batch has the tensors that its loss expects"))
@@ -39,12 +39,12 @@ impl Batch {
 
 /// A source of micro-batches.
 ///
-/// A batch depends on its position alone: not on the thread that makes it, the time, or earlier batches.
+/// A batch depends only on its position, not on the thread that makes it, the time, or earlier batches.
 pub trait BatchSource: Send + Sync {
     /// Number of items in the training data.
     fn items(&self) -> usize;
 
-    /// Makes the batch of the `len` items from `position` on, the number of items drawn before.
+    /// Makes the batch of `len` items that starts at `position`, the number of items drawn before.
     ///
     /// # Errors
     /// Returns an error if data cannot be read.
@@ -59,7 +59,7 @@ pub trait BatchSource: Send + Sync {
 /// It makes them on request, or ahead of time on its own threads; their content is the same.
 pub struct Loader {
     maker: BatchMaker,
-    /// The index of this loader among those that share the data, and their number.
+    /// The index of this loader among the loaders that share the data, and their number.
     shard: (usize, usize),
     prefetch: Option<Prefetcher>,
     waited: Duration,
@@ -79,7 +79,7 @@ struct Prefetcher {
     pool: Option<ThreadPool>,
     threads: Vec<JoinHandle<()>>,
     /// Maximum number of micro-batches that are ready or in progress.
-    most: usize,
+    max: usize,
     /// These micro-batches with their start positions, in this order.
     queue: VecDeque<(u64, Receiver<Result<Batch>>)>,
     /// True once the queue is no longer needed, so that workers skip what they have not started.
@@ -116,11 +116,11 @@ impl Loader {
         Ok(loader)
     }
 
-    /// Makes this loader number `rank` of `turns` loaders in different processes that share the micro-batches.
+    /// Makes this loader number `rank` of `processes` loaders in different processes that share the micro-batches.
     ///
-    /// Of `turns` consecutive micro-batches, each loader takes one.
-    pub fn sharded(mut self, rank: usize, turns: usize) -> Self {
-        (self.shard, self.maker.stride) = ((rank, turns), turns * self.maker.size);
+    /// Of `processes` consecutive micro-batches, each loader gets one.
+    pub fn sharded(mut self, rank: usize, processes: usize) -> Self {
+        (self.shard, self.maker.stride) = ((rank, processes), processes * self.maker.size);
         self
     }
 
@@ -130,7 +130,7 @@ impl Loader {
     }
 
     /// The start of this loader's micro-batch `index`, counted in items from the start of the step.
-    pub fn place(&self, index: usize) -> u64 {
+    pub fn offset(&self, index: usize) -> u64 {
         (index * self.maker.stride + self.shard.0 * self.maker.size) as u64
     }
 
@@ -141,7 +141,7 @@ impl Loader {
 
     /// Returns the micro-batch that starts at `position`.
     ///
-    /// Workers continue with those that follow it. If another position is requested, they drop their batches and restart there.
+    /// Workers continue with the micro-batches that follow it. If another position is requested, they drop their batches and restart there.
     ///
     /// # Errors
     /// Returns an error if data cannot be read, and [`Error::Loading`] if the source panics.
@@ -155,7 +155,7 @@ impl Loader {
         batch
     }
 
-    /// The time that [`Loader::load`] has taken since the last call of this function: the network waited for data that long.
+    /// The time that [`Loader::load`] took since the last call of this function, in which the network waited for data.
     pub fn waited(&mut self) -> Duration {
         std::mem::take(&mut self.waited)
     }
@@ -164,9 +164,9 @@ impl Loader {
 impl BatchMaker {
     /// Makes a micro-batch; a panic becomes an error.
     fn make(&self, position: u64) -> Result<Batch> {
-        // After a panic the batch is dropped, and the source is shared and immutable, so nothing is left half changed.
-        let made = catch_unwind(AssertUnwindSafe(|| self.batches.batch(position, self.size)));
-        made.unwrap_or_else(|panic| {
+        // After a panic the batch is dropped, and the source is shared and immutable, so no state is inconsistent.
+        let result = catch_unwind(AssertUnwindSafe(|| self.batches.batch(position, self.size)));
+        result.unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<&str>().copied();
             let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
             Err(self.failed(position, text.unwrap_or("a panic").to_string()))
@@ -179,7 +179,7 @@ impl BatchMaker {
 }
 
 impl Prefetcher {
-    fn new(workers: usize, most: usize) -> Result<Self> {
+    fn new(workers: usize, max: usize) -> Result<Self> {
         let mut threads = Vec::with_capacity(workers);
         let pool = ThreadPoolBuilder::new()
             .num_threads(workers)
@@ -192,7 +192,7 @@ impl Prefetcher {
             .build()
             .map_err(|error| Error::setting("--num-workers", error.to_string()))?;
         let dropped = Arc::default();
-        Ok(Self { pool: Some(pool), threads, most: most.max(1), queue: VecDeque::new(), dropped })
+        Ok(Self { pool: Some(pool), threads, max: max.max(1), queue: VecDeque::new(), dropped })
     }
 
     fn load(&mut self, maker: &BatchMaker, position: u64) -> Result<Batch> {
@@ -200,11 +200,11 @@ impl Prefetcher {
             self.drain();
         }
         self.fill(maker, position);
-        let Some((_, made)) = self.queue.pop_front() else {
-            return Err(maker.failed(position, "there is no worker".to_string()));
+        let Some((_, receiver)) = self.queue.pop_front() else {
+            return Err(maker.failed(position, "no worker".to_string()));
         };
         let batch =
-            made.recv().unwrap_or_else(|_| Err(maker.failed(position, "its worker is gone".to_string())));
+            receiver.recv().unwrap_or_else(|_| Err(maker.failed(position, "the worker ended".to_string())));
         if let Some(next) = position.checked_add(maker.stride as u64) {
             self.fill(maker, next);
         }
@@ -213,30 +213,30 @@ impl Prefetcher {
 
     /// Queues micro-batches, the first of them at `position`, up to the limit.
     fn fill(&mut self, maker: &BatchMaker, mut position: u64) {
-        while self.queue.len() < self.most {
+        while self.queue.len() < self.max {
             if let Some((last, _)) = self.queue.back() {
                 let Some(next) = last.checked_add(maker.stride as u64) else { return };
                 position = next;
             }
-            let (give, made) = sync_channel(1);
+            let (sender, receiver) = sync_channel(1);
             let (maker, dropped) = (maker.clone(), self.dropped.clone());
             let Some(pool) = &self.pool else { return };
             pool.spawn_fifo(move || {
                 if !dropped.load(Ordering::Relaxed) {
                     // The receiver may be gone.
-                    let _ = give.send(maker.make(position));
+                    let _ = sender.send(maker.make(position));
                 }
             });
-            self.queue.push_back((position, made));
+            self.queue.push_back((position, receiver));
         }
     }
 
     /// Empties the queue; when it returns, no worker is busy.
     fn drain(&mut self) {
         self.dropped.store(true, Ordering::Relaxed);
-        for (_, made) in self.queue.drain(..) {
+        for (_, receiver) in self.queue.drain(..) {
             // Waiting for batches in progress keeps their number within the limit.
-            let _ = made.recv();
+            let _ = receiver.recv();
         }
         self.dropped = Arc::default();
     }
@@ -268,7 +268,7 @@ mod tests {
     struct Numbers {
         fails: Option<fn(u64)>,
         working: AtomicUsize,
-        most: AtomicUsize,
+        max_working: AtomicUsize,
         made: Mutex<Vec<u64>>,
     }
 
@@ -279,7 +279,7 @@ mod tests {
 
         fn batch(&self, position: u64, len: usize) -> Result<Batch> {
             let working = self.working.fetch_add(1, Ordering::SeqCst) + 1;
-            self.most.fetch_max(working, Ordering::SeqCst);
+            self.max_working.fetch_max(working, Ordering::SeqCst);
             let values: Vec<f32> = (0..len as u64)
                 .into_par_iter()
                 .map(|i| Stream::new(1, Purpose::Training, position + i).normal() as f32)
@@ -306,26 +306,26 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_a_batch_does_not_depend_on_who_makes_it_or_when() {
+    fn batches_do_not_depend_on_workers_or_timing() {
         // Runs of consecutive batches, between jumps.
         let mut stream = Stream::new(2, Purpose::Order, 0);
         let mut positions = Vec::new();
         for _ in 0..12 {
-            let start = u64::from(stream.below(1000));
-            positions.extend((0..u64::from(1 + stream.below(5))).map(|i| start + i * 8));
+            let start = u64::from(stream.uniform_int(1000));
+            positions.extend((0..u64::from(1 + stream.uniform_int(5))).map(|i| start + i * 8));
         }
-        let all = |mut loader: Loader| -> Vec<Vec<f32>> {
+        let batches = |mut loader: Loader| -> Vec<Vec<f32>> {
             positions.iter().map(|&position| values(&loader.load(position).unwrap())).collect()
         };
-        let expected = all(Loader::new(Arc::new(Numbers::default()), 8));
+        let expected = batches(Loader::new(Arc::new(Numbers::default()), 8));
         for workers in [0, 1, 3] {
             for prefetch in [0, 1, 2, 5] {
                 let numbers = Arc::new(Numbers::default());
                 assert!(
-                    all(Loader::with_workers(numbers.clone(), 8, workers, prefetch).unwrap()) == expected
+                    batches(Loader::with_workers(numbers.clone(), 8, workers, prefetch).unwrap()) == expected
                 );
                 assert!(
-                    numbers.most.load(Ordering::SeqCst) <= prefetch.max(1),
+                    numbers.max_working.load(Ordering::SeqCst) <= prefetch.max(1),
                     "{workers} workers, {prefetch} ahead"
                 );
             }
@@ -333,16 +333,16 @@ mod tests {
     }
 
     #[test]
-    fn workers_are_ahead_but_no_further_than_they_may_be() {
+    fn workers_prefetch_up_to_the_limit() {
         let numbers = Arc::new(Numbers::default());
         let mut loader = Loader::with_workers(numbers.clone(), 8, 2, 2).unwrap();
         loader.load(0).unwrap();
-        let asked = Instant::now();
+        let start = Instant::now();
         while numbers.made.lock().unwrap().len() < 3 {
-            assert!(asked.elapsed() < Duration::from_secs(30), "nothing is made ahead");
+            assert!(start.elapsed() < Duration::from_secs(30), "nothing was prefetched");
             std::thread::sleep(Duration::from_millis(1));
         }
-        // However long the network takes, there is no fourth.
+        // There is no fourth batch, however long the network takes.
         std::thread::sleep(Duration::from_millis(50));
         let mut made = numbers.made.lock().unwrap().clone();
         made.sort_unstable();
@@ -353,38 +353,38 @@ mod tests {
     }
 
     #[test]
-    fn loaders_that_take_turns_share_the_micro_batches_and_are_ahead_with_their_own() {
+    fn sharded_loaders_split_the_micro_batches() {
         for workers in [0, 2] {
-            let mut all = Vec::new();
+            let mut batches = Vec::new();
             for rank in 0..3 {
                 let numbers = Arc::new(Numbers::default());
                 let loader = Loader::with_workers(numbers.clone(), 4, workers, 2).unwrap();
                 let mut loader = loader.sharded(rank, 3);
                 // Two steps of two micro-batches of each.
                 for (step, index) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-                    let position = step * 24 + loader.place(index);
-                    all.push((position, values(&loader.load(position).unwrap())));
+                    let position = step * 24 + loader.offset(index);
+                    batches.push((position, values(&loader.load(position).unwrap())));
                 }
                 drop(loader);
                 let made = numbers.made.lock().unwrap();
                 assert!(made.iter().all(|position| position % 12 == 4 * rank as u64), "{made:?}");
             }
-            all.sort_by_key(|(position, _)| *position);
-            let mut alone = Loader::new(Arc::new(Numbers::default()), 4);
-            let expected = (0..12).map(|i| (4 * i, values(&alone.load(4 * i).unwrap())));
-            assert!(all.into_iter().eq(expected));
+            batches.sort_by_key(|(position, _)| *position);
+            let mut single = Loader::new(Arc::new(Numbers::default()), 4);
+            let expected = (0..12).map(|i| (4 * i, values(&single.load(4 * i).unwrap())));
+            assert!(batches.into_iter().eq(expected));
         }
     }
 
     #[test]
-    fn a_panic_or_an_error_of_a_worker_is_an_error_and_the_loader_goes_on() {
+    fn worker_panics_and_errors_are_returned_and_the_loader_stays_usable() {
         for workers in [0, 2] {
             let fails = Some((|position| assert!(position != 16, "no batch at {position}")) as fn(u64));
             let numbers = Arc::new(Numbers { fails, ..Numbers::default() });
             let mut loader = Loader::with_workers(numbers, 8, workers, 3).unwrap();
             assert!(loader.load(8).is_ok());
             let error = loader.load(16).unwrap_err().to_string();
-            assert_eq!(error, "the batch of 8 items from item 16 on: no batch at 16");
+            assert_eq!(error, "batch of 8 items at position 16: no batch at 16");
             assert!(loader.load(24).is_ok() && loader.load(16).is_err() && loader.load(8).is_ok());
             assert_eq!(loader.load(77_000).unwrap_err().to_string(), "data: gone");
             assert!(loader.load(u64::MAX - 9).is_ok());
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn no_worker_outlives_its_loader() {
+    fn workers_end_with_their_loader() {
         let numbers = Arc::new(Numbers::default());
         for loads in [0, 1, 3] {
             let mut loader = Loader::with_workers(numbers.clone(), 8, 3, 4).unwrap();

@@ -31,7 +31,7 @@ impl LossScale {
     }
 
     /// The scale after a step; `finite` is true if its gradients were finite.
-    pub(super) fn updated(self, finite: bool) -> Self {
+    pub(super) fn after_step(self, finite: bool) -> Self {
         match (finite, self.steps + 1) {
             (false, _) => Self { value: self.value / 2.0, steps: 0 },
             (true, GROWTH) => Self { value: self.value * 2.0, steps: 0 },

@@ -1,7 +1,7 @@
 //! Parsing of `metrics.jsonl`: the values that a run logged, by name.
 //!
-//! Each line is an object. One with `loss` is a training step; one without is an evaluation, whose other numbers are its scores. `null`
-//! stands for a value that is not finite, which JSON cannot express. The file may be of a killed run, of a run that is training, or
+//! Each line is an object. An object with `loss` is a training step. One without `loss` is an evaluation, and its numbers are scores.
+//! `null` stands for a value that is not finite, which JSON cannot express. The file may be of a killed run, of a run that is training, or
 //! untrusted. Lines that cannot be parsed are counted and skipped.
 
 use std::{
@@ -23,7 +23,7 @@ pub const LOSS: &str = "loss";
 /// The key of the running mean of the loss: an exponential mean over about fifty steps.
 pub const MEAN_LOSS: &str = "mean_loss";
 
-/// More than two million lines. Of a longer file the end is read.
+/// More than two million lines. Only the end of a longer file is read.
 const MAX_BYTES: u64 = 256 << 20;
 /// A line of a run has some hundred bytes.
 const MAX_LINE_BYTES: u64 = 64 << 10;
@@ -41,8 +41,8 @@ pub enum Goal {
 }
 
 impl Goal {
-    /// Guesses the goal of a metric from the words of its name; `None` if they do not tell.
-    pub fn of(name: &str) -> Option<Self> {
+    /// Guesses the goal of a metric from the words of its name; `None` if they do not imply one.
+    pub fn for_metric(name: &str) -> Option<Self> {
         name.split(['_', '-']).find_map(|word| match word {
             "loss" | "error" | "fid" | "kid" | "ece" | "distance" | "norm" | "seconds" => Some(Self::Min),
             "accuracy" | "recall" | "precision" | "f1" | "density" | "coverage" | "psnr" | "ssim"
@@ -98,17 +98,17 @@ impl Metrics {
     /// Returns an error if the file cannot be read.
     pub fn tail(path: &Path, bytes: u64) -> Result<Self> {
         let failed = |source| Error::File { path: path.to_owned(), source };
-        let about = match std::fs::metadata(path) {
-            Ok(about) => about,
+        let metadata = match std::fs::metadata(path) {
+            Ok(metadata) => metadata,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Self::default()),
             Err(source) => return Err(failed(source)),
         };
-        if !about.is_file() {
+        if !metadata.is_file() {
             return Err(failed(std::io::Error::other("expected a file")));
         }
         // A run that is training may append lines meanwhile.
         let file = File::open(path).map_err(failed)?;
-        Self::parse(BufReader::new(file), about.len(), bytes).map_err(failed)
+        Self::parse(BufReader::new(file), metadata.len(), bytes).map_err(failed)
     }
 
     fn parse(mut file: impl BufRead + Seek, len: u64, bytes: u64) -> std::io::Result<Self> {
@@ -123,16 +123,16 @@ impl Metrics {
         loop {
             line.clear();
             let read = (&mut file).take(MAX_LINE_BYTES).read_until(b'\n', &mut line)?;
-            let whole = line.ends_with(b"\n");
+            let complete = line.ends_with(b"\n");
             if read == 0 {
                 return Ok(metrics);
             }
-            if !whole && read as u64 == MAX_LINE_BYTES {
+            if !complete && read as u64 == MAX_LINE_BYTES {
                 metrics.unreadable += 1;
                 file.skip_until(b'\n')?;
                 continue;
             }
-            if metrics.add(&line).is_none() && whole && !line.trim_ascii().is_empty() {
+            if metrics.add(&line).is_none() && complete && !line.trim_ascii().is_empty() {
                 metrics.unreadable += 1;
             }
         }
@@ -146,22 +146,22 @@ impl Metrics {
         if training {
             self.rewind(step);
         }
-        let of = if training { &mut self.training } else { &mut self.evaluations };
+        let series = if training { &mut self.training } else { &mut self.evaluations };
         for (name, value) in &object {
             let value = match value {
                 Value::Number(number) => number.as_f64()?,
                 Value::Null => f64::NAN,
                 _ => continue,
             };
-            if name == "step" || (of.len() >= MAX_NAMES && !of.contains_key(name)) {
+            if name == "step" || (series.len() >= MAX_NAMES && !series.contains_key(name)) {
                 continue;
             }
-            let points = of.entry(name.clone()).or_default();
+            let points = series.entry(name.clone()).or_default();
             // If a step was evaluated twice, the last value counts.
-            let at = points.partition_point(|point| point.step < step);
-            match points.get_mut(at) {
+            let index = points.partition_point(|point| point.step < step);
+            match points.get_mut(index) {
                 Some(point) if point.step == step => point.value = value,
-                _ => points.insert(at, Point { step, value }),
+                _ => points.insert(index, Point { step, value }),
             }
         }
         Some(())
@@ -184,11 +184,11 @@ impl Metrics {
 
     /// The points of the evaluations, by name.
     pub fn evaluations(&self) -> impl Iterator<Item = (&str, &[Point])> {
-        let some = self.evaluations.iter().filter(|(_, points)| !points.is_empty());
-        some.map(|(name, points)| (name.as_str(), points.as_slice()))
+        let series_with_points = self.evaluations.iter().filter(|(_, points)| !points.is_empty());
+        series_with_points.map(|(name, points)| (name.as_str(), points.as_slice()))
     }
 
-    /// The point by which runs are compared: the best evaluation of that name, the first of equals.
+    /// The point used to compare runs: the best evaluation of that name, the first of equals.
     ///
     /// For a metric of training steps, which fluctuates, it is the last one.
     pub fn deciding_point(&self, name: &str, goal: Goal) -> Option<Point> {
@@ -219,9 +219,9 @@ mod tests {
         metrics.training(LOSS).iter().map(|p| (p.step, p.value)).collect()
     }
 
-    /// However often a run resumed from an earlier state, its metrics are those of an uninterrupted run.
+    /// A run that resumed from earlier states any number of times has the metrics of an uninterrupted run.
     #[test]
-    fn a_run_that_went_on_reads_like_one_that_was_never_interrupted() {
+    fn metrics_of_a_resumed_run_equal_those_of_an_uninterrupted_run() {
         let line = |step: u64, branch: u64| {
             let mut lines = format!("{{\"step\":{step},\"loss\":{}.5}}\n", step * branch);
             if step.is_multiple_of(20) {
@@ -229,21 +229,21 @@ mod tests {
             }
             lines
         };
-        let straight: String = (1..=12).map(|i| line(10 * i, 1)).collect();
+        let uninterrupted: String = (1..=12).map(|i| line(10 * i, 1)).collect();
         for from in 0..=11 {
             for to in from + 1..=12 {
                 let mut text: String = (1..=from).map(|i| line(10 * i, 1)).collect();
                 text.extend((from + 1..=to).map(|i| line(10 * i, 7)));
                 text.extend((from + 1..=12).map(|i| line(10 * i, 1)));
-                assert_eq!(read(&text), read(&straight), "from {from} to {to} and back");
+                assert_eq!(read(&text), read(&uninterrupted), "from {from} to {to} and back");
             }
         }
     }
 
     #[test]
-    fn what_is_no_line_of_metrics_is_counted_and_the_others_are_read() {
-        let long = format!("{{\"step\":3,\"x\":\"{}\"}}\n", "y".repeat(MAX_LINE_BYTES as usize));
-        let deep = format!("{{\"step\":4,\"x\":{}}}\n", "[".repeat(10_000));
+    fn invalid_lines_are_counted_and_skipped() {
+        let long_line = format!("{{\"step\":3,\"x\":\"{}\"}}\n", "y".repeat(MAX_LINE_BYTES as usize));
+        let nested = format!("{{\"step\":4,\"x\":{}}}\n", "[".repeat(10_000));
         let lines = [
             "{\"step\":1,\"loss\":2.0,\"note\":\"text\",\"skipped\":true}\n",
             "not json\n",
@@ -252,8 +252,8 @@ mod tests {
             "{\"loss\":1}\n",
             "{\"step\":-1,\"loss\":1}\n",
             "{\"step\":2,\"loss\":1e999}\n",
-            &long,
-            &deep,
+            &long_line,
+            &nested,
             "{\"step\":5,\"loss\":null}\n",
             "{\"step\":6,\"loss\":1.0}\n",
             "{\"step\":7,\"lo",
@@ -264,13 +264,13 @@ mod tests {
         assert_eq!((found.len(), found[0], found[2]), (3, (1, 2.0), (6, 1.0)));
         assert!(found[1].1.is_nan());
         assert!(metrics.training("note").is_empty() && metrics.training("step").is_empty());
-        // Any number of names takes no more memory than those of a run.
+        // Many names use no more memory than those of a run.
         let names: String = (0..10_000).map(|i| format!("{{\"step\":1,\"n{i}\":1}}\n")).collect();
         assert_eq!(read(&names).evaluations().count(), MAX_NAMES);
     }
 
     #[test]
-    fn the_end_of_a_long_file_begins_with_a_whole_line() {
+    fn the_tail_of_a_long_file_starts_at_a_complete_line() {
         let text: String = (1..=1000).map(|i| format!("{{\"step\":{i},\"loss\":{i}}}\n")).collect();
         for bytes in [1, 19, 20, 21, 100, 1000] {
             let metrics = Metrics::parse(Cursor::new(&text), text.len() as u64, bytes).unwrap();
@@ -282,13 +282,13 @@ mod tests {
     }
 
     #[test]
-    fn the_best_is_the_first_of_equals_and_never_nan() {
+    fn best_returns_the_first_of_equals_and_never_nan() {
         let points = |values: &[f64]| -> Vec<Point> {
             values.iter().enumerate().map(|(i, &value)| Point { step: i as u64, value }).collect()
         };
-        let some = points(&[f64::NAN, 2.0, 1.0, 3.0, 1.0, 3.0, f64::NAN]);
-        assert_eq!(best(&some, Goal::Min), Some(Point { step: 2, value: 1.0 }));
-        assert_eq!(best(&some, Goal::Max), Some(Point { step: 3, value: 3.0 }));
+        let points_with_nan = points(&[f64::NAN, 2.0, 1.0, 3.0, 1.0, 3.0, f64::NAN]);
+        assert_eq!(best(&points_with_nan, Goal::Min), Some(Point { step: 2, value: 1.0 }));
+        assert_eq!(best(&points_with_nan, Goal::Max), Some(Point { step: 3, value: 3.0 }));
         assert_eq!(best(&points(&[f64::NAN]), Goal::Min), None);
         for (name, goal) in [
             ("validation_loss", Some(Goal::Min)),
@@ -297,7 +297,7 @@ mod tests {
             ("items_per_second", Some(Goal::Max)),
             ("beauty", None),
         ] {
-            assert_eq!(Goal::of(name), goal, "{name}");
+            assert_eq!(Goal::for_metric(name), goal, "{name}");
         }
     }
 }

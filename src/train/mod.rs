@@ -37,8 +37,8 @@ pub use task::Task;
 
 /// Makes glibc's allocator keep the memory that one step frees for the next step.
 ///
-/// By default the allocator returns large blocks to the system and gets them back page by page. Call it once in a process that trains.
-/// Programs that train only occasionally may not want it. With other allocators it does nothing.
+/// By default the allocator returns large blocks to the system and gets them back page by page. Call it once in a process that trains. It
+/// increases the memory of programs that train only occasionally. With other allocators it does nothing.
 pub fn tune_allocator() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: mallopt changes two settings of the allocator. The first value, 32 MiB, is the largest that it accepts.

@@ -32,7 +32,7 @@ pub struct AdamW {
     pub clip: f64,
     /// Decays of the weights' moving averages, one or two.
     ///
-    /// Each is at most `(1 + n)/(10 + n)` after `n` steps, so that short runs have a useful average too.
+    /// Each is at most `(1 + n)/(10 + n)` after `n` steps, so that short runs also have a useful average.
     pub ema: Vec<f64>,
 }
 
@@ -60,7 +60,7 @@ pub struct Optimizer {
     settings: AdamW,
     groups: Vec<Group>,
     running: Option<RunningStatistics>,
-    /// True if the CPU's kernel does the steps, false for candle's operations.
+    /// True if steps use the fused CPU kernel, false for candle's operations.
     fused: bool,
     device: Device,
 }
@@ -80,7 +80,7 @@ pub struct StepOptions {
     /// Learning rate.
     pub rate: f64,
     /// Updates before this one; skipped steps do not count.
-    pub before: u64,
+    pub updates: u64,
     /// The loss scale; 1 without scaling.
     pub scale: f64,
 }
@@ -115,7 +115,7 @@ impl Optimizer {
             [decaying, others].into_iter().filter(|part: &Vec<_>| !part.is_empty()).collect()
         };
         let group = |specs: Vec<&ParamSpec>| -> Result<Group> {
-            let (members, n) = Member::all(&specs);
+            let (members, n) = Member::layout(&specs);
             let n = if fused { n } else { n.next_multiple_of(ROW) };
             let mut packed = Vec::with_capacity(parts_of_all * n);
             for part in 0..parts_of_all {
@@ -128,7 +128,7 @@ impl Optimizer {
             Ok(Group { members, decays: specs[0].has_weight_decay, packed })
         };
         let running = |specs: Vec<&ParamSpec>| -> Result<RunningStatistics> {
-            let (members, n) = Member::all(&specs);
+            let (members, n) = Member::layout(&specs);
             let part = |part| -> Result<Tensor> {
                 let values =
                     specs.iter().map(|spec| values(spec, state, part)).collect::<Result<Vec<_>>>()?;
@@ -163,51 +163,54 @@ impl Optimizer {
         Ok(Params::from_tensors(tensors, DType::F32, &self.device))
     }
 
-    /// Updates all parameters with `learnt` and moves running statistics toward the mean of the micro-batches.
+    /// Updates all parameters with `step_gradients` and moves running statistics toward the mean of the micro-batches.
     ///
     /// Returns the norm of the gradients before clipping. Nothing is changed if that norm is not finite.
     ///
     /// # Errors
     /// Returns an error if a parameter has no gradient: the network does not use it, so it would never be trained.
-    pub fn step(&mut self, learnt: &StepGradients, how: StepOptions) -> Result<f64> {
-        let gradients: Vec<Tensor> =
-            self.groups.iter().map(|group| group.gradient(&learnt.gradients)).collect::<Result<_>>()?;
+    pub fn step(&mut self, step_gradients: &StepGradients, options: StepOptions) -> Result<f64> {
+        let gradients: Vec<Tensor> = self
+            .groups
+            .iter()
+            .map(|group| group.gradient(&step_gradients.gradients))
+            .collect::<Result<_>>()?;
         let sum = if self.fused {
             gradients.iter().map(sum_of_squares).sum::<Result<f64>>()?
         } else {
             sum_of_squares_composed(&gradients)?
         };
-        let norm = sum.sqrt() / how.scale;
+        let norm = sum.sqrt() / options.scale;
         if !norm.is_finite() {
             return Ok(norm);
         }
         let AdamW { betas, eps, weight_decay, clip, .. } = self.settings;
-        let step_options = (how.before + 1).min(1 << 30) as i32;
-        let warm = f64::from(step_options) / (f64::from(step_options) + 9.0);
-        let ema: Vec<f64> = self.settings.ema.iter().map(|decay| decay.min(warm)).collect();
-        self.update_statistics(&learnt.statistics, &ema)?;
+        let step = (options.updates + 1).min(1 << 30) as i32;
+        let warmup_decay = f64::from(step) / (f64::from(step) + 9.0);
+        let ema: Vec<f64> = self.settings.ema.iter().map(|decay| decay.min(warmup_decay)).collect();
+        self.update_statistics(&step_gradients.statistics, &ema)?;
         for (group, gradient) in self.groups.iter().zip(&gradients) {
             let update = Update {
-                rate: how.rate,
-                scale: if clip > 0.0 && norm > clip { clip / norm } else { 1.0 } / how.scale,
+                rate: options.rate,
+                scale: if clip > 0.0 && norm > clip { clip / norm } else { 1.0 } / options.scale,
                 decay: if group.decays { weight_decay } else { 0.0 },
                 betas,
                 eps,
-                corrections: betas.map(|b| 1.0 - b.powi(step_options)),
+                corrections: betas.map(|b| 1.0 - b.powi(step)),
                 ema: ema.clone(),
             };
             if self.fused {
                 group.packed.inplace_op2(gradient, &update)?;
             } else {
-                update.plain(group, gradient)?;
+                update.apply_with_candle_ops(group, gradient)?;
             }
         }
         Ok(norm)
     }
 
     /// Updates the running statistics, and their averages by `decays`.
-    fn update_statistics(&mut self, seen: &[Vec<BatchStatistics>], decays: &[f64]) -> Result<()> {
-        let toward = |old: &Tensor, new: &Tensor, keep: f64| -> candle_core::Result<Tensor> {
+    fn update_statistics(&mut self, statistics: &[Vec<BatchStatistics>], decays: &[f64]) -> Result<()> {
+        let interpolate = |old: &Tensor, new: &Tensor, keep: f64| -> candle_core::Result<Tensor> {
             (old * keep)? + (new * (1.0 - keep))?
         };
         let Some(running) = &mut self.running else { return Ok(()) };
@@ -218,19 +221,21 @@ impl Optimizer {
                     ".running_var" => Some(s.var.clone()),
                     _ => None,
                 });
-                let never = || Error::setting("network", format!("statistic {} is never seen", member.name));
-                found.ok_or_else(never)
+                let missing = || {
+                    Error::setting("network", format!("statistic {} is missing in the batch", member.name))
+                };
+                found.ok_or_else(missing)
             };
             concat(running.members.iter().map(one).collect::<Result<_>>()?)
         };
-        let seen: Vec<Tensor> = seen.iter().map(found).collect::<Result<_>>()?;
-        if seen.is_empty() {
-            return Err(Error::setting("network", "its running statistics are never seen"));
+        let statistics: Vec<Tensor> = statistics.iter().map(found).collect::<Result<_>>()?;
+        if statistics.is_empty() {
+            return Err(Error::setting("network", "no batch has running statistics"));
         }
-        let mean = Tensor::stack(&seen, 0)?.mean(0)?;
-        running.value = toward(&running.value, &mean, 1.0 - MOMENTUM)?;
+        let mean = Tensor::stack(&statistics, 0)?.mean(0)?;
+        running.value = interpolate(&running.value, &mean, 1.0 - MOMENTUM)?;
         for (average, decay) in running.ema.iter_mut().zip(decays) {
-            *average = toward(average, &running.value, *decay)?;
+            *average = interpolate(average, &running.value, *decay)?;
         }
         Ok(())
     }
@@ -239,7 +244,7 @@ impl Optimizer {
     fn part(&self, part: usize) -> Result<Weights> {
         let mut weights = Weights::new();
         let mut put = |members: &[Member], flat: &Tensor| -> Result<()> {
-            // A copy of the part alone: candle copies the whole storage of a view from a GPU.
+            // Copies only this part, because candle copies the whole storage of a view from a GPU.
             let values = flat.force_contiguous()?.to_vec1::<f32>()?;
             for member in members {
                 weights.insert(member.name.clone(), member.array(&values)?);
@@ -330,25 +335,26 @@ mod tests {
         vec![spec("a", &[300, 200]), spec("b", &[7]), spec("c", &[20, 30])]
     }
 
-    fn learnt(step: u64) -> StepGradients {
+    fn random_gradients(step: u64) -> StepGradients {
         let w: Weights = init(&specs(), 100 + step);
         let tensor = |a: &Array| Tensor::from_slice(a.data(), a.dims(), &Device::Cpu).unwrap();
         let gradients = w.iter().map(|(name, a)| (name.clone(), tensor(a))).collect();
         StepGradients { gradients, statistics: Vec::new() }
     }
 
-    fn at(rate: f64, before: u64) -> StepOptions {
-        StepOptions { rate, before, scale: 1.0 }
+    fn step_options(rate: f64, before: u64) -> StepOptions {
+        StepOptions { rate, updates: before, scale: 1.0 }
     }
 
     #[test]
-    fn one_pass_does_what_candle_s_operations_do() {
+    fn the_fused_kernel_equals_candle_operations() {
         let settings = AdamW { weight_decay: 0.1, ema: vec![0.3, 0.05], ..AdamW::default() };
         let start = init(&specs(), 0);
         let new = || Optimizer::new(settings.clone(), &specs(), &start, &Device::Cpu).unwrap();
         let (mut fused, mut plain) = (new(), with_candle_ops(new));
         for step in 0..5 {
-            let norms = [&mut fused, &mut plain].map(|o| o.step(&learnt(step), at(1e-2, step)).unwrap());
+            let norms = [&mut fused, &mut plain]
+                .map(|o| o.step(&random_gradients(step), step_options(1e-2, step)).unwrap());
             assert!((norms[0] / norms[1] - 1.0).abs() < 1e-5, "{norms:?}");
         }
         let (a, b) = (fused.state(().into()).unwrap(), plain.state(().into()).unwrap());
@@ -356,22 +362,22 @@ mod tests {
         let parts = [(a.ema, b.ema), (a.ema2, b.ema2), (a.moment1, b.moment1), (a.moment2, b.moment2)];
         for (a, b) in parts.into_iter().chain([(a.weights, b.weights)]) {
             for (name, a) in a {
-                let worst =
+                let max_error =
                     a.data().iter().zip(b[&name].data()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                assert!(worst < 1e-5, "{name}: {worst}");
+                assert!(max_error < 1e-5, "{name}: {max_error}");
             }
         }
     }
 
     #[test]
-    fn the_first_step_is_the_rate_against_the_gradient_s_sign() {
+    fn the_first_step_has_the_size_of_the_learning_rate() {
         let settings = AdamW { clip: 0.0, ..AdamW::default() };
         let start = init(&specs(), 0);
         let mut optimizer = Optimizer::new(settings, &specs(), &start, &Device::Cpu).unwrap();
-        let learnt = learnt(0);
-        optimizer.step(&learnt, at(1e-3, 0)).unwrap();
+        let random_gradients = random_gradients(0);
+        optimizer.step(&random_gradients, step_options(1e-3, 0)).unwrap();
         let after = optimizer.state(().into()).unwrap().weights;
-        for (name, gradient) in learnt.gradients {
+        for (name, gradient) in random_gradients.gradients {
             let gradient = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             for ((g, b), a) in gradient.iter().zip(start[&name].data()).zip(after[&name].data()) {
                 assert!((b - a - 1e-3 * g / (g.abs() + 1e-8)).abs() < 2e-6, "{name}: {b} to {a} by {g}");
@@ -380,51 +386,53 @@ mod tests {
     }
 
     #[test]
-    fn a_scaled_loss_takes_the_same_step() {
+    fn loss_scaling_does_not_change_the_step() {
         let start = init(&specs(), 0);
-        let mut ends = [1.0, 1024.0].map(|scale| {
+        let mut results = [1.0, 1024.0].map(|scale| {
             let mut optimizer = Optimizer::new(AdamW::default(), &specs(), &start, &Device::Cpu).unwrap();
-            let mut learnt = learnt(0);
-            learnt.gradients.values_mut().for_each(|g| *g = (&*g * scale).unwrap());
-            let norm = optimizer.step(&learnt, StepOptions { rate: 1e-3, before: 0, scale }).unwrap();
+            let mut random_gradients = random_gradients(0);
+            random_gradients.gradients.values_mut().for_each(|g| *g = (&*g * scale).unwrap());
+            let norm =
+                optimizer.step(&random_gradients, StepOptions { rate: 1e-3, updates: 0, scale }).unwrap();
             (norm, optimizer.state(().into()).unwrap())
         });
         // Scaling by a power of two is exact.
-        assert!(ends[0] == ends[1]);
-        ends[1].1.weights.clear();
-        assert!(ends[0] != ends[1]);
+        assert!(results[0] == results[1]);
+        results[1].1.weights.clear();
+        assert!(results[0] != results[1]);
     }
 
     #[test]
-    fn going_on_from_a_state_is_going_on() {
+    fn a_restored_optimizer_continues_exactly() {
         let start = init(&specs(), 0);
         let settings = AdamW { ema: vec![0.99, 0.9], ..AdamW::default() };
-        let mut straight = Optimizer::new(settings.clone(), &specs(), &start, &Device::Cpu).unwrap();
+        let mut reference = Optimizer::new(settings.clone(), &specs(), &start, &Device::Cpu).unwrap();
         for step in 0..3 {
-            straight.step(&learnt(step), at(1e-3, step)).unwrap();
+            reference.step(&random_gradients(step), step_options(1e-3, step)).unwrap();
         }
-        let state = straight.state(().into()).unwrap();
+        let state = reference.state(().into()).unwrap();
         let mut resumed = Optimizer::restore(settings, &specs(), &state, &Device::Cpu).unwrap();
         for step in 3..6 {
-            let norms = [&mut straight, &mut resumed].map(|o| o.step(&learnt(step), at(1e-3, step)).unwrap());
+            let norms = [&mut reference, &mut resumed]
+                .map(|o| o.step(&random_gradients(step), step_options(1e-3, step)).unwrap());
             assert_eq!(norms[0], norms[1]);
         }
-        assert!(straight.state(().into()).unwrap() == resumed.state(().into()).unwrap());
+        assert!(reference.state(().into()).unwrap() == resumed.state(().into()).unwrap());
     }
 
     #[test]
-    fn a_gradient_that_is_not_finite_changes_nothing() {
+    fn non_finite_gradients_change_nothing() {
         let start = init(&specs(), 0);
         let mut optimizer = Optimizer::new(AdamW::default(), &specs(), &start, &Device::Cpu).unwrap();
-        let mut learnt = learnt(0);
-        let bad = (learnt.gradients["b"].clone() * f64::NAN).unwrap();
-        learnt.gradients.insert("b".into(), bad);
-        assert!(optimizer.step(&learnt, at(1e-3, 0)).unwrap().is_nan());
+        let mut random_gradients = random_gradients(0);
+        let bad = (random_gradients.gradients["b"].clone() * f64::NAN).unwrap();
+        random_gradients.gradients.insert("b".into(), bad);
+        assert!(optimizer.step(&random_gradients, step_options(1e-3, 0)).unwrap().is_nan());
         assert_eq!(optimizer.state(().into()).unwrap().weights, start);
     }
 
     #[test]
-    fn running_statistics_move_as_pytorch_s_and_are_averaged_like_weights() {
+    fn running_statistics_match_pytorch_and_are_averaged() {
         let statistic = |name: &str| ParamSpec {
             name: format!("bn.{name}"),
             dims: vec![2],
@@ -437,15 +445,19 @@ mod tests {
         let mut optimizer = Optimizer::new(AdamW::default(), &specs, &start, &Device::Cpu).unwrap();
         let (mut value, mut ema) = (0.0f64, 0.0f64);
         for step in 0..4 {
-            let mut learnt = learnt(step);
-            assert!(optimizer.step(&learnt, at(1e-3, step)).is_err(), "a statistic that is never seen");
-            // Two micro-batches, whose mean counts.
-            let seen = |v: f64| {
+            let mut random_gradients = random_gradients(step);
+            assert!(
+                optimizer.step(&random_gradients, step_options(1e-3, step)).is_err(),
+                "a statistic is missing"
+            );
+            // The mean of two micro-batches is used.
+            let batch_statistics = |v: f64| {
                 let tensor = |v: f64| Tensor::new(&[v as f32, 2.0 * v as f32], &Device::Cpu).unwrap();
                 vec![BatchStatistics { path: "bn".into(), mean: tensor(v), var: tensor(10.0 * v) }]
             };
-            learnt.statistics = vec![seen(step as f64), seen(step as f64 + 2.0)];
-            optimizer.step(&learnt, at(1e-3, step)).unwrap();
+            random_gradients.statistics =
+                vec![batch_statistics(step as f64), batch_statistics(step as f64 + 2.0)];
+            optimizer.step(&random_gradients, step_options(1e-3, step)).unwrap();
             value = 0.9 * value + 0.1 * (step as f64 + 1.0);
             let decay = (step as f64 + 1.0) / (step as f64 + 10.0);
             ema = decay * ema + (1.0 - decay) * value;

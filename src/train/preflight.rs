@@ -9,47 +9,49 @@ use crate::memory;
 /// on a CPU. The first step shows whether the data is readable and every parameter has a gradient; nothing is changed before it.
 ///
 /// # Errors
-/// Returns [`Error::Preflight`] with what is short and what would help.
+/// Returns [`Error::Preflight`] if disk space or memory is too small.
 pub(super) fn check(
     task: &dyn Task,
-    plan: &TrainOptions,
+    options: &TrainOptions,
     micro_batch: usize,
     existing_bytes: u64,
     processes: usize,
 ) -> Result<()> {
     let weights = 4 * task.cost()?.parameters();
     // Weights, two moments, and the moving averages.
-    let state = weights * (3 + plan.optimizer.ema.len() as u64);
+    let state = weights * (3 + options.optimizer.ema.len() as u64);
     // The best state apart from the newest, one that is being written, and the two released files.
     let needed = state * (MAX_STATES as u64 + 2) + 2 * weights;
-    let free = fs4::available_space(&plan.folder)
-        .map_err(|source| Error::File { path: plan.folder.clone(), source })?;
+    let free = fs4::available_space(&options.folder)
+        .map_err(|source| Error::File { path: options.folder.clone(), source })?;
     if free + existing_bytes < needed {
         let (folder, needed, free) =
-            (plan.folder.display(), megabytes(needed - existing_bytes), megabytes(free));
-        let message = format!("{folder}: training states need {needed}, {free} are free");
+            (options.folder.display(), megabytes(needed - existing_bytes), megabytes(free));
+        let message = format!("{folder}: training states need {needed}, {free} available");
         return Err(Error::Preflight(message));
     }
-    let tape = if plan.device.is_cpu() { plan.tape.on_cpu() } else { plan.tape };
+    let tape = if options.device.is_cpu() { options.tape.on_cpu() } else { options.tape };
     let step = task.training_bytes(micro_batch, tape)?;
-    let sharing = if plan.device.is_cpu() { processes as u64 } else { 1 };
-    // A training state is put together in memory before it is written.
-    let most = sharing * (state + step.max(state));
+    let sharing = if options.device.is_cpu() { processes as u64 } else { 1 };
+    // A training state is assembled in memory before it is written.
+    let needed_memory = sharing * (state + step.max(state));
     tracing::info!(
         parameters = weights / 4,
         state_bytes = state,
         step_bytes = step,
         "memory that training takes"
     );
-    let device = memory::device(&plan.device).map(|device| device.total - device.allocated.min(device.total));
-    let available = if plan.device.is_cpu() { memory::available() } else { device };
-    if let Some(available) = available.filter(|available| *available < most) {
-        let (most, available) = (megabytes(most), megabytes(available));
-        let checkpointing = if plan.tape.checkpoint { "" } else { ", or --gradient-checkpointing" };
-        let each = if sharing > 1 { format!(" in each of {sharing} processes") } else { String::new() };
+    let device =
+        memory::device(&options.device).map(|device| device.total - device.allocated.min(device.total));
+    let available = if options.device.is_cpu() { memory::available() } else { device };
+    if let Some(available) = available.filter(|available| *available < needed_memory) {
+        let (needed_memory, available) = (megabytes(needed_memory), megabytes(available));
+        let checkpointing = if options.tape.checkpoint { "" } else { ", or --gradient-checkpointing" };
+        let per_process =
+            if sharing > 1 { format!(" in each of {sharing} processes") } else { String::new() };
         let message = format!(
-            "training with micro-batches of {micro_batch}{each} takes {most}, {available} are available: choose a smaller --batch-size and more \
-             --gradient-accumulation-steps{checkpointing}"
+            "training with micro-batches of {micro_batch}{per_process} needs {needed_memory}, {available} available: pass a smaller --batch-size and more \
+                 --gradient-accumulation-steps{checkpointing}"
         );
         return Err(Error::Preflight(message));
     }

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::checkpoint::{self, ErrorKind, TrainingState};
 
-/// Number of training states that are kept, beside the best one.
+/// Number of training states that are kept, besides the best one.
 pub(super) const MAX_STATES: usize = 5;
 
 /// Suffix of a damaged training state that is set aside.
@@ -34,7 +34,7 @@ const LOSS_EMA_WEIGHT: f64 = 0.02;
 pub(super) struct RunProgress {
     /// Steps done.
     pub step: u64,
-    /// Those of these steps that were skipped because the loss or a gradient was not finite.
+    /// Number of steps that were skipped because the loss or a gradient was not finite.
     pub skipped: u64,
     /// Number of consecutive skipped steps at the end.
     pub skipped_in_a_row: u64,
@@ -42,7 +42,7 @@ pub(super) struct RunProgress {
     pub evaluated: u64,
     /// The best evaluation.
     pub best: Option<BestScore>,
-    /// The index of the moving average that the last evaluation found better.
+    /// The index of the moving average with the better last evaluation.
     pub leading: usize,
     /// Evaluations since the best one.
     pub stale: u64,
@@ -57,34 +57,34 @@ pub(super) struct RunProgress {
 
 impl RunProgress {
     /// Returns the loss scale of the next step.
-    pub(super) fn scale(&mut self, plan: &TrainOptions) -> f64 {
-        let f16 = plan.tape.precision == Precision::F16;
+    pub(super) fn scale(&mut self, options: &TrainOptions) -> f64 {
+        let f16 = options.tape.precision == Precision::F16;
         if f16 { self.loss_scale.get_or_insert_default().value } else { 1.0 }
     }
 
-    /// Does the next optimizer step with the gradients `learnt`, unless loss or gradients are not finite.
+    /// Takes the next optimizer step with `gradients`, unless the loss or a gradient is not finite.
     ///
     /// Returns the norm of the gradients, 0 if the loss was not finite, and true if the step was skipped.
-    pub(super) fn take(
+    pub(super) fn apply_step(
         &mut self,
         optimizer: &mut Optimizer,
         loss: f64,
-        learnt: &StepGradients,
+        gradients: &StepGradients,
         rate: f64,
     ) -> Result<(f64, bool)> {
-        let before = self.loss_scale;
-        let scale = before.map_or(1.0, |scale| scale.value);
-        let how = StepOptions { rate, before: self.step - self.skipped, scale };
-        let norm = if loss.is_finite() { optimizer.step(learnt, how)? } else { 0.0 };
+        let previous = self.loss_scale;
+        let scale = previous.map_or(1.0, |scale| scale.value);
+        let step_options = StepOptions { rate, updates: self.step - self.skipped, scale };
+        let norm = if loss.is_finite() { optimizer.step(gradients, step_options)? } else { 0.0 };
         let skipped = !(loss.is_finite() && norm.is_finite());
         if loss.is_finite() {
             self.mean_loss = Some(self.mean_loss.map_or(loss, |mean| mean + LOSS_EMA_WEIGHT * (loss - mean)));
         }
         self.step += 1;
         self.skipped += u64::from(skipped);
-        self.loss_scale = before.map(|scale| scale.updated(!skipped));
-        let looking_for_scale = before.is_some_and(LossScale::is_calibrating) && loss.is_finite();
-        self.skipped_in_a_row = if skipped && !looking_for_scale { self.skipped_in_a_row + 1 } else { 0 };
+        self.loss_scale = previous.map(|scale| scale.after_step(!skipped));
+        let is_searching_scale = previous.is_some_and(LossScale::is_calibrating) && loss.is_finite();
+        self.skipped_in_a_row = if skipped && !is_searching_scale { self.skipped_in_a_row + 1 } else { 0 };
         Ok((norm, skipped))
     }
 }
@@ -110,29 +110,29 @@ pub(super) struct RunFiles {
 }
 
 impl RunFiles {
-    /// Opens the folder of `plan`, in which a run starts or resumes.
-    pub(super) fn open(task: &dyn Task, plan: &TrainOptions, processes: usize) -> Result<Self> {
+    /// Opens the run's folder, to start or resume the run.
+    pub(super) fn open(task: &dyn Task, options: &TrainOptions, processes: usize) -> Result<Self> {
         let settings = json!({
             "task": task.settings(),
-            "optimizer": plan.optimizer,
-            "batch": plan.batch,
-            "accumulation": plan.accumulation,
-            "precision": plan.tape.precision,
-            "seed": plan.seed,
+            "optimizer": options.optimizer,
+            "batch": options.batch,
+            "accumulation": options.accumulation,
+            "precision": options.tape.precision,
+            "seed": options.seed,
         });
         let mut meta = task.meta();
         meta.provenance = json!({
             "tiny-cats": env!("CARGO_PKG_VERSION"),
             "weights": "ema",
-            "schedule": plan.schedule,
-            "items_per_step": plan.batch * plan.accumulation,
+            "schedule": options.schedule,
+            "items_per_step": options.batch * options.accumulation,
             "items": task.batches().items(),
             "settings": settings,
         });
         if processes > 1 {
             meta.provenance["processes"] = json!(processes);
         }
-        let folder = plan.folder.clone();
+        let folder = options.folder.clone();
         let (lock, record, is_new) = folder::begin(&folder, task.kind())?;
         remove_abandoned(&folder);
         Ok(Self {
@@ -144,8 +144,8 @@ impl RunFiles {
             released: task.release_name(),
             meta,
             settings,
-            schedule: json!(plan.schedule),
-            configuration: plan.configuration.clone(),
+            schedule: json!(options.schedule),
+            configuration: options.configuration.clone(),
             processes,
             progress: RunProgress::default(),
         })
@@ -159,82 +159,85 @@ impl RunFiles {
         &self.settings
     }
 
-    /// Makes the optimizer at the run's position.
+    /// Creates the optimizer at the run's position.
     ///
-    /// That is the newest intact state in its folder, else the state that the plan names, else the initial weights.
+    /// It starts from the newest intact state in the folder, else from [`TrainOptions::from`], else from the initial weights.
     pub(super) fn begin(
         &mut self,
         task: &dyn Task,
-        plan: &TrainOptions,
+        options: &TrainOptions,
         specs: &[ParamSpec],
         observe: &mut dyn FnMut(Event),
     ) -> Result<Optimizer> {
-        let Some((path, state)) = self.newest(plan, observe)? else {
+        let Some((path, state)) = self.newest(options, observe)? else {
             // A process that was killed before its first state may have left metrics.
             self.truncate_metrics()?;
-            let weights = task.initial_weights(plan.seed)?;
-            return Optimizer::new(plan.optimizer.clone(), specs, &weights, &plan.device);
+            let weights = task.initial_weights(options.seed)?;
+            return Optimizer::new(options.optimizer.clone(), specs, &weights, &options.device);
         };
         let fail = |message: String| Error::Resume { path: path.clone(), message };
         if let Some(message) = settings_mismatch(&state.meta["settings"], &self.settings) {
             return Err(fail(message));
         }
         self.progress = serde_json::from_value(state.meta["progress"].clone())
-            .map_err(|e| fail(format!("progress: expected where a run stands: {e}")))?;
+            .map_err(|e| fail(format!("progress: expected the progress of a run: {e}")))?;
         let step = self.progress.step;
-        if step > plan.schedule.steps {
-            return Err(fail(format!("is at step {step}, beyond --steps {}", plan.schedule.steps)));
+        if step > options.schedule.steps {
+            return Err(fail(format!("is at step {step}, beyond --steps {}", options.schedule.steps)));
         }
         if let Some(field) = difference("schedule", &state.meta["schedule"], &self.schedule) {
-            observe(Event::Note(&format!("from here on the schedule is another: {field}")));
-            let before: Option<Schedule> = serde_json::from_value(state.meta["schedule"].clone()).ok();
-            if let Some(warning) = before.and_then(|before| plan.schedule.change_note(&before, step)) {
+            observe(Event::Note(&format!("the schedule changed: {field}")));
+            let previous: Option<Schedule> = serde_json::from_value(state.meta["schedule"].clone()).ok();
+            if let Some(warning) = previous.and_then(|previous| options.schedule.change_note(&previous, step))
+            {
                 observe(Event::Note(&warning));
             }
         }
-        let (was, is) = (state.meta["processes"].as_u64().unwrap_or(1), self.processes);
-        if was != is as u64 {
-            let said = format!("--gpus was {was}, is {is} from here on: sums are rounded in another way");
-            observe(Event::Note(&said));
+        let (old, new) = (state.meta["processes"].as_u64().unwrap_or(1), self.processes);
+        if old != new as u64 {
+            let message = format!("--gpus changed from {old} to {new}: sums are rounded differently");
+            observe(Event::Note(&message));
         }
-        let own = self.state_path(step);
-        if path != own {
+        let target = self.state_path(step);
+        if path != target {
             self.copy_states(&path, &state, observe)?;
         }
-        // Later states are of an abandoned branch: they stay on disk but do not count.
-        self.states.retain(|state| *state <= own);
+        // Later states are of an abandoned branch: they stay on disk but are ignored.
+        self.states.retain(|state| *state <= target);
         if let Some(best) = &self.progress.best
             && !self.states.contains(&self.state_path(best.step))
             && best.step != step
         {
-            let (lost, value) = (self.state_path(best.step), best.value);
-            let said =
-                format!("{} scored best, {value:.4}, and is gone: the best is sought anew", lost.display());
-            observe(Event::Note(&said));
+            let (path, value) = (self.state_path(best.step), best.value);
+            let message = format!(
+                "{}: the best training state ({value:.4}) is missing; the best score is reset",
+                path.display()
+            );
+            observe(Event::Note(&message));
             self.progress.best = None;
         }
         self.truncate_metrics()?;
         self.record.step = step;
-        Optimizer::restore(plan.optimizer.clone(), specs, &state, &plan.device)
+        Optimizer::restore(options.optimizer.clone(), specs, &state, &options.device)
     }
 
     /// Records that the run is training, with its configuration and number of steps.
-    pub(super) fn record_start(&mut self, plan: &TrainOptions) -> Result<()> {
+    pub(super) fn record_start(&mut self, options: &TrainOptions) -> Result<()> {
         let path = self.folder.join(folder::CONFIGURATION);
-        write_atomically(&path, |w| w.write_all(self.configuration.as_bytes())).map_err(at(&path))?;
-        (self.record.steps, self.is_new) = (plan.schedule.steps, false);
+        write_atomically(&path, |w| w.write_all(self.configuration.as_bytes())).map_err(file_error(&path))?;
+        (self.record.steps, self.is_new) = (options.schedule.steps, false);
         self.record_end(Status::Running, None)
     }
 
-    /// Records that the run could not start, unless it has a history: a refused call is not part of it.
-    pub(super) fn record_refusal(&mut self, error: &Error) -> Result<()> {
+    /// Records that the run could not start, but only for a new run.
+    pub(super) fn record_rejection(&mut self, error: &Error) -> Result<()> {
         if self.is_new { self.record_failure(error) } else { Ok(()) }
     }
 
     /// Returns the newest intact state and its path.
     fn newest(
         &mut self,
-        plan: &TrainOptions,
+        options: &TrainOptions,
         observe: &mut dyn FnMut(Event),
     ) -> Result<Option<(PathBuf, TrainingState)>> {
         let mut damaged: Vec<checkpoint::Error> = Vec::new();
@@ -242,7 +245,7 @@ impl RunFiles {
             match TrainingState::load(path) {
                 Ok(state) => {
                     for error in damaged {
-                        observe(Event::Note(&format!("{error}: going on from the state before it")));
+                        observe(Event::Note(&format!("{error}; resuming from the previous state")));
                     }
                     let found = (path.clone(), state);
                     self.states.retain(|path| *path <= found.0);
@@ -251,49 +254,50 @@ impl RunFiles {
                 Err(error) => damaged.push(error),
             }
         }
-        // An unreadable state may be intact, so it is an error; the run starts over only if all states are damaged.
+        // An unreadable state may be intact, so it is an error. The run restarts only if all states are damaged.
         if let Some(at) = damaged.iter().position(|error| !is_damage(error)) {
             return Err(damaged.swap_remove(at).into());
         }
         if let Some(error) = damaged.first() {
-            let said = format!(
-                "{error}; no training state of this run is whole: the run begins again, and the damaged files stay as \
+            let message = format!(
+                "{error}; no training state of this run is intact: the run restarts, and the damaged files are renamed to \
                  *{DAMAGED_SUFFIX}"
             );
-            observe(Event::Note(&said));
+            observe(Event::Note(&message));
             for path in std::mem::take(&mut self.states) {
                 set_aside(&path)?;
             }
         }
-        let Some(path) = &plan.from else { return Ok(None) };
+        let Some(path) = &options.from else { return Ok(None) };
         Ok(Some((path.clone(), TrainingState::load(path)?)))
     }
 
-    /// Copies what a run needs that resumes in another folder: its start state, its best state, and the metrics.
+    /// Copies the files that a run needs to resume in another folder: its start state, its best state, and the metrics.
     fn copy_states(
         &mut self,
         from: &Path,
         state: &TrainingState,
         observe: &mut dyn FnMut(Event),
     ) -> Result<()> {
-        let beside = |name: &std::ffi::OsStr| Some(from.with_file_name(name)).filter(|path| path.is_file());
-        let own = self.state_path(self.progress.step);
+        let in_source_folder =
+            |name: &std::ffi::OsStr| Some(from.with_file_name(name)).filter(|path| path.is_file());
+        let target = self.state_path(self.progress.step);
         if let Some(best) = &self.progress.best
             && best.step != self.progress.step
             && let path = self.state_path(best.step)
-            && let Some(there) = path.file_name().and_then(beside)
-            && let Ok(best) = TrainingState::load(&there)
+            && let Some(source) = path.file_name().and_then(in_source_folder)
+            && let Ok(best) = TrainingState::load(&source)
         {
             best.save(&path)?;
             self.states.push(path);
         }
-        state.save(&own)?;
-        self.states.push(own);
+        state.save(&target)?;
+        self.states.push(target);
         let metrics = self.metrics();
-        if let Some(path) = metrics.file_name().and_then(beside)
+        if let Some(path) = metrics.file_name().and_then(in_source_folder)
             && let Err(error) = std::fs::copy(&path, &metrics)
         {
-            observe(Event::Note(&format!("{}: {error}: earlier metrics are left out", path.display())));
+            observe(Event::Note(&format!("{}: {error}: earlier metrics are omitted", path.display())));
         }
         Ok(())
     }
@@ -320,11 +324,11 @@ impl RunFiles {
         self.states.push(path.clone());
         let best = self.progress.best.as_ref().map(|best| self.state_path(best.step));
         let others = self.states.iter().filter(|state| Some(*state) != best.as_ref()).count();
-        let mut spare = others.saturating_sub(MAX_STATES);
+        let mut excess = others.saturating_sub(MAX_STATES);
         for path in std::mem::take(&mut self.states) {
-            if spare > 0 && Some(&path) != best.as_ref() {
-                spare -= 1;
-                std::fs::remove_file(&path).map_err(at(&path))?;
+            if excess > 0 && Some(&path) != best.as_ref() {
+                excess -= 1;
+                std::fs::remove_file(&path).map_err(file_error(&path))?;
             } else {
                 self.states.push(path);
             }
@@ -359,11 +363,11 @@ impl RunFiles {
     }
 
     /// Writes a sample grid and returns its path.
-    pub(super) fn write_sample(&mut self, picture: &RgbImage) -> Result<PathBuf> {
+    pub(super) fn write_sample(&mut self, image: &RgbImage) -> Result<PathBuf> {
         let name = PathBuf::from("samples").join(format!("step_{:08}.png", self.progress.step));
         let path = self.folder.join(&name);
-        std::fs::create_dir_all(self.folder.join("samples")).map_err(at(&path))?;
-        write_png(&path, picture).map_err(at(&path))?;
+        std::fs::create_dir_all(self.folder.join("samples")).map_err(file_error(&path))?;
+        write_png(&path, image).map_err(file_error(&path))?;
         self.record.sample = Some(name);
         Ok(path)
     }
@@ -377,7 +381,7 @@ impl RunFiles {
         let path = self.metrics();
         let file = OpenOptions::new().create(true).append(true).open(&path);
         // One write for each line, so that a crash cuts off the last line only.
-        file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes())).map_err(at(&path))
+        file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes())).map_err(file_error(&path))
     }
 
     /// Truncates `metrics.jsonl` to the step and the evaluations of the state.
@@ -386,18 +390,18 @@ impl RunFiles {
         let text = match std::fs::read(&path) {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(source) => return Err(at(&path)(source)),
+            Err(source) => return Err(file_error(&path)(source)),
         };
         let RunProgress { step, evaluated, .. } = self.progress;
-        let before = |line: &&str| {
+        let is_before = |line: &&str| {
             let value: Option<Value> = serde_json::from_str(line).ok();
             value.is_some_and(|value| {
                 let last = if value.get(LOSS).is_some() { step } else { evaluated };
                 value["step"].as_u64().is_some_and(|step| step <= last)
             })
         };
-        let kept: String = text.lines().filter(before).flat_map(|line| [line, "\n"]).collect();
-        write_atomically(&path, |w| w.write_all(kept.as_bytes())).map_err(at(&path))
+        let metrics: String = text.lines().filter(is_before).flat_map(|line| [line, "\n"]).collect();
+        write_atomically(&path, |w| w.write_all(metrics.as_bytes())).map_err(file_error(&path))
     }
 
     /// Writes the released files: the best weights if `best` is true and their state is intact, else the last ones.
@@ -407,21 +411,21 @@ impl RunFiles {
         best: bool,
         observe: &mut dyn FnMut(Event),
     ) -> Result<[PathBuf; 2]> {
-        let earlier = match &self.progress.best {
-            Some(scored) if best && scored.step < self.progress.step => {
-                let (path, average) = (self.state_path(scored.step), scored.average);
+        let best_weights = match &self.progress.best {
+            Some(best_score) if best && best_score.step < self.progress.step => {
+                let (path, average) = (self.state_path(best_score.step), best_score.average);
                 self.best_state(&path, observe)?
                     .map(|state| if average == 0 { state.ema } else { state.ema2 })
             }
             _ => None,
         };
-        let chosen = self.progress.best.as_ref().filter(|_| best);
-        let weights = match (earlier, chosen) {
+        let best_selected = self.progress.best.as_ref().filter(|_| best);
+        let weights = match (best_weights, best_selected) {
             (Some(weights), _) => weights,
             (None, Some(best)) => optimizer.ema(best.average.min(optimizer.averages() - 1))?,
             (None, None) => optimizer.ema(self.progress.leading.min(optimizer.averages() - 1))?,
         };
-        if let Some(best) = chosen {
+        if let Some(best) = best_selected {
             self.meta.provenance["best"] =
                 json!({"step": best.step, "score": best.value, "average": best.average});
         }
@@ -440,7 +444,7 @@ impl RunFiles {
             Err(error) => return Err(error.into()),
         };
         observe(Event::Note(&format!(
-            "{error}; it scored best and stays as *{DAMAGED_SUFFIX}: the last weights are released instead"
+            "{error}; the best state is damaged and renamed to *{DAMAGED_SUFFIX}: releasing the last weights instead"
         )));
         set_aside(path)?;
         self.states.retain(|state| state != path);
@@ -484,10 +488,10 @@ pub(super) fn state_path(folder: &Path, task: &str, step: u64) -> PathBuf {
 fn set_aside(path: &Path) -> Result<()> {
     let mut aside = path.to_owned().into_os_string();
     aside.push(DAMAGED_SUFFIX);
-    std::fs::rename(path, aside).map_err(at(path))
+    std::fs::rename(path, aside).map_err(file_error(path))
 }
 
-fn at(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
+fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
     let path = path.to_owned();
     move |source| Error::File { path, source }
 }
@@ -497,7 +501,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_state_of_an_earlier_version_has_no_mean_loss_and_is_read() {
+    fn states_without_mean_loss_are_read() {
         let mut old = json!(RunProgress { step: 7, mean_loss: Some(0.1), ..RunProgress::default() });
         assert_eq!(old["mean_loss"], 0.1);
         old.as_object_mut().unwrap().remove("mean_loss");

@@ -42,7 +42,7 @@ impl LrScaling {
     }
 }
 
-/// A learning rate is at its floor if at most this share of the way down is left.
+/// A learning rate is at its floor if at most this share of the decay remains.
 const FLOOR_TOLERANCE: f64 = 0.05;
 /// A learning rate rises if it is more than this many times that of the step before.
 const RISE_FACTOR: f64 = 1.5;
@@ -117,19 +117,17 @@ impl Schedule {
         if step <= self.warmup || step >= self.steps {
             return None;
         }
-        let (was, is) = (before.rate(step - 1), self.rate(step));
+        let (old_rate, new_rate) = (before.rate(step - 1), self.rate(step));
         let falls = self.shape != LrShape::Constant && self.floor < self.peak;
-        if falls && is - self.floor <= FLOOR_TOLERANCE * (self.peak - self.floor) {
+        if falls && new_rate - self.floor <= FLOOR_TOLERANCE * (self.peak - self.floor) {
             let left = self.steps - step;
             return Some(format!(
-                "warning: the learning rate is {is:.2e}, at or near its floor, for all {left} steps that are left: they will change \
-                 little; more --steps or a higher --min-lr raise it"
+                "warning: the learning rate is {new_rate:.2e}, at or near its floor, for all {left} remaining steps, which will change \
+                 little; pass more --steps or a higher --min-lr"
             ));
         }
-        (is > RISE_FACTOR * was).then(|| {
-            format!(
-                "warning: the learning rate, which had fallen to {was:.2e}, goes up to {is:.2e} at this step"
-            )
+        (new_rate > RISE_FACTOR * old_rate).then(|| {
+            format!("warning: the learning rate rises from {old_rate:.2e} to {new_rate:.2e} at this step")
         })
     }
 }
@@ -139,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rate_rises_to_its_peak_and_falls_to_its_floor() {
+    fn the_learning_rate_rises_to_its_peak_and_falls_to_its_floor() {
         for shape in [LrShape::Cosine, LrShape::Linear, LrShape::Constant] {
             let s = Schedule::new(shape, 1e-3, 1e-5, Some(10), 0, 100).unwrap();
             let rates: Vec<f64> = (0..=100).map(|i| s.rate(i)).collect();
@@ -154,25 +152,25 @@ mod tests {
     }
 
     #[test]
-    fn a_schedule_that_is_made_longer_warns_of_a_rate_at_its_floor_and_of_one_that_rises() {
-        let of = |shape, steps| Schedule::new(shape, 1e-3, 1e-6, Some(0), 0, steps).unwrap();
-        let before = of(LrShape::Cosine, 100);
+    fn extended_schedules_warn_of_learning_rates_at_the_floor_or_rising() {
+        let schedule = |shape, steps| Schedule::new(shape, 1e-3, 1e-6, Some(0), 0, steps).unwrap();
+        let before = schedule(LrShape::Cosine, 100);
         let warning = |after: Schedule, step| after.change_note(&before, step).unwrap_or_default();
-        let said = warning(of(LrShape::Cosine, 105), 100);
-        assert!(said.contains("at or near its floor, for all 5 steps that are left"), "{said}");
-        let said = warning(of(LrShape::Cosine, 200), 100);
-        assert!(said.contains("had fallen to 1.25e-6, goes up to 5.01e-4"), "{said}");
-        assert!(warning(of(LrShape::Constant, 200), 100).contains("goes up to 1.00e-3"));
+        let message = warning(schedule(LrShape::Cosine, 105), 100);
+        assert!(message.contains("at or near its floor, for all 5 remaining steps"), "{message}");
+        let message = warning(schedule(LrShape::Cosine, 200), 100);
+        assert!(message.contains("rises from 1.25e-6 to 5.01e-4"), "{message}");
+        assert!(warning(schedule(LrShape::Constant, 200), 100).contains("to 1.00e-3"));
         // No warning: shorter or the same, at its end, at its start.
         for (after, step) in [(150, 20), (100, 50), (90, 40), (100, 100), (200, 0)] {
-            assert_eq!(warning(of(LrShape::Cosine, after), step), "", "{after} steps, at {step}");
+            assert_eq!(warning(schedule(LrShape::Cosine, after), step), "", "{after} steps, at {step}");
         }
         let floor = Schedule::new(LrShape::Linear, 1e-3, 1e-3, Some(0), 0, 200).unwrap();
         assert_eq!(floor.change_note(&floor, 199), None);
     }
 
     #[test]
-    fn a_rate_follows_the_items_of_a_step() {
+    fn the_learning_rate_scales_with_the_items_per_step() {
         assert_eq!(
             [LrScaling::None, LrScaling::Linear, LrScaling::Sqrt].map(|s| s.factor(1024)),
             [1.0, 4.0, 2.0]
@@ -181,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unset_warm_up_fits_any_run_and_a_wrong_one_is_refused() {
+    fn default_warmups_fit_any_run_and_invalid_ones_are_rejected() {
         assert_eq!(Schedule::new(LrShape::Cosine, 1.0, 0.0, None, 10_000, 100).unwrap().warmup, 5);
         assert_eq!(Schedule::new(LrShape::Cosine, 1.0, 0.0, None, 10_000, 1).unwrap().warmup, 0);
         assert_eq!(Schedule::new(LrShape::Cosine, 1.0, 0.0, None, 10_000, 400_000).unwrap().warmup, 10_000);

@@ -65,7 +65,7 @@ pub trait Task {
 
     /// Evaluates the network on data that it is not trained on, always in the same way.
     ///
-    /// The first score decides which weights are best. Empty if there is no evaluation.
+    /// The first score selects the best weights. Empty if there is no evaluation.
     ///
     /// # Errors
     /// Returns errors of the network.

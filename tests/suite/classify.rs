@@ -1,4 +1,4 @@
-//! `tiny-cats classify` as a user has it.
+//! End-to-end tests of `tiny-cats classify`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,7 +9,7 @@ use std::{
 
 use crate::common::{
     CATS, fails,
-    images::{jpegs_of_cameras, png_with_a_cut_palette},
+    images::{camera_jpegs, png_with_truncated_palette},
     run, succeeds,
     trained::TRAINED,
 };
@@ -27,8 +27,8 @@ fn encoded(format: ImageFormat) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// A picture whose header says 20,000 × 20,000 pixels.
-fn huge(format: ImageFormat) -> Vec<u8> {
+/// A small image file whose header declares 20,000 × 20,000 pixels.
+fn huge_image(format: ImageFormat) -> Vec<u8> {
     let mut bytes = encoded(format);
     let side = 20_000u16.to_be_bytes();
     if format == ImageFormat::Png {
@@ -44,7 +44,7 @@ fn huge(format: ImageFormat) -> Vec<u8> {
     bytes
 }
 
-fn put(root: &Path, name: &str, bytes: &[u8]) {
+fn write_file(root: &Path, name: &str, bytes: &[u8]) {
     let path = root.join(name);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(path, bytes).unwrap();
@@ -55,15 +55,15 @@ fn classify(args: &[&str]) -> Output {
     run(CATS, TRAINED.0.path(), &[&["classify", "--model", MODEL], args].concat())
 }
 
-/// The array that `--json` prints.
-fn array(output: &Output) -> Vec<Value> {
+/// The items that `--json` prints.
+fn json_items(output: &Output) -> Vec<Value> {
     let text = String::from_utf8_lossy(&output.stdout);
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {}", crate::common::text(output)))
 }
 
-/// What `classify` takes the test pictures for: as many are right as training counted.
+/// On the test images, `classify` has the accuracy in the report of training.
 #[test]
-fn it_is_as_accurate_as_training_said_and_its_runtimes_agree() {
+fn accuracy_matches_training_and_runtimes_agree() {
     let dir = TRAINED.0.path();
     let report = fs::read(dir.join("checkpoints/cats_model_test.json")).unwrap();
     let report: Value = serde_json::from_slice(&report).unwrap();
@@ -77,20 +77,20 @@ fn it_is_as_accurate_as_training_said_and_its_runtimes_agree() {
         args.extend(paths.iter().map(String::as_str));
         let output = classify(&args);
         assert!(output.status.success(), "{}", crate::common::text(&output));
-        let items = array(&output);
+        let items = json_items(&output);
         assert!(items.iter().zip(&paths).all(|(item, path)| item["path"] == **path));
-        let right = items.iter().zip(&test.files).filter(|(item, file)| {
+        let correct = items.iter().zip(&test.files).filter(|(item, file)| {
             item["top"][0]["class"].as_str() == Some(&test.classes[file.label as usize])
         });
-        let accuracy = right.count() as f64 / paths.len() as f64;
+        let accuracy = correct.count() as f64 / paths.len() as f64;
         assert!(
             (accuracy - report["top1"]["accuracy"].as_f64().unwrap()).abs() < 1e-9,
             "{runtime}: {accuracy}"
         );
-        let of = |candidate: &Value| {
+        let entry = |candidate: &Value| {
             (candidate["class"].as_str().unwrap().to_owned(), candidate["probability"].as_f64().unwrap())
         };
-        let all = |item: &Value| item["top"].as_array().unwrap().iter().map(of).collect();
+        let all = |item: &Value| item["top"].as_array().unwrap().iter().map(entry).collect();
         probabilities.push(items.iter().map(all).collect());
     }
     for other in &probabilities[1..] {
@@ -101,22 +101,22 @@ fn it_is_as_accurate_as_training_said_and_its_runtimes_agree() {
     }
 }
 
-/// A photograph of any shape, by way of a file, is the same to the classifier in training and in use, bit for bit.
+/// Training and inference prepare photographs of any aspect ratio identically, bit for bit.
 #[test]
-fn photographs_are_prepared_as_in_training() {
+fn preprocessing_matches_training() {
     let dir = TempDir::new().unwrap();
-    let how = Preprocessing { resize: 37, mean: [0.4, 0.5, 0.6], std: [0.2, 0.3, 0.25] };
+    let preprocessing = Preprocessing { resize: 37, mean: [0.4, 0.5, 0.6], std: [0.2, 0.3, 0.25] };
     let size = 32;
     for (i, (width, height)) in
         [(100, 80), (80, 101), (37, 50), (64, 37), (5, 9), (300, 20), (20, 301)].into_iter().enumerate()
     {
         let pixel = |x: u32, y: u32| image::Rgb([(x * 7 + y) as u8, (x * x + y * 3) as u8, (x ^ y) as u8]);
         let name = format!("A/{i}.png");
-        put(dir.path(), &name, b"");
+        write_file(dir.path(), &name, b"");
         RgbImage::from_fn(width, height, pixel).save(dir.path().join(name)).unwrap();
     }
     let data = Dataset::open(dir.path()).unwrap();
-    let photos = Photos::load(&data, how.resize as u32, None, &Cache::Memory).unwrap();
+    let photos = Photos::load(&data, preprocessing.resize as u32, None, &Cache::Memory).unwrap();
     assert_eq!(photos.len(), 7);
     for index in 0..photos.len() {
         let path = photos.path(index);
@@ -124,69 +124,70 @@ fn photographs_are_prepared_as_in_training() {
         photos
             .fill(index, &View::center(photos.dimensions(index), size as u32), size, &mut training)
             .unwrap();
-        how.normalize(&mut training);
-        let picture = image::open(dir.path().join(path)).unwrap().into_rgb8();
-        assert!(training == how.apply(&picture, size), "{}", path.display());
+        preprocessing.normalize(&mut training);
+        let image = image::open(dir.path().join(path)).unwrap().into_rgb8();
+        assert!(training == preprocessing.apply(&image, size), "{}", path.display());
     }
 }
 
 #[test]
-fn pictures_and_folders_are_told_in_aligned_lines() {
+fn predictions_are_printed_in_aligned_columns() {
     let dir = TRAINED.0.path();
-    let pictures = TempDir::new_in(dir).unwrap();
+    let images = TempDir::new_in(dir).unwrap();
     for name in ["b/2.png", "b/10.png", "b/c/1.png", "a.png", "b/.hidden.png", "b/.git/x.png"] {
-        put(pictures.path(), name, &encoded(ImageFormat::Png));
+        write_file(images.path(), name, &encoded(ImageFormat::Png));
     }
     for name in ["Thumbs.db", "thumbs.db", "desktop.ini", ".DS_Store", "._2.png", "c/Desktop.ini"] {
-        put(pictures.path(), &format!("b/{name}"), b"not for people");
+        write_file(images.path(), &format!("b/{name}"), b"not an image");
     }
-    put(pictures.path(), "b/3 of mine", &encoded(ImageFormat::Jpeg));
-    let (folder, single) = (pictures.path().join("b"), pictures.path().join("a.png"));
+    write_file(images.path(), "b/3 of mine", &encoded(ImageFormat::Jpeg));
+    let (folder, single) = (images.path().join("b"), images.path().join("a.png"));
     let output = classify(&[single.to_str().unwrap(), folder.to_str().unwrap(), "--top-k", "2"]);
     assert!(output.status.success(), "{}", crate::common::text(&output));
     let text = String::from_utf8(output.stdout).unwrap();
     let names: Vec<&str> =
         text.lines().map(|line| line.split_once("  ").unwrap().0.rsplit_once("/").unwrap().1).collect();
     assert_eq!(names, ["a.png", "10.png", "2.png", "3 of mine", "1.png"]);
-    let place = |line: &str| line.len() - line.rsplit_once("  ").unwrap().1.len();
-    assert!(text.lines().all(|line| place(line) == place(text.lines().next().unwrap())), "{text}");
+    let column = |line: &str| line.len() - line.rsplit_once("  ").unwrap().1.len();
+    assert!(text.lines().all(|line| column(line) == column(text.lines().next().unwrap())), "{text}");
     for line in text.lines() {
-        let told = &line[place(line)..];
-        assert_eq!(told.matches(" %").count(), 2, "{line}");
-        assert!(!told.contains('_'), "{line}");
+        let predictions = &line[column(line)..];
+        assert_eq!(predictions.matches(" %").count(), 2, "{line}");
+        assert!(!predictions.contains('_'), "{line}");
     }
-    // Equal pictures are equal, whatever they are called; those of three formats nearly so.
+    // Identical images in files of different names have identical predictions.
     let probability = |item: &Value| item["top"][0]["probability"].as_f64().unwrap();
     let output = classify(&["--json", single.to_str().unwrap(), folder.join("c/1.png").to_str().unwrap()]);
-    let items = array(&output);
+    let items = json_items(&output);
     assert_eq!(items[0]["top"], items[1]["top"]);
     assert_eq!(items[0]["top"].as_array().unwrap().len(), 3);
     assert!(probability(&items[0]) > 1.0 / 13.0);
 }
 
-/// Motion photos, images of several pictures, and such without an end marker are whole pictures. What is named is never left out.
+/// Motion photos, multi-picture files, and JPEGs without an end marker are complete images. A file named on the command line is never
+/// skipped silently.
 #[test]
-fn jpegs_as_cameras_write_them_are_classified() {
+fn camera_jpegs_are_classified() {
     let dir = TRAINED.0.path();
     let work = TempDir::new_in(dir).unwrap();
     let jpeg = encoded(ImageFormat::Jpeg);
-    put(work.path(), "whole.jpg", &jpeg);
-    for (name, bytes) in jpegs_of_cameras(&jpeg) {
-        put(work.path(), name, &bytes);
+    write_file(work.path(), "whole.jpg", &jpeg);
+    for (name, bytes) in camera_jpegs(&jpeg) {
+        write_file(work.path(), name, &bytes);
     }
     let output = classify(&["--json", work.path().to_str().unwrap()]);
     assert!(output.status.success(), "{}", crate::common::text(&output));
-    let items = array(&output);
+    let items = json_items(&output);
     assert_eq!(items.len(), 4);
     assert!(items.iter().all(|item| item["top"] == items[0]["top"]), "{items:?}");
-    put(work.path(), "desktop.ini", b"[.ShellClassInfo]");
+    write_file(work.path(), "desktop.ini", b"[.ShellClassInfo]");
     let named = work.path().join("desktop.ini");
-    let said = fails(CATS, dir, &["classify", "--model", MODEL, named.to_str().unwrap()]);
-    assert!(said.contains("desktop.ini: not a picture\n"), "{said}");
+    let error = fails(CATS, dir, &["classify", "--model", MODEL, named.to_str().unwrap()]);
+    assert!(error.contains("desktop.ini: not an image\n"), "{error}");
 }
 
 #[test]
-fn what_is_no_picture_is_reported_in_one_line_and_the_others_go_on() {
+fn invalid_images_give_one_line_errors_and_others_are_classified() {
     let dir = TRAINED.0.path();
     let work = TempDir::new_in(dir).unwrap();
     let root = work.path();
@@ -201,96 +202,102 @@ fn what_is_no_picture_is_reported_in_one_line_and_the_others_go_on() {
         ("cut.png", &png[..png.len() / 2], "a broken PNG file: its end is missing"),
         ("damaged.png", &broken, "a broken PNG file: "),
         ("empty.png", b"", "an empty file"),
-        ("gif.jpg", b"GIF89a\x01\0\x01\0\0\0\0;", "a GIF picture; expected PNG, JPEG or WebP"),
-        ("huge.jpg", &huge(ImageFormat::Jpeg), "20000 x 20000 pixels are too many"),
-        ("huge.png", &huge(ImageFormat::Png), "20000 x 20000 pixels are too many"),
-        ("palette.png", &png_with_a_cut_palette(), "a broken PNG file: its decoder failed: "),
-        ("phone.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC picture; expected PNG, JPEG or WebP"),
-        ("text.png", b"hello, I am a cat", "not a picture"),
+        ("gif.jpg", b"GIF89a\x01\0\x01\0\0\0\0;", "a GIF image; expected PNG, JPEG or WebP"),
+        ("huge.jpg", &huge_image(ImageFormat::Jpeg), "20000 x 20000 pixels are too many"),
+        ("huge.png", &huge_image(ImageFormat::Png), "20000 x 20000 pixels are too many"),
+        ("palette.png", &png_with_truncated_palette(), "a broken PNG file: its decoder failed: "),
+        ("phone.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC image; expected PNG, JPEG or WebP"),
+        ("text.png", b"hello, I am a cat", "not an image"),
     ];
     for (name, bytes, _) in bad {
-        put(root, &format!("mixed/{name}"), bytes);
+        write_file(root, &format!("mixed/{name}"), bytes);
     }
-    put(root, "mixed/good.jpg", &png);
-    put(root, "mixed/last/good.png", &png);
-    fs::create_dir(root.join("hollow")).unwrap();
+    write_file(root, "mixed/good.jpg", &png);
+    write_file(root, "mixed/last/good.png", &png);
+    fs::create_dir(root.join("empty_folder")).unwrap();
     let path = |name: &str| root.join(name).to_str().unwrap().to_owned();
 
-    // Each alone.
+    // Each file alone.
     let mut lines: Vec<(String, &str)> =
         bad.iter().map(|(name, _, reason)| (path(&format!("mixed/{name}")), *reason)).collect();
     lines.push((path("missing.png"), "not readable: "));
-    lines.push((path("hollow"), "there are no files in this folder"));
+    lines.push((path("empty_folder"), "no files found in this folder"));
     for (name, reason) in &lines {
-        let said = fails(CATS, dir, &["classify", "--model", MODEL, name]);
-        assert!(said.starts_with(&format!("skipped {name}: {reason}")), "{said}");
-        assert!(said.ends_with("\nerror: 1 of 1 could not be classified\n"), "{said}");
+        let error = fails(CATS, dir, &["classify", "--model", MODEL, name]);
+        assert!(error.starts_with(&format!("skipped {name}: {reason}")), "{error}");
+        assert!(error.ends_with("\nerror: 1 of 1 could not be classified\n"), "{error}");
     }
-    // All together, in batches with and without a good one.
+    // All files together, in batches with and without a valid image.
     for batch in ["1", "3", "64"] {
-        let output =
-            classify(&["--json", "--batch", batch, &path("hollow"), &path("mixed"), &path("missing.png")]);
+        let output = classify(&[
+            "--json",
+            "--batch",
+            batch,
+            &path("empty_folder"),
+            &path("mixed"),
+            &path("missing.png"),
+        ]);
         assert_eq!(output.status.code(), Some(1));
-        let items = array(&output);
+        let items = json_items(&output);
         assert_eq!(items.len(), lines.len() + 2);
         for (name, reason) in &lines {
-            let item = items.iter().find(|item| item["path"] == **name).expect("each has its item");
+            let item = items.iter().find(|item| item["path"] == **name).expect("an item for each path");
             assert!(item["error"].as_str().unwrap().starts_with(reason), "{item}");
             assert!(item.get("top").is_none());
         }
         let good: Vec<&Value> = items.iter().filter(|item| item.get("error").is_none()).collect();
         assert_eq!(good.len(), 2);
         assert_eq!(good[0]["top"], good[1]["top"]);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(said.ends_with("error: 13 of 15 could not be classified\n"), "{said}");
-        assert_eq!(said.lines().count(), 14, "{said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.ends_with("error: 13 of 15 could not be classified\n"), "{stderr}");
+        assert_eq!(stderr.lines().count(), 14, "{stderr}");
     }
-    // Without --json, what can be told is told.
+    // Without --json, the valid images are still classified.
     let output = classify(&[&path("mixed")]);
     assert_eq!((output.status.code(), output.stdout.iter().filter(|b| **b == b'\n').count()), (Some(1), 2));
 }
 
 #[cfg(unix)]
 #[test]
-fn loops_of_links_end_and_names_are_printed_harmlessly() {
+fn symlink_loops_end_and_control_characters_are_escaped() {
     use std::os::unix::fs::symlink;
     let dir = TRAINED.0.path();
     let work = TempDir::new_in(dir).unwrap();
     let root = work.path();
-    put(root, "in/a.png", &encoded(ImageFormat::Png));
-    put(root, "in/b\u{1b}[2J\n.txt", b"text");
+    write_file(root, "in/a.png", &encoded(ImageFormat::Png));
+    write_file(root, "in/b\u{1b}[2J\n.txt", b"text");
     for (link, target) in
         [("in/round", "."), ("in/up", ".."), ("in/self", "self"), ("in/same.png", "a.png"), ("to", "in")]
     {
         symlink(target, root.join(link)).unwrap();
     }
-    // A folder is also looked through by way of a link to it; a link to a picture is the picture.
+    // A symlink to a folder is traversed, and a symlink to an image is classified.
     for folder in ["in", "to"] {
         let output = classify(&["--json", root.join(folder).to_str().unwrap()]);
-        let items = array(&output);
+        let items = json_items(&output);
         let names: Vec<PathBuf> = items.iter().map(|item| item["path"].as_str().unwrap().into()).collect();
         let names: Vec<&str> = names.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
         assert_eq!(names, ["a.png", "b\u{1b}[2J\n.txt", "same.png", "self"], "{items:?}");
         assert_eq!(items[0]["top"], items[2]["top"]);
         assert!(items[3]["error"].as_str().unwrap().starts_with("not readable: "));
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert!(said.contains("b\\u{1b}[2J\\n.txt: not a picture\n"), "{said:?}");
-        assert_eq!(said.lines().count(), 3);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.contains("b\\u{1b}[2J\\n.txt: not an image\n"), "{stderr:?}");
+        assert_eq!(stderr.lines().count(), 3);
     }
 }
 
 #[test]
-fn arguments_and_models_that_make_no_sense_are_refused_in_one_line() {
+fn invalid_arguments_and_models_give_one_line_errors() {
     let dir = TRAINED.0.path();
-    put(dir, "picture.png", &encoded(ImageFormat::Png));
+    write_file(dir, "image.png", &encoded(ImageFormat::Png));
     let generator = tiny_cats_models::pretrained::TINYDIT;
-    put(dir, "generator.onnx", generator);
-    put(dir, "cut.safetensors", &fs::read(dir.join(MODEL)).unwrap()[..5000]);
+    write_file(dir, "generator.onnx", generator);
+    write_file(dir, "cut.safetensors", &fs::read(dir.join(MODEL)).unwrap()[..5000]);
     let mut altered = fs::read(dir.join(MODEL)).unwrap();
     let middle = altered.len() / 2;
     altered[middle..middle + 1024].fill(0);
-    put(dir, "altered.safetensors", &altered);
-    let first = |args: &[&str]| fails(CATS, dir, &[&["classify", "picture.png"], args].concat());
+    write_file(dir, "altered.safetensors", &altered);
+    let error = |args: &[&str]| fails(CATS, dir, &[&["classify", "image.png"], args].concat());
     for (args, expected) in [
         (&["--model", MODEL, "--top-k", "0"][..], "error: --top-k: expected 1 to 13"),
         (&["--model", MODEL, "--top-k", "14"], "error: --top-k: expected 1 to 13"),
@@ -300,30 +307,30 @@ fn arguments_and_models_that_make_no_sense_are_refused_in_one_line() {
             "error: generator.onnx: task: expected a classifier, found a generator",
         ),
         (&["--model", "missing.onnx"], "error: missing.onnx: No such file"),
-        (&["--model", "picture.png"], "error: picture.png: "),
-        (&["--model", "cut.safetensors"], "error: cut.safetensors: header: the file ends here"),
+        (&["--model", "image.png"], "error: image.png: "),
+        (&["--model", "cut.safetensors"], "error: cut.safetensors: header: the file is truncated"),
         (&["--model", "altered.safetensors"], "error: altered.safetensors: the checksum does not match"),
     ] {
-        let said = first(args);
-        assert!(said.starts_with(expected), "{args:?}: {said}");
+        let error = error(args);
+        assert!(error.starts_with(expected), "{args:?}: {error}");
     }
-    let said = fails(CATS, dir, &["classify", "--model", MODEL]);
-    assert!(said.contains("IMAGE|DIR"), "{said}");
+    let error = fails(CATS, dir, &["classify", "--model", MODEL]);
+    assert!(error.contains("IMAGE|DIR"), "{error}");
 }
 
-/// The library says what the command line says, from an ONNX file too.
+/// The library and the command line make the same predictions with an ONNX file.
 #[test]
-fn a_program_that_embeds_it_gets_the_same() {
+fn the_library_and_the_command_agree() {
     let dir = TRAINED.0.path();
     succeeds(CATS, dir, &["export", "checkpoints/cats_model.pt", "-o", "embedded.onnx"]);
-    let picture = dir.join("synth/Siamese");
-    let path = fs::read_dir(picture).unwrap().next().unwrap().unwrap().path();
+    let folder = dir.join("synth/Siamese");
+    let path = fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
     let output = run(CATS, dir, &["classify", "--model", "embedded.onnx", "--json", path.to_str().unwrap()]);
-    let items = array(&output);
+    let items = json_items(&output);
     let mut classifier = Classifier::open(dir.join("embedded.onnx")).unwrap();
-    let picture = image::open(&path).unwrap().into_rgb8();
+    let image = image::open(&path).unwrap().into_rgb8();
     for prediction in [
-        classifier.classify(&[picture]).unwrap().remove(0),
+        classifier.classify(&[image]).unwrap().remove(0),
         classifier.classify_files(&[path]).unwrap().remove(0).unwrap(),
     ] {
         let first = &prediction.candidates[0];
@@ -333,10 +340,10 @@ fn a_program_that_embeds_it_gets_the_same() {
 }
 
 #[test]
-fn the_released_classifier_is_in_the_program() {
+fn the_released_classifier_is_embedded() {
     let dir = TRAINED.0.path();
-    put(dir, "any.png", &encoded(ImageFormat::Png));
-    let items = array(&run(CATS, dir, &["classify", "--json", "--top-k", "13", "any.png"]));
+    write_file(dir, "any.png", &encoded(ImageFormat::Png));
+    let items = json_items(&run(CATS, dir, &["classify", "--json", "--top-k", "13", "any.png"]));
     let top = items[0]["top"].as_array().unwrap();
     let sum: f64 = top.iter().map(|candidate| candidate["probability"].as_f64().unwrap()).sum();
     assert!((sum - 1.0).abs() < 1e-6, "{sum}");

@@ -1,4 +1,4 @@
-//! Training at Modal as a user has it, with a stand-in for Modal's command line that writes down what it is called with.
+//! End-to-end tests of `tiny-cats cloud`, with a fake `modal` command that records its arguments.
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -18,7 +18,7 @@ use tiny_cats::{
 const BIN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/bin");
 const APP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/modal");
 
-/// A folder to work in, and Modal's volumes in `modal/volumes`: data in `cats`, and no runs.
+/// A working directory with fake Modal volumes in `modal/volumes`: a data set `cats` and no runs.
 struct TestDir(TempDir);
 
 impl TestDir {
@@ -40,11 +40,12 @@ impl TestDir {
         self.modal().join("volumes").join(name)
     }
 
-    fn mode(&self, mode: &str) {
+    /// Selects a behavior of the fake `modal` command.
+    fn set_mode(&self, mode: &str) {
         fs::write(self.modal().join("MODE"), mode).unwrap();
     }
 
-    /// A run's folder in the volume.
+    /// Creates a run's folder in the outputs volume.
     fn run(&self, id: &str) -> PathBuf {
         let folder = self.volume("tiny-cats-outputs").join("runs").join(id);
         fs::create_dir_all(&folder).unwrap();
@@ -59,7 +60,7 @@ impl TestDir {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(CATS);
         command.arg("cloud").args(arguments).current_dir(self.path()).env("FAKE_MODAL", self.modal());
-        // As of a program that computes on GPUs.
+        // A build of the program that supports GPUs.
         command.env("TINY_CATS_BINARY", "/opt/tiny-cats").env(CACHE.0, CACHE.1);
         command
     }
@@ -71,28 +72,29 @@ impl TestDir {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// What must fail, with one line on the standard error stream.
+    /// Runs a command that must fail with a one-line error, and returns its standard error.
     #[track_caller]
     fn fails(&self, arguments: &[&str]) -> String {
         let output = self.cloud(arguments);
-        let said = String::from_utf8(output.stderr.clone()).unwrap();
+        let stderr = String::from_utf8(output.stderr.clone()).unwrap();
         assert!(matches!(output.status.code(), Some(1 | 2)), "{arguments:?}: {}", text(&output));
-        assert!(output.status.code() == Some(2) || said.lines().count() == 1, "{arguments:?}: {said}");
-        said
+        assert!(output.status.code() == Some(2) || stderr.lines().count() == 1, "{arguments:?}: {stderr}");
+        stderr
     }
 
-    /// What Modal was called with since this was last asked.
-    fn calls(&self) -> Vec<Vec<String>> {
+    /// Returns and clears the recorded calls of the fake `modal` command.
+    fn take_calls(&self) -> Vec<Vec<String>> {
         let path = self.modal().join("calls");
         let calls = fs::read_to_string(&path).unwrap_or_default();
         let _ = fs::remove_file(path);
         calls.lines().map(|call| call.split_terminator('\x1f').map(str::to_owned).collect()).collect()
     }
 
-    /// The call that started something.
+    /// Takes the recorded calls and returns the only `modal run` among them.
     #[track_caller]
-    fn started(&self) -> Vec<String> {
-        let mut runs: Vec<Vec<String>> = self.calls().into_iter().filter(|call| call[0] == "run").collect();
+    fn take_run_call(&self) -> Vec<String> {
+        let mut runs: Vec<Vec<String>> =
+            self.take_calls().into_iter().filter(|call| call[0] == "run").collect();
         assert_eq!(runs.len(), 1, "{runs:?}");
         runs.remove(0)
     }
@@ -101,15 +103,15 @@ impl TestDir {
 const DIT: [&str; 5] = ["train", "dit", "data/cats", "--config", "a10"];
 
 #[test]
-fn what_is_missing_is_said_with_the_command_that_mends_it() {
+fn check_prints_a_fix_for_each_missing_requirement() {
     let test_dir = TestDir::new();
-    let said = test_dir.succeeds(&["check"]);
-    assert_eq!(said.lines().filter(|line| line.starts_with("ok ")).count(), 5, "{said}");
-    assert!(said.contains("data/cats") && said.contains("the first run makes the volume"), "{said}");
+    let output = test_dir.succeeds(&["check"]);
+    assert_eq!(output.lines().filter(|line| line.starts_with("ok ")).count(), 5, "{output}");
+    assert!(output.contains("data/cats") && output.contains("the first run creates the volume"), "{output}");
 
-    let missing = |said: &str| -> String {
-        let lines: Vec<&str> = said.lines().filter(|line| line.starts_with("missing ")).collect();
-        assert_eq!(lines.len(), 1, "{said}");
+    let missing = |output: &str| -> String {
+        let lines: Vec<&str> = output.lines().filter(|line| line.starts_with("missing ")).collect();
+        assert_eq!(lines.len(), 1, "{output}");
         lines[0].to_owned()
     };
     let check = || {
@@ -117,59 +119,59 @@ fn what_is_missing_is_said_with_the_command_that_mends_it() {
         assert_eq!(output.status.code(), Some(1), "{}", text(&output));
         missing(&String::from_utf8(output.stdout).unwrap())
     };
-    for (mode, mends) in [
-        ("old", "modal 0.73.1 is too old: pip install --upgrade 'modal>=1.6'"),
-        ("token", "nobody is logged in: modal token new"),
-        ("network", "its servers cannot be reached"),
+    for (mode, expected) in [
+        ("old", "modal 0.73.1 is too old; run pip install --upgrade 'modal>=1.6'"),
+        ("token", "not logged in; run modal token new"),
+        ("network", "cannot reach the servers"),
         ("app", "SyntaxError"),
     ] {
-        test_dir.mode(mode);
+        test_dir.set_mode(mode);
         let line = check();
-        assert!(line.contains(mends), "{line}");
+        assert!(line.contains(expected), "{line}");
     }
-    test_dir.mode("");
+    test_dir.set_mode("");
     fs::remove_dir_all(test_dir.volume("tiny-cats-data").join("cats")).unwrap();
-    assert!(check().contains("is empty: modal volume put tiny-cats-data data/cats /cats"));
+    assert!(check().contains("is empty; run modal volume put tiny-cats-data data/cats /cats"));
     fs::remove_dir_all(test_dir.volume("tiny-cats-data")).unwrap();
     assert!(check().contains("modal volume create tiny-cats-data"));
-    // Without Modal's program.
+    // Without the `modal` command.
     let output = test_dir.command(&["check"]).env("PATH", "/nonexistent").output().unwrap();
     assert!(missing(&text(&output)).contains("pip install 'modal>=1.6'"));
-    // Without a program for GPUs, outside of a clone.
+    // Without GPU support, outside of a clone.
     let path = format!("{BIN}:{}", std::env::var("PATH").unwrap());
     let output =
         test_dir.command(&["check"]).env_remove("TINY_CATS_BINARY").env("PATH", path).output().unwrap();
     if !cfg!(feature = "cuda") {
-        assert!(text(&output).contains("no clone of tiny-cats is here"), "{}", text(&output));
+        assert!(text(&output).contains("expected a clone of tiny-cats"), "{}", text(&output));
     }
 }
 
 #[test]
-fn a_training_is_priced_and_then_begun_with_the_flags_that_were_said() {
+fn train_prints_its_price_and_passes_its_flags_to_modal() {
     let test_dir = TestDir::new();
     let more = ["--steps", "1000", "--gpu", "A10,l4", "--max-cost", "5", "--detach", "--run-id", "mine"];
     let arguments = [&DIT[..], &more].concat();
     let planned = test_dir.succeeds(&[&arguments[..], &["--dry-run"]].concat());
-    assert!(test_dir.calls().is_empty(), "a dry run asks nobody");
-    let said = test_dir.succeeds(&arguments);
+    assert!(test_dir.take_calls().is_empty(), "a dry run does not call Modal");
+    let output = test_dir.succeeds(&arguments);
     assert!(
-        said.contains("run mine: ") && said.contains(" expected on A10,L4 at $1.42 an hour, 1000 steps"),
-        "{said}"
+        output.contains("run mine: ") && output.contains(" expected on A10,L4 at $1.42 an hour, 1000 steps"),
+        "{output}"
     );
-    let calls = test_dir.calls();
+    let calls = test_dir.take_calls();
     let call = calls.last().unwrap().join(" ");
     let command = planned.lines().last().unwrap().replace('\'', "");
-    assert_eq!(command, format!("modal {call}"), "a dry run prints what is called");
+    assert_eq!(command, format!("modal {call}"), "a dry run prints the command");
     assert!(call.starts_with("run --detach --name=tiny-cats-mine "), "{call}");
     for word in ["train dit data/cats", "--run-id=mine", "--gpu=A10,L4", "--max-cost=5", "--max-retries=3"] {
         assert!(call.contains(word), "{word}: {call}");
     }
-    // The profile is resolved here: what the container is told does not depend on a file of this machine.
+    // The profile is resolved locally: the arguments in the container do not depend on a local file.
     assert!(call.ends_with(
         "--ema-beta=0.9995,0.9999 --image-size=64 --lr=0.0004 --precision=bf16 --save-interval=2000 --size=small --steps=1000"
     ));
     assert!(!call.contains("config") && !call.contains("token"), "{call}");
-    // Chosen by the plan; with a name of its own; attended.
+    // With the plan's GPU, a generated run ID, and without --detach.
     test_dir.succeeds(&[
         "train",
         "classifier",
@@ -181,19 +183,19 @@ fn a_training_is_priced_and_then_begun_with_the_flags_that_were_said() {
         "--max-retries",
         "7",
     ]);
-    let call = test_dir.started().join(" ");
+    let call = test_dir.take_run_call().join(" ");
     assert!(
         call.starts_with("run --name=tiny-cats-20") && call.contains("--timeout=7200 --max-retries=7 "),
         "{call}"
     );
-    // Modal's failure is this program's.
-    test_dir.mode("run");
+    // If Modal fails, this program fails.
+    test_dir.set_mode("run");
     assert_eq!(test_dir.cloud(&DIT).status.code(), Some(1));
 }
 
-/// The app takes what it is called with, and what it hands on is what `train` takes.
+/// The app parses the arguments of the call, and passes arguments on that `train` accepts.
 #[test]
-fn the_app_understands_the_call() {
+fn the_app_parses_the_call() {
     let test_dir = TestDir::new();
     let more = [
         "--gpu",
@@ -207,10 +209,10 @@ fn the_app_understands_the_call() {
         "--gradient-checkpointing",
     ];
     test_dir.succeeds(&[&DIT[..], &more].concat());
-    let call = test_dir.started();
+    let call = test_dir.take_run_call();
     let words: Vec<&str> =
         call.iter().map(String::as_str).skip_while(|word| !word.ends_with("app.py")).skip(1).collect();
-    let script = "import json, options, sys; asked = options.parse(sys.argv[1:]); print(json.dumps(options.request_of(asked)))";
+    let script = "import json, options, sys; arguments = options.parse(sys.argv[1:]); print(json.dumps(options.build_request(arguments)))";
     let python =
         Command::new("python3").args(["-c", script]).args(&words).env("PYTHONPATH", APP).output().unwrap();
     assert!(python.status.success(), "{}", text(&python));
@@ -218,41 +220,41 @@ fn the_app_understands_the_call() {
     assert_eq!((&request["timeout"], &request["max_cost"]), (&10_800.into(), &50.0.into()));
     assert_eq!((&request["gpu"], &request["region"]), (&"A100:2".into(), &"us-east".into()));
     assert_eq!(request["prices"]["A100:2"]["device"], "A100 40GB");
-    // Two cards, four cores and 16 GiB, where a region is asked for.
+    // Two GPUs, four cores and 16 GiB, with the surcharge for a region.
     let hour = request["prices"]["A100:2"]["hour"].as_f64().unwrap();
     assert!((hour - 1.75 * (2.0 * 2.10 + 4.0 * 0.0472 + 16.0 * 0.008)).abs() < 1e-3, "{hour}");
     let rest: Vec<&str> =
         request["arguments"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
     assert!(rest.contains(&"--gradient-checkpointing") && rest.contains(&"--gpus=2"), "{rest:?}");
-    // Planned here, it is the same work: nothing of what was said is lost on the way.
+    // Both sets of arguments plan the same work: no argument is lost.
     let plan = |arguments: &[&str]| -> Value {
         let arguments = [&["plan", "train", "dit"], arguments, &["--json"]].concat();
         serde_json::from_str(&succeeds(CATS, test_dir.path(), &arguments)).unwrap()
     };
-    let [there, here] =
+    let [remote, local] =
         [plan(&rest), plan(&["data/cats", "--config", "a10", "--gradient-checkpointing", "--gpus", "2"])];
-    assert_eq!(there["demand"], here["demand"]);
-    // Both have the same flags of their own.
+    assert_eq!(remote["demand"], local["demand"]);
+    // The app and `tiny-cats cloud train` have the same flags for the cloud.
     let help = succeeds(CATS, test_dir.path(), &["cloud", "train", "dit", "--help"]);
     let script = "import options\nfor action in options.parser()._subparsers._group_actions[0].choices['train']._actions: print(*action.option_strings)";
     let python = Command::new("python3").args(["-c", script]).env("PYTHONPATH", APP).output().unwrap();
-    let taken = String::from_utf8(python.stdout).unwrap();
-    let taken: Vec<&str> =
-        taken.split_whitespace().filter(|word| word.starts_with("--") && *word != "--help").collect();
-    assert!(taken.len() >= 6, "{taken:?}");
-    for flag in taken.into_iter().filter(|flag| *flag != "--detach") {
-        let own = if flag == "--price-per-hour" { "--prices" } else { flag };
-        assert!(help.contains(&format!("{own} ")), "{flag} is not one of `tiny-cats cloud train`");
+    let flags = String::from_utf8(python.stdout).unwrap();
+    let flags: Vec<&str> =
+        flags.split_whitespace().filter(|word| word.starts_with("--") && *word != "--help").collect();
+    assert!(flags.len() >= 6, "{flags:?}");
+    for flag in flags.into_iter().filter(|flag| *flag != "--detach") {
+        let local = if flag == "--price-per-hour" { "--prices" } else { flag };
+        assert!(help.contains(&format!("{local} ")), "{flag} is not one of `tiny-cats cloud train`");
     }
 }
 
 #[test]
-fn what_makes_no_sense_starts_nothing() {
+fn invalid_arguments_start_nothing() {
     let test_dir = TestDir::new();
     fs::write(test_dir.path().join("broken.toml"), "[gpu]\nA10 = 0\n").unwrap();
-    for (more, said) in [
+    for (more, expected) in [
         (&["--gpu", "A11"][..], "--gpu A11: unknown GPU; did you mean A10?"),
-        (&["--gpu", "A10:2,L4"], "expected as many as of the others"),
+        (&["--gpu", "A10:2,L4"], "expected the same number of GPUs for all models"),
         (&["--gpu", "T4"], "--gpu T4: has no bf16"),
         (
             &["--gpu", "T4", "--precision", "f32", "--batch-size", "99999", "--pictures", "999999"],
@@ -262,9 +264,9 @@ fn what_makes_no_sense_starts_nothing() {
         (&["--timeout", "5s"], "--timeout: expected 6m to 1day, found 5s"),
         (&["--max-retries", "11"], "--max-retries: expected 0 to 10, found 11"),
         (&["--max-cost", "0"], "--max-cost: expected more than 0 dollars, found 0"),
-        (&["--max-cost", "0.01"], "are expected to be spent, more than $0.01: nothing was started"),
+        (&["--max-cost", "0.01"], "exceeds $0.01; nothing was started"),
         (&["--gpu", "RTX-PRO-6000", "--max-cost", "5"], "--max-cost: these GPUs have no price"),
-        (&["--prices", "broken.toml"], "broken.toml: gpu.A10: expected dollars an hour, found 0"),
+        (&["--prices", "broken.toml"], "broken.toml: gpu.A10: expected dollars per hour, found 0"),
         (&["--prices", "absent.toml"], "absent.toml"),
         (&["--run-id", "../x"], "--run-id: expected a name"),
         (&["--runs-dir", "x"], "--runs-dir: is set in the cloud"),
@@ -274,8 +276,8 @@ fn what_makes_no_sense_starts_nothing() {
         (&["--steps", "0"], "--steps: expected at least 1"),
         (&["--mlflow", "http://me:secret@host"], "--mlflow"),
     ] {
-        let line = test_dir.fails(&[&DIT[..], more].concat());
-        assert!(line.contains(said) && !line.contains("secret"), "{more:?}: {line}");
+        let error = test_dir.fails(&[&DIT[..], more].concat());
+        assert!(error.contains(expected) && !error.contains("secret"), "{more:?}: {error}");
     }
     for data in ["cats", "/data/cats", "data", "data/../cats", "../data/cats"] {
         assert!(
@@ -283,39 +285,39 @@ fn what_makes_no_sense_starts_nothing() {
             "{data}"
         );
     }
-    let none = |call: &Vec<String>| call[0] != "run";
-    assert!(test_dir.calls().iter().all(none));
-    // What only Modal knows is asked before anything is started, too.
-    for (mode, said) in [
-        ("token", "error: modal: nobody is logged in: modal token new"),
-        ("network", "its servers cannot be reached"),
+    let not_a_run = |call: &Vec<String>| call[0] != "run";
+    assert!(test_dir.take_calls().iter().all(not_a_run));
+    // Errors that only Modal can report also come before anything starts.
+    for (mode, expected) in [
+        ("token", "error: modal: not logged in; run modal token new"),
+        ("network", "cannot reach the servers"),
         ("old", "is too old"),
         ("secret", "Something went wrong with … and …"),
     ] {
-        test_dir.mode(mode);
-        let line = test_dir.fails(&DIT);
-        assert!(line.contains(said) && !line.contains("0123456789"), "{line}");
-        assert!(test_dir.calls().iter().all(none), "{mode}");
+        test_dir.set_mode(mode);
+        let error = test_dir.fails(&DIT);
+        assert!(error.contains(expected) && !error.contains("0123456789"), "{error}");
+        assert!(test_dir.take_calls().iter().all(not_a_run), "{mode}");
     }
-    test_dir.mode("");
+    test_dir.set_mode("");
     assert!(
         test_dir
             .fails(&["train", "dit", "data/dogs"])
             .contains("modal volume put tiny-cats-data FOLDER /dogs")
     );
     fs::remove_dir(test_dir.volume("tiny-cats-data").join("cats/Siamese")).unwrap();
-    assert!(test_dir.fails(&DIT).contains("data/cats: there are no class folders in the volume"));
+    assert!(test_dir.fails(&DIT).contains("data/cats: no class folders found in the volume"));
     fs::remove_dir_all(test_dir.volume("tiny-cats-data")).unwrap();
     assert!(
         test_dir
             .fails(&DIT)
-            .contains("there is no volume tiny-cats-data: modal volume create tiny-cats-data")
+            .contains("the volume tiny-cats-data does not exist; run modal volume create tiny-cats-data")
     );
-    assert!(test_dir.calls().iter().all(none));
+    assert!(test_dir.take_calls().iter().all(not_a_run));
 }
 
-/// As the app leaves it.
-fn record(folder: &Path, status: &str, cloud: &str, step: u64) {
+/// Writes `run.json` and `cloud.json` as the app writes them.
+fn write_records(folder: &Path, status: &str, cloud: &str, step: u64) {
     let id = folder.file_name().unwrap().to_str().unwrap();
     let run = json!({"id": id, "task": "dit", "status": status, "begun": 1, "written": 2, "step": step,
         "steps": if step > 12 { 100_000 } else { 12 },
@@ -329,49 +331,49 @@ fn record(folder: &Path, status: &str, cloud: &str, step: u64) {
 }
 
 #[test]
-fn a_run_is_watched_stopped_and_brought_home_when_it_is_what_was_released() {
+fn a_run_is_monitored_stopped_and_fetched_after_verification() {
     let test_dir = TestDir::new();
-    trained::synthetic(test_dir.path());
+    trained::write_synthetic_images(test_dir.path());
     let more = ["--steps", "4", "--run-id", "mine", "--device", "cpu"];
-    succeeds(CATS, test_dir.path(), &trained::dit("released", &more));
-    let there = test_dir.run("mine");
+    succeeds(CATS, test_dir.path(), &trained::dit_args("released", &more));
+    let remote = test_dir.run("mine");
     for file in
         fs::read_dir(test_dir.path().join("runs/mine")).unwrap().flatten().filter(|f| f.path().is_file())
     {
-        fs::copy(file.path(), there.join(file.file_name())).unwrap();
+        fs::copy(file.path(), remote.join(file.file_name())).unwrap();
     }
     fs::remove_dir_all(test_dir.path().join("runs")).unwrap();
-    record(&there, "running", "running", 5);
-    record(&test_dir.run("other"), "running", "failed", 3);
+    write_records(&remote, "running", "running", 5);
+    write_records(&test_dir.run("other"), "running", "failed", 3);
 
-    let said = test_dir.succeeds(&["status"]);
-    let row = said.lines().find(|line| line.starts_with("mine ")).unwrap();
+    let output = test_dir.succeeds(&["status"]);
+    let row = output.lines().find(|line| line.starts_with("mine ")).unwrap();
     assert_eq!(
         row.split_whitespace().collect::<Vec<_>>(),
         ["mine", "running", "5/12", "A10", "2", "1", "1.00", "1.42"],
-        "{said}"
+        "{output}"
     );
-    let said = test_dir.succeeds(&["status", "mine"]);
-    assert!(said.contains("modal, NVIDIA A10, 2 attempts, 1 preemption, 1.00 h, $1.42"), "{said}");
-    assert!(said.contains("NVIDIA A10, 0.50 h, preempted"), "{said}");
-    let said: Value = serde_json::from_str(&test_dir.succeeds(&["status", "--json"])).unwrap();
-    assert_eq!((&said[0]["id"], &said[1]["cloud"]["status"]), (&"mine".into(), &"failed".into()));
-    assert_eq!(test_dir.succeeds(&["logs", "mine"]), fs::read_to_string(there.join("training.log")).unwrap());
-    for (arguments, said) in [
-        (["fetch", "mine"], "mine: is not finished: running at step 5/12"),
-        (
-            ["fetch", "mint"],
-            "mint: there is no such run in the volume tiny-cats-outputs; the nearest is mine",
-        ),
-        (["fetch", "../x"], "expected a run's name"),
-        (["stop", "mine"], "mine: no container works on it; tiny-cats cloud status says"),
-        (["logs", "other"], "other: it has said nothing yet"),
+    let output = test_dir.succeeds(&["status", "mine"]);
+    assert!(output.contains("modal, NVIDIA A10, 2 attempts, 1 preemption, 1.00 h, $1.42"), "{output}");
+    assert!(output.contains("NVIDIA A10, 0.50 h, preempted"), "{output}");
+    let output: Value = serde_json::from_str(&test_dir.succeeds(&["status", "--json"])).unwrap();
+    assert_eq!((&output[0]["id"], &output[1]["cloud"]["status"]), (&"mine".into(), &"failed".into()));
+    assert_eq!(
+        test_dir.succeeds(&["logs", "mine"]),
+        fs::read_to_string(remote.join("training.log")).unwrap()
+    );
+    for (arguments, expected) in [
+        (["fetch", "mine"], "mine: expected a finished run, found running at step 5/12"),
+        (["fetch", "mint"], "mint: there is no such run in the volume tiny-cats-outputs; did you mean mine?"),
+        (["fetch", "../x"], "expected the name of a run"),
+        (["stop", "mine"], "mine: no container works on this run; tiny-cats cloud status shows"),
+        (["logs", "other"], "other: the run has no log yet"),
     ] {
-        let line = test_dir.fails(&arguments);
-        assert!(line.contains(said), "{line}");
+        let error = test_dir.fails(&arguments);
+        assert!(error.contains(expected), "{error}");
     }
 
-    // As the client lists apps: the run's own, one that has ended, and another's.
+    // Apps as Modal's client lists them: a stopped one, one of another run, and the run's own.
     let app = |id: &str, name: &str, state: &str| json!({"app_id": id, "description": name, "state": state, "tasks": "1"});
     let apps = json!([
         app("ap-1", "tiny-cats-mine", "stopped"),
@@ -379,14 +381,14 @@ fn a_run_is_watched_stopped_and_brought_home_when_it_is_what_was_released() {
         app("ap-3", "tiny-cats-mine", "ephemeral (detached)"),
     ]);
     fs::write(test_dir.modal().join("apps"), apps.to_string()).unwrap();
-    assert!(test_dir.succeeds(&["stop", "mine"]).contains("what was saved stays"));
+    assert!(test_dir.succeeds(&["stop", "mine"]).contains("saved states are kept"));
     assert_eq!(fs::read_to_string(test_dir.modal().join("stopped")).unwrap(), "ap-3\n");
     assert!(test_dir.succeeds(&["logs", "mine", "--follow"]).contains("logs of ap-3"));
 
-    record(&there, "finished", "finished", 12);
-    let said = test_dir.succeeds(&["fetch", "mine"]);
-    assert!(said.contains("verified tinydit_final.pt\nverified tinydit_final.safetensors"), "{said}");
-    let home = test_dir.path().join("runs/mine");
+    write_records(&remote, "finished", "finished", 12);
+    let output = test_dir.succeeds(&["fetch", "mine"]);
+    assert!(output.contains("verified tinydit_final.pt\nverified tinydit_final.safetensors"), "{output}");
+    let local = test_dir.path().join("runs/mine");
     for name in [
         "tinydit_final.pt",
         "tinydit_final.safetensors",
@@ -395,143 +397,144 @@ fn a_run_is_watched_stopped_and_brought_home_when_it_is_what_was_released() {
         "metrics.jsonl",
         "config.toml",
     ] {
-        assert_eq!(fs::read(home.join(name)).unwrap(), fs::read(there.join(name)).unwrap(), "{name}");
+        assert_eq!(fs::read(local.join(name)).unwrap(), fs::read(remote.join(name)).unwrap(), "{name}");
     }
     let files = |folder: &Path| fs::read_dir(folder).unwrap().count();
-    assert!(!home.read_dir().unwrap().flatten().any(|f| f.file_name().to_string_lossy().contains("_step_")));
-    assert_eq!(files(&test_dir.path().join("runs")), 1, "nothing else is left");
-    // It is a run like any other here, which says where it ran.
-    let said = succeeds(CATS, test_dir.path(), &["runs", "show", "mine"]);
-    assert!(said.contains("cloud     modal, NVIDIA A10, 2 attempts"), "{said}");
+    assert!(!local.read_dir().unwrap().flatten().any(|f| f.file_name().to_string_lossy().contains("_step_")));
+    assert_eq!(files(&test_dir.path().join("runs")), 1, "no other files remain");
+    // `runs show` describes the fetched run and its cloud.
+    let output = succeeds(CATS, test_dir.path(), &["runs", "show", "mine"]);
+    assert!(output.contains("cloud     modal, NVIDIA A10, 2 attempts"), "{output}");
 
-    // What came is not what was released: what is here stays.
-    let whole = fs::read(there.join("tinydit_final.safetensors")).unwrap();
-    fs::write(there.join("tinydit_final.safetensors"), &whole[..whole.len() / 2]).unwrap();
-    assert!(test_dir.fails(&["fetch", "mine"]).contains("tinydit_final.safetensors is not kept"));
-    assert_eq!(fs::read(home.join("tinydit_final.safetensors")).unwrap(), whole);
-    fs::remove_file(there.join("tinydit_final.safetensors")).unwrap();
-    fs::remove_file(there.join("tinydit_final.pt")).unwrap();
-    assert!(test_dir.fails(&["fetch", "mine"]).contains("there is no released file"));
+    // A damaged download does not replace the local files.
+    let released = fs::read(remote.join("tinydit_final.safetensors")).unwrap();
+    fs::write(remote.join("tinydit_final.safetensors"), &released[..released.len() / 2]).unwrap();
+    assert!(test_dir.fails(&["fetch", "mine"]).contains("tinydit_final.safetensors: verification failed"));
+    assert_eq!(fs::read(local.join("tinydit_final.safetensors")).unwrap(), released);
+    fs::remove_file(remote.join("tinydit_final.safetensors")).unwrap();
+    fs::remove_file(remote.join("tinydit_final.pt")).unwrap();
+    assert!(test_dir.fails(&["fetch", "mine"]).contains("expected a released file"));
     assert_eq!(files(&test_dir.path().join("runs")), 1);
 }
 
-/// A budget is for a run, however often it is gone on with.
+/// A budget covers a run with all its resumptions.
 #[test]
-fn what_was_spent_and_done_counts() {
+fn earlier_cost_and_progress_count_against_the_budget() {
     let test_dir = TestDir::new();
     let arguments = [&DIT[..], &["--gpu", "A10", "--run-id", "mine"]].concat();
-    let said = test_dir.succeeds(&[&arguments[..], &["--dry-run"]].concat());
-    let expected: f64 = said.split('$').nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
-    let below = format!("{}", expected * 0.8);
-    let bounded = [&arguments[..], &["--max-cost", &below]].concat();
+    let output = test_dir.succeeds(&[&arguments[..], &["--dry-run"]].concat());
+    let expected: f64 = output.split('$').nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    let budget = format!("{}", expected * 0.8);
+    let bounded = [&arguments[..], &["--max-cost", &budget]].concat();
     assert!(test_dir.fails(&bounded).contains("nothing was started"));
-    // Half of it is done, for less than half of the money.
-    record(&test_dir.run("mine"), "stopped", "stopped", 50_000);
+    // Half of the run is done, for less than half of its price.
+    write_records(&test_dir.run("mine"), "stopped", "stopped", 50_000);
     let cloud = test_dir.run("mine").join("cloud.json");
     fs::write(&cloud, fs::read_to_string(&cloud).unwrap().replace("1.42", "0.001")).unwrap();
-    test_dir.calls();
+    test_dir.take_calls();
     test_dir.succeeds(&bounded);
-    assert!(test_dir.started().contains(&"--run-id=mine".to_owned()));
+    assert!(test_dir.take_run_call().contains(&"--run-id=mine".to_owned()));
     fs::write(&cloud, fs::read_to_string(&cloud).unwrap().replace("0.001", "1000.0")).unwrap();
     assert!(test_dir.fails(&bounded).contains("nothing was started"));
-    // What is finished is not begun again, unless it is to be longer; that costs what is longer.
-    record(&test_dir.run("mine"), "finished", "finished", 100_000);
-    assert!(test_dir.fails(&arguments).contains("mine: is finished; tiny-cats cloud fetch mine brings it"));
-    test_dir.calls();
+    // A finished run starts again only with more steps, and only these steps count as new cost.
+    write_records(&test_dir.run("mine"), "finished", "finished", 100_000);
+    assert!(
+        test_dir
+            .fails(&arguments)
+            .contains("mine: the run is finished; download it with tiny-cats cloud fetch mine")
+    );
+    test_dir.take_calls();
     let longer = [&arguments[..], &["--steps", "150000", "--max-cost"]].concat();
     assert!(test_dir.fails(&[&longer[..], &["1.5"]].concat()).contains("nothing was started"));
     test_dir.succeeds(&[&longer[..], &[&format!("{:.2}", 1.42 + 1.2 * expected)]].concat());
-    assert!(test_dir.started().contains(&"--steps=150000".to_owned()));
+    assert!(test_dir.take_run_call().contains(&"--steps=150000".to_owned()));
 }
 
-/// Two containers that train one run would get into each other's way.
+/// Two containers must not train the same run.
 #[test]
-fn what_an_app_works_on_is_left_to_it() {
+fn a_run_with_an_active_app_is_not_started_again() {
     let test_dir = TestDir::new();
     let app = |name: &str| {
         json!([{"app_id": "ap-7", "description": name, "state": "ephemeral (detached)"}]).to_string()
     };
-    let list = |name: &str| fs::write(test_dir.modal().join("apps"), app(name)).unwrap();
-    list("tiny-cats-mine");
+    let set_app = |name: &str| fs::write(test_dir.modal().join("apps"), app(name)).unwrap();
+    set_app("tiny-cats-mine");
     let run = |id: &str| test_dir.fails(&[&DIT[..], &["--run-id", id]].concat());
-    assert!(run("mine").contains("mine: the app ap-7 works on it already"));
-    // Names that Modal does not take, or not whole, are told apart by a hash.
+    assert!(run("mine").contains("mine: the app ap-7 already works on this run"));
+    // Run IDs that are not valid app names, or too long, get a hash.
     test_dir.succeeds(&[&DIT[..], &["--run-id", "lr=1e+4"]].concat());
-    let started = test_dir.calls().pop().unwrap();
+    let started = test_dir.take_calls().pop().unwrap();
     let name = started.iter().find_map(|word| word.strip_prefix("--name=")).unwrap().to_owned();
     assert!(name.starts_with("tiny-cats-lr-1e-4-") && name.len() == 26, "{name}");
-    list("tiny-cats-lr-1e-4");
-    assert!(test_dir.fails(&["stop", "lr=1e+4"]).contains("no container works on it"));
-    list(&name);
-    assert!(run("lr=1e+4").contains("works on it already"));
+    set_app("tiny-cats-lr-1e-4");
+    assert!(test_dir.fails(&["stop", "lr=1e+4"]).contains("no container works on this run"));
+    set_app(&name);
+    assert!(run("lr=1e+4").contains("already works on this run"));
     test_dir.succeeds(&["stop", "lr=1e+4"]);
     let long = "x".repeat(100);
     test_dir.succeeds(&[&DIT[..], &["--run-id", &long]].concat());
-    let started = test_dir.calls().pop().unwrap();
+    let started = test_dir.take_calls().pop().unwrap();
     let name = started.iter().find_map(|word| word.strip_prefix("--name=")).unwrap();
     assert_eq!(name.len(), 64);
-    list("tiny-cats-sweep-rates");
+    set_app("tiny-cats-sweep-rates");
     test_dir.succeeds(&["stop", "sweeps/rates"]);
     assert!(test_dir.succeeds(&["logs", "sweeps/rates/a=1-2f", "--follow"]).contains("logs of ap-7"));
 }
 
-/// A timeout is that of an attempt: there must be enough of them.
+/// A timeout applies to one attempt, so that a long run needs several.
 #[test]
-fn attempts_are_as_many_as_the_timeout_asks_for() {
+fn the_number_of_retries_depends_on_the_timeout() {
     let test_dir = TestDir::new();
     let arguments = [&DIT[..], &["--gpu", "L4", "--steps", "3000000", "--dry-run"]].concat();
     let retries = |more: &[&str]| {
-        let said = test_dir.succeeds(&[&arguments[..], more].concat());
-        let words = said.split("--max-retries=").nth(1).unwrap();
+        let output = test_dir.succeeds(&[&arguments[..], more].concat());
+        let words = output.split("--max-retries=").nth(1).unwrap();
         words.split(' ').next().unwrap().parse::<u64>().unwrap()
     };
-    let [day, half] = [retries(&[]), retries(&["--timeout", "12h"])];
-    assert!(half > day, "{half} and {day}");
+    let [full, half] = [retries(&[]), retries(&["--timeout", "12h"])];
+    assert!(half > full, "{half} and {full}");
     assert!(test_dir.fails(&[&arguments[..], &["--timeout", "1h"]].concat()).contains("--timeout: "));
-    let few = [&arguments[..], &["--timeout", "43200", "--max-retries", "0"]].concat();
-    let line = test_dir.fails(&few);
-    assert!(
-        line.contains("--max-retries: ") && line.contains("attempts of 12h are needed, there are 1"),
-        "{line}"
-    );
+    let too_few = [&arguments[..], &["--timeout", "43200", "--max-retries", "0"]].concat();
+    let line = test_dir.fails(&too_few);
+    assert!(line.contains("--max-retries: ") && line.contains("attempts of 12h, found 1"), "{line}");
 }
 
 #[test]
-fn one_odd_run_does_not_hide_the_others() {
+fn an_unreadable_run_does_not_hide_the_others() {
     let test_dir = TestDir::new();
-    record(&test_dir.run("a"), "finished", "finished", 12);
+    write_records(&test_dir.run("a"), "finished", "finished", 12);
     fs::write(test_dir.run("b").join("run.json"), "{").unwrap();
     fs::write(test_dir.run("c").join("dit_step_00000001.safetensors"), "").unwrap();
-    record(&test_dir.run("d"), "running", "running", 3);
+    write_records(&test_dir.run("d"), "running", "running", 3);
     let cloud = test_dir.run("d").join("cloud.json");
     let text = fs::read_to_string(&cloud).unwrap();
     fs::write(&cloud, text.replace("\"provider\"", "\"heartbeat\": 1000.0, \"provider\"")).unwrap();
-    let said: Value = serde_json::from_str(&test_dir.succeeds(&["status", "--json"])).unwrap();
+    let output: Value = serde_json::from_str(&test_dir.succeeds(&["status", "--json"])).unwrap();
     let statuses: Vec<&str> =
-        said.as_array().unwrap().iter().map(|run| run["status"].as_str().unwrap()).collect();
+        output.as_array().unwrap().iter().map(|run| run["status"].as_str().unwrap()).collect();
     assert_eq!(statuses, ["finished", "unreadable", "unreadable", "lost"]);
-    let said = test_dir.succeeds(&["status"]);
-    assert_eq!(said.lines().count(), 5, "{said}");
-    // A run of a sweep is a run, too, and another run of its name here is left alone.
+    let output = test_dir.succeeds(&["status"]);
+    assert_eq!(output.lines().count(), 5, "{output}");
+    // A run of a sweep is listed like any other run. A local run of the same name is not overwritten.
     let job = test_dir.run("sweeps/rates/lr=1-2f/lr=1-2f");
-    record(&job, "finished", "finished", 12);
+    write_records(&job, "finished", "finished", 12);
     assert!(test_dir.succeeds(&["status", "sweeps/rates/lr=1-2f"]).contains("finished"));
-    let home = test_dir.path().join("runs/lr=1-2f");
-    fs::create_dir_all(&home).unwrap();
+    let local = test_dir.path().join("runs/lr=1-2f");
+    fs::create_dir_all(&local).unwrap();
     let record = fs::read_to_string(job.join("run.json")).unwrap();
-    fs::write(home.join("run.json"), record.replace("\"begun\":1", "\"begun\":7")).unwrap();
-    assert!(test_dir.fails(&["fetch", "sweeps/rates/lr=1-2f"]).contains("another run of this name is here"));
+    fs::write(local.join("run.json"), record.replace("\"begun\":1", "\"begun\":7")).unwrap();
+    assert!(test_dir.fails(&["fetch", "sweeps/rates/lr=1-2f"]).contains("this folder contains another run"));
 }
 
 #[test]
-fn a_sweep_is_checked_and_priced_as_a_whole() {
+fn a_sweep_is_validated_and_priced_as_a_whole() {
     let test_dir = TestDir::new();
     let file = "task = \"dit\"\ndata = \"data/cats\"\nconfig = \"a10\"\n[fixed]\nsteps = 1000\n[sweep]\nlr = [1e-4, 3e-4, 1e-3]\n";
     fs::write(test_dir.path().join("rates.toml"), file).unwrap();
     let arguments = ["sweep", "rates.toml", "--parallel", "2", "--gpu", "A10", "--max-cost", "20"];
-    let said = test_dir.succeeds(&arguments);
-    assert!(said.contains("sweep rates: 3 jobs, 2 at once, on A10"), "{said}");
-    let call = test_dir.started();
+    let output = test_dir.succeeds(&arguments);
+    assert!(output.contains("sweep rates: 3 jobs, 2 in parallel, on A10"), "{output}");
+    let call = test_dir.take_run_call();
     assert!(
         call.join(" ").starts_with("run --name=tiny-cats-sweep-rates ")
             && call.join(" ").contains("sweep rates.toml --parallel=2 --gpu=A10 "),
@@ -539,9 +542,9 @@ fn a_sweep_is_checked_and_priced_as_a_whole() {
     );
     fs::write(test_dir.path().join("bad.toml"), file.replace("1e-3]", "-1]")).unwrap();
     fs::write(test_dir.path().join("else.toml"), file.replace("data/cats", "cats")).unwrap();
-    for (arguments, said) in [
+    for (arguments, expected) in [
         (&["sweep", "rates.toml", "--parallel", "0"][..], "--parallel: expected at least 1"),
-        (&["sweep", "rates.toml", "--max-cost", "0.02"], "more than $0.02: nothing was started"),
+        (&["sweep", "rates.toml", "--max-cost", "0.02"], "exceeds $0.02; nothing was started"),
         (&["sweep", "rates.toml", "--max-retries", "11"], "--max-retries: expected 0 to 10"),
         (&["sweep", "rates.toml", "--gpu", "A9"], "--gpu A9: unknown GPU"),
         (&["sweep", "bad.toml"], "bad.toml"),
@@ -550,14 +553,14 @@ fn a_sweep_is_checked_and_priced_as_a_whole() {
         (&["sweep", "../rates.toml"], "expected a path below the working directory"),
         (&["sweep", "/rates.toml"], "expected a path below the working directory"),
     ] {
-        let line = test_dir.fails(arguments);
-        assert!(line.contains(said), "{arguments:?}: {line}");
+        let error = test_dir.fails(arguments);
+        assert!(error.contains(expected), "{arguments:?}: {error}");
     }
-    assert!(test_dir.calls().is_empty());
+    assert!(test_dir.take_calls().is_empty());
     let words: Vec<&str> =
         call.iter().map(String::as_str).skip_while(|word| !word.ends_with("app.py")).skip(1).collect();
     let script =
-        "import json, options, sys; print(json.dumps(options.request_of(options.parse(sys.argv[1:]))))";
+        "import json, options, sys; print(json.dumps(options.build_request(options.parse(sys.argv[1:]))))";
     let mut python = Command::new("python3");
     let python = python
         .args(["-c", script])
@@ -568,29 +571,29 @@ fn a_sweep_is_checked_and_priced_as_a_whole() {
         .unwrap();
     let request: Value =
         serde_json::from_slice(&python.stdout).unwrap_or_else(|_| panic!("{}", text(&python)));
-    // The money is for each job what is expected of it.
+    // Each job gets a share of the budget, by its expected cost.
     let shares = call.iter().find_map(|word| word.strip_prefix("--shares=")).unwrap();
     let shares: serde_json::Map<String, Value> = serde_json::from_str(shares).unwrap();
     let sum: f64 = shares.values().map(|share| share.as_f64().unwrap()).sum();
     assert!(shares.len() == 3 && sum <= 20.0 && sum > 19.99, "{shares:?}");
     assert_eq!((&request["parallel"], &request["train"]["files"]["rates.toml"]), (&2.into(), &file.into()));
 
-    // What the app has collected there is told here.
+    // `--results` reads the state that the app saved in the volume.
     assert!(test_dir.fails(&["sweep", "rates.toml", "--results"]).contains("no job of this sweep has ended"));
-    let there = test_dir.volume("tiny-cats-outputs").join("runs/sweeps/rates");
-    fs::create_dir_all(&there).unwrap();
+    let remote = test_dir.volume("tiny-cats-outputs").join("runs/sweeps/rates");
+    fs::create_dir_all(&remote).unwrap();
     let sweep = Sweep::load(&test_dir.path().join("rates.toml")).unwrap();
-    let mut ledger = SweepState::new(&sweep, &sweep.jobs().unwrap());
-    for (i, job) in ledger.jobs.iter_mut().enumerate().take(2) {
+    let mut state = SweepState::new(&sweep, &sweep.jobs().unwrap());
+    for (i, job) in state.jobs.iter_mut().enumerate().take(2) {
         job.status = JobStatus::Finished;
         job.metric = Some(Point { step: 1000, value: 0.5 - 0.1 * i as f64 });
     }
-    (ledger.jobs[2].status, ledger.jobs[2].error) = (JobStatus::Failed, Some("no memory".into()));
-    ledger.save(&there).unwrap();
-    let said = test_dir.succeeds(&["sweep", "rates.toml", "--results"]);
-    assert!(said.lines().nth(1).unwrap().trim().starts_with("0.0003           0.4000"), "{said}");
-    assert!(said.contains("no memory") && said.ends_with("runs/sweeps/rates\n"), "{said}");
-    let said: Value =
+    (state.jobs[2].status, state.jobs[2].error) = (JobStatus::Failed, Some("no memory".into()));
+    state.save(&remote).unwrap();
+    let output = test_dir.succeeds(&["sweep", "rates.toml", "--results"]);
+    assert!(output.lines().nth(1).unwrap().trim().starts_with("0.0003           0.4000"), "{output}");
+    assert!(output.contains("no memory") && output.ends_with("runs/sweeps/rates\n"), "{output}");
+    let output: Value =
         serde_json::from_str(&test_dir.succeeds(&["sweep", "rates.toml", "--results", "--json"])).unwrap();
-    assert_eq!(said["jobs"][0]["metric"]["value"], 0.4);
+    assert_eq!(output["jobs"][0]["metric"]["value"], 0.4);
 }

@@ -1,21 +1,21 @@
-//! What training is asked: by flags, by configurations, and what is refused.
+//! The flags and configuration files of training, and the errors for invalid ones.
 
 use std::fs;
 
 use crate::common::{CATS, fails, succeeds, trained};
 use tempfile::TempDir;
 
-/// A folder with synthetic pictures in `synth`.
-fn pictures() -> TempDir {
+/// A folder with synthetic images in `synth`.
+fn work_folder() -> TempDir {
     let dir = TempDir::new().unwrap();
-    trained::synthetic(dir.path());
+    trained::write_synthetic_images(dir.path());
     dir
 }
 
 #[test]
-fn training_refuses_what_makes_no_sense_in_one_line() {
-    let place = pictures();
-    let dir = place.path();
+fn invalid_arguments_give_one_line_errors() {
+    let work = work_folder();
+    let dir = work.path();
     fs::create_dir_all(dir.join("empty")).unwrap();
     let folder = |name: &str| fails(CATS, dir, &["train", "dit", name, "--steps", "1"]);
     assert!(folder("nowhere").contains("nowhere"));
@@ -31,31 +31,34 @@ fn training_refuses_what_makes_no_sense_in_one_line() {
         (&["--resume", "nowhere.safetensors"], "--resume nowhere.safetensors: expected auto, never"),
         (&["--resume", "synth"], "synth/run.json"),
         (&["--max-time", "soon"], "--max-time"),
-        (&["--no-validation", "--early-stopping-patience", "2"], "--early-stopping-patience: there are no"),
+        (
+            &["--no-validation", "--early-stopping-patience", "2"],
+            "--early-stopping-patience: expected validation images",
+        ),
     ] {
-        let arguments = [&trained::dit("x", &[])[..], more].concat();
-        let said = fails(CATS, dir, &[&arguments[..], &["--runs-dir", "refused"]].concat());
-        assert!(said.contains(expected), "{more:?}: {said}");
+        let arguments = [&trained::dit_args("x", &[])[..], more].concat();
+        let error = fails(CATS, dir, &[&arguments[..], &["--runs-dir", "refused"]].concat());
+        assert!(error.contains(expected), "{more:?}: {error}");
     }
-    assert!(!dir.join("x").exists() && !dir.join("refused").exists(), "nothing is left");
+    assert!(!dir.join("x").exists() && !dir.join("refused").exists(), "no files remain");
 }
 
-/// A configuration changes defaults, flags come first, and a run's own configuration begins the same run.
+/// A configuration changes defaults, flags override it, and the configuration that a run saves starts an identical run.
 #[test]
-fn a_configuration_is_what_the_flags_would_be() {
-    let place = pictures();
-    let dir = place.path();
-    let said = succeeds(CATS, dir, &trained::dit("flags", &["--steps", "12", "--save-interval", "3"]));
-    let config = trained::run_folder(dir, &said).join("config.toml");
+fn a_configuration_is_equivalent_to_flags() {
+    let work = work_folder();
+    let dir = work.path();
+    let output = succeeds(CATS, dir, &trained::dit_args("flags", &["--steps", "12", "--save-interval", "3"]));
+    let config = trained::run_folder(dir, &output).join("config.toml");
     let config = config.to_string_lossy();
     let again = ["train", "dit", "--config", &config, "--output", "configured"];
     succeeds(CATS, dir, &again);
     for name in ["tinydit_final.pt", "tinydit_final.safetensors"] {
         let [a, b] = ["flags", "configured"].map(|output| fs::read(dir.join(output).join(name)).unwrap());
-        assert!(a == b, "{name} is another file than by the flags");
+        assert!(a == b, "{name} differs from the file of the run with flags");
     }
-    let said = succeeds(CATS, dir, &[&again[..], &["--steps", "1", "--save-interval=0"]].concat());
-    assert!(said.contains("steps 0 to 1"), "{said}");
+    let output = succeeds(CATS, dir, &[&again[..], &["--steps", "1", "--save-interval=0"]].concat());
+    assert!(output.contains("steps 0 to 1"), "{output}");
     for (text, expected) in [
         ("[dit]\nbatchsize = 8", "dit.batchsize: unknown key; did you mean batch-size?"),
         ("[dti]\nsteps = 8", "[dti]: unknown table; expected [dit] or [classifier]"),
@@ -68,57 +71,58 @@ fn a_configuration_is_what_the_flags_would_be() {
         ("[classifier]\nbackbone = \"vgg\"", "classifier.backbone: invalid value 'vgg'"),
     ] {
         fs::write(dir.join("bad.toml"), text).unwrap();
-        let said = fails(CATS, dir, &["train", "dit", "synth", "--config", "bad.toml"]);
-        assert!(said.contains("bad.toml") && said.contains(expected), "{text}: {said}");
+        let error = fails(CATS, dir, &["train", "dit", "synth", "--config", "bad.toml"]);
+        assert!(error.contains("bad.toml") && error.contains(expected), "{text}: {error}");
     }
-    let said = fails(CATS, dir, &["train", "dit", "synth", "--config", "smok"]);
-    assert!(said.contains("--config smok") && said.contains("smoke, local"), "{said}");
+    let error = fails(CATS, dir, &["train", "dit", "synth", "--config", "smok"]);
+    assert!(error.contains("--config smok") && error.contains("smoke, local"), "{error}");
 }
 
-/// A place that nothing can be written to, and a full disk, are seen before anything is trained; nothing is left there.
+/// Paths that cannot be written to and full disks are detected before training, and no files remain.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_place_for_no_file_is_refused_before_training() {
-    let place = pictures();
-    let dir = place.path();
+fn unwritable_outputs_are_refused_before_training() {
+    let work = work_folder();
+    let dir = work.path();
     fs::write(dir.join("file"), "").unwrap();
     fs::create_dir_all(dir.join("taken/tinydit_final.pt")).unwrap();
     let steps = ["--steps", "1", "--runs-dir", "none"];
-    // No user, not even root, can make a file in /proc.
+    // No user, not even root, can create a file in /proc.
     for (output, more, expected) in [
-        ("file", &steps[..], "--output file: cannot write there: Not a directory"),
-        ("file/a/b", &steps, "--output file/a/b: cannot write there: Not a directory"),
-        ("/proc/x", &steps, "--output /proc/x: cannot write there: "),
-        ("taken", &steps, "--output taken/tinydit_final.pt: a folder is in the file's place"),
-        ("x", &["--runs-dir", "file/runs"], "file/runs: cannot write there: Not a directory"),
-        ("x", &["--runs-dir", "/proc/runs"], "/proc/runs: cannot write there: "),
-        ("x", &["--runs-dir", "file", "--run-id", "r"], "file: cannot write there: Not a directory"),
+        ("file", &steps[..], "--output file: cannot write: Not a directory"),
+        ("file/a/b", &steps, "--output file/a/b: cannot write: Not a directory"),
+        ("/proc/x", &steps, "--output /proc/x: cannot write: "),
+        ("taken", &steps, "--output taken/tinydit_final.pt: expected a file, found a folder"),
+        ("x", &["--runs-dir", "file/runs"], "file/runs: cannot write: Not a directory"),
+        ("x", &["--runs-dir", "/proc/runs"], "/proc/runs: cannot write: "),
+        ("x", &["--runs-dir", "file", "--run-id", "r"], "file: cannot write: Not a directory"),
     ] {
-        let said = fails(CATS, dir, &trained::dit(output, more));
-        assert!(said.contains(expected) && !said.contains(".tmp"), "{output} {more:?}: {said}");
+        let error = fails(CATS, dir, &trained::dit_args(output, more));
+        assert!(error.contains(expected) && !error.contains(".tmp"), "{output} {more:?}: {error}");
     }
-    let said = fails(CATS, dir, &trained::train_args("file/m.pt", &steps[2..]));
-    assert!(said.contains("--output file: cannot write there"), "{said}");
-    // No file may grow: what a full disk does, without a disk.
+    let error = fails(CATS, dir, &trained::classifier_args("file/m.pt", &steps[2..]));
+    assert!(error.contains("--output file: cannot write"), "{error}");
+    // A file size limit of 0 simulates a full disk.
     for (output, runs) in [("full", "none"), (".", "full/runs")] {
-        let arguments = trained::dit(output, &["--runs-dir", runs]).join(" ");
+        let arguments = trained::dit_args(output, &["--runs-dir", runs]).join(" ");
         let script = format!("trap '' XFSZ; ulimit -f 0; exec {CATS} {arguments}");
-        let ended = std::process::Command::new("sh").args(["-c", &script]).current_dir(dir).output().unwrap();
-        let said = crate::common::text(&ended);
-        assert_eq!((ended.status.code(), said.lines().count()), (Some(1), 1), "{said}");
-        assert!(said.contains("cannot write there: File too large"), "{said}");
+        let result =
+            std::process::Command::new("sh").args(["-c", &script]).current_dir(dir).output().unwrap();
+        let error = crate::common::text(&result);
+        assert_eq!((result.status.code(), error.lines().count()), (Some(1), 1), "{error}");
+        assert!(error.contains("cannot write: File too large"), "{error}");
     }
-    let mut left: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    left.sort();
-    assert_eq!(left, ["file", "synth", "taken"]);
+    let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["file", "synth", "taken"]);
 }
 
-/// An address with credentials is refused before it is written anywhere.
+/// A URL with credentials is refused before it is written to any file.
 #[test]
-fn credentials_are_not_told() {
-    let place = pictures();
-    let dir = place.path();
-    let said = fails(CATS, dir, &trained::dit("x", &["--mlflow", "http://user:sekret@localhost"]));
-    assert!(said.contains("--mlflow") && !said.contains("sekret"), "{said}");
+fn credentials_are_not_printed() {
+    let work = work_folder();
+    let dir = work.path();
+    let error = fails(CATS, dir, &trained::dit_args("x", &["--mlflow", "http://user:sekret@localhost"]));
+    assert!(error.contains("--mlflow") && !error.contains("sekret"), "{error}");
     assert!(!dir.join("runs").exists());
 }

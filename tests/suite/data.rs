@@ -1,4 +1,4 @@
-//! Training data as a user has it: good, bad and hostile, through the command line.
+//! End-to-end tests of `tiny-cats data`, with valid, invalid and hostile files.
 
 use std::{
     fs,
@@ -6,7 +6,7 @@ use std::{
     process::{Command, Output},
 };
 
-use crate::common::images::{crc, jpegs_of_cameras, png_with_a_cut_palette};
+use crate::common::images::{camera_jpegs, crc, png_with_truncated_palette};
 use image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage, codecs::jpeg::JpegEncoder};
 use tempfile::TempDir;
 use tiny_cats::data::{Cache, Dataset, Images, Split, cache, synth};
@@ -16,7 +16,7 @@ fn run(folder: &Path, args: &[&str]) -> Output {
     Command::new(program).arg("data").args(args).current_dir(folder).output().expect("the program starts")
 }
 
-/// What it says on the standard output and error streams.
+/// Runs a command that must succeed. Returns its standard output and standard error.
 #[track_caller]
 fn succeeds(folder: &Path, args: &[&str]) -> (String, String) {
     let Output { status, stdout, stderr } = run(folder, args);
@@ -25,26 +25,30 @@ fn succeeds(folder: &Path, args: &[&str]) -> (String, String) {
     (out, err)
 }
 
-/// The one line of what must fail.
+/// Runs a command that must fail with a one-line error, and returns its standard error.
 #[track_caller]
 fn fails(folder: &Path, args: &[&str]) -> String {
     let output = run(folder, args);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
-    assert!(said.starts_with("error: ") && said.lines().count() == 1, "{args:?}: one line, found:\n{said}");
-    said
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
+    assert!(
+        stderr.starts_with("error: ") && stderr.lines().count() == 1,
+        "{args:?}: expected one line, found:\n{stderr}"
+    );
+    stderr
 }
 
+/// The only line of `text` that contains `part`.
 #[track_caller]
-fn line<'a>(text: &'a str, with: &str) -> &'a str {
-    let mut lines = text.lines().filter(|line| line.contains(with));
-    let line = lines.next().unwrap_or_else(|| panic!("no line with {with} in\n{text}"));
-    assert!(lines.next().is_none(), "several lines with {with} in\n{text}");
+fn line<'a>(text: &'a str, part: &str) -> &'a str {
+    let mut lines = text.lines().filter(|line| line.contains(part));
+    let line = lines.next().unwrap_or_else(|| panic!("no line with {part} in\n{text}"));
+    assert!(lines.next().is_none(), "several lines with {part} in\n{text}");
     line
 }
 
-/// A folder with synthetic cats in `cats`: 12 of each of 13 classes.
-fn cats() -> TempDir {
+/// A folder with synthetic images in `cats`: 12 of each of 13 classes.
+fn data_folder() -> TempDir {
     let dir = TempDir::new().unwrap();
     succeeds(dir.path(), &["synth", "cats", "--per-class", "12", "--size", "32"]);
     dir
@@ -56,17 +60,17 @@ fn png(seed: u64) -> Vec<u8> {
     bytes.into_inner()
 }
 
-fn jpeg(picture: &RgbImage, exif: Option<&[u8]>) -> Vec<u8> {
+fn jpeg(image: &RgbImage, exif: Option<&[u8]>) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut encoder = JpegEncoder::new_with_quality(&mut bytes, 95);
     if let Some(exif) = exif {
         encoder.set_exif_metadata(exif.to_vec()).unwrap();
     }
-    encoder.write_image(picture, picture.width(), picture.height(), ExtendedColorType::Rgb8).unwrap();
+    encoder.write_image(image, image.width(), image.height(), ExtendedColorType::Rgb8).unwrap();
     bytes
 }
 
-/// The header of a PNG file of this size, its checksum right, and nothing behind it but the end.
+/// A small PNG file whose header declares `width` × `height`, with a valid checksum.
 fn png_of_size(width: u32, height: u32) -> Vec<u8> {
     let mut png = png(0);
     png[16..20].copy_from_slice(&width.to_be_bytes());
@@ -76,29 +80,31 @@ fn png_of_size(width: u32, height: u32) -> Vec<u8> {
     png
 }
 
-/// Motion photos, images of several pictures, and such without an end marker are whole pictures.
+/// Motion photos, multi-picture files, and JPEGs without an end marker are complete images.
 #[test]
-fn jpegs_as_cameras_write_them_are_used() {
+fn camera_jpegs_are_used() {
     let dir = TempDir::new().unwrap();
     let root = dir.path();
     fs::create_dir_all(root.join("cats/Bengal")).unwrap();
     let jpeg = jpeg(&synth::draw(1, 0, 0, 64), None);
     fs::write(root.join("cats/Bengal/whole.jpg"), &jpeg).unwrap();
-    for (name, bytes) in jpegs_of_cameras(&jpeg) {
+    for (name, bytes) in camera_jpegs(&jpeg) {
         fs::write(root.join("cats/Bengal").join(name), bytes).unwrap();
     }
     let closed = [&jpeg[..jpeg.len() / 2], &[0xff, 0xd9]].concat();
     fs::write(root.join("cats/Bengal/closed.jpg"), closed).unwrap();
     let (out, err) = succeeds(root, &["index", "cats"]);
-    assert!(out.contains("4 pictures in 1 class, 1 left out"), "{out}");
+    assert!(out.contains("4 images in 1 class, 1 skipped"), "{out}");
     assert!(line(&err, "closed.jpg").contains("a broken JPEG file: its end is missing"), "{err}");
-    let (out, _) = succeeds(root, &["prepare", "cats", "made", "--crop", "centre", "--size", "16"]);
-    assert!(out.contains("only pictures that cats/index.json lists were used"), "{out}");
-    let made: Vec<_> = fs::read_dir(root.join("made/Bengal")).unwrap().map(|e| e.unwrap().path()).collect();
-    assert_eq!(made.len(), 4);
-    assert!(made.iter().all(|path| fs::read(path).unwrap() == fs::read(&made[0]).unwrap()));
+    let (out, _) = succeeds(root, &["prepare", "cats", "prepared", "--crop", "centre", "--size", "16"]);
+    assert!(out.contains("used only the images in cats/index.json"), "{out}");
+    let prepared: Vec<_> =
+        fs::read_dir(root.join("prepared/Bengal")).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(prepared.len(), 4);
+    assert!(prepared.iter().all(|path| fs::read(path).unwrap() == fs::read(&prepared[0]).unwrap()));
 }
 
+/// A small JPEG file whose header declares `width` × `height`.
 fn jpeg_of_size(width: u16, height: u16) -> Vec<u8> {
     let mut jpeg = jpeg(&synth::draw(0, 0, 0, 32), None);
     let frame = jpeg.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
@@ -108,19 +114,19 @@ fn jpeg_of_size(width: u16, height: u16) -> Vec<u8> {
 }
 
 #[test]
-fn an_index_is_written_used_and_renewed() {
-    let dir = cats();
+fn an_index_is_written_used_and_updated() {
+    let dir = data_folder();
     let (out, err) = succeeds(dir.path(), &["index", "cats"]);
     let words = |line: &str| line.split_whitespace().map(String::from).collect::<Vec<_>>();
     assert_eq!(words(line(&out, "Bengal")), ["Bengal", "10", "1", "1", "12"]);
     assert_eq!(words(line(&out, "all  ")), ["all", "130", "13", "13", "156"]);
-    assert_eq!(line(&out, "index.json"), "cats/index.json: 156 pictures in 13 classes, 0 left out");
+    assert_eq!(line(&out, "index.json"), "cats/index.json: 156 images in 13 classes, 0 skipped");
     assert_eq!(err, "");
     let data = Dataset::open(dir.path().join("cats")).unwrap();
     assert_eq!(data.index, Some(dir.path().join("cats/index.json")));
     let test = data.part(Split::Test);
     assert_eq!(test.files.len(), 13);
-    assert!(test.files.iter().all(|picture| picture.path.to_string_lossy().ends_with("_00011.png")));
+    assert!(test.files.iter().all(|file| file.path.to_string_lossy().ends_with("_00011.png")));
 
     let first = fs::read(dir.path().join("cats/index.json")).unwrap();
     succeeds(dir.path(), &["index", "cats"]);
@@ -132,16 +138,16 @@ fn an_index_is_written_used_and_renewed() {
     assert!(line(&out, "split ").contains("half.json"), "{out}");
     let output = run(dir.path(), &["index", "cats", "--split", "0,50,50"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8(output.stderr).unwrap().contains("more than nothing for training"));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("a share for training greater than 0"));
     fs::write(dir.path().join("notes.json"), "{}").unwrap();
-    assert!(fails(dir.path(), &["index", "cats", "-o", "notes.json"]).contains("notes.json: is no index"));
+    assert!(fails(dir.path(), &["index", "cats", "-o", "notes.json"]).contains("notes.json: not an index"));
     assert_eq!(fs::read(dir.path().join("notes.json")).unwrap(), b"{}");
     assert!(fails(dir.path(), &["index", "cats", "-o", "no/where.json"]).contains("no/where.json"));
 }
 
 #[test]
-fn bad_files_are_named_with_their_reason_and_the_rest_is_used() {
-    let dir = cats();
+fn invalid_files_are_skipped_with_a_reason() {
+    let dir = data_folder();
     let bengal = dir.path().join("cats/Bengal");
     let (png, jpeg) = (png(1), jpeg(&synth::draw(1, 0, 0, 64), None));
     let mut broken = png.clone();
@@ -151,9 +157,9 @@ fn bad_files_are_named_with_their_reason_and_the_rest_is_used() {
         ("cut.jpg", &jpeg[..jpeg.len() / 2], "a broken JPEG file: its end is missing"),
         ("cut.png", &png[..png.len() / 2], "a broken PNG file: its end is missing"),
         ("broken.png", &broken, "a broken PNG file"),
-        ("animation.jpg", b"GIF89a\x01\0\x01\0\0\0\0;", "a GIF picture; expected PNG, JPEG or WebP"),
-        ("text.png", b"I am a cat", "not a picture"),
-        ("page.jpg", b"<!DOCTYPE html><html>404</html>", "not a picture"),
+        ("animation.jpg", b"GIF89a\x01\0\x01\0\0\0\0;", "a GIF image; expected PNG, JPEG or WebP"),
+        ("text.png", b"I am a cat", "not an image"),
+        ("page.jpg", b"<!DOCTYPE html><html>404</html>", "not an image"),
         (
             "huge.png",
             &png_of_size(20_000, 20_000),
@@ -165,13 +171,13 @@ fn bad_files_are_named_with_their_reason_and_the_rest_is_used() {
             "20000 x 20000 pixels are too many; expected at most 210000000",
         ),
         ("flat.png", &png_of_size(32, 0), "broken"),
-        ("palette.png", &png_with_a_cut_palette(), "a broken PNG file: its decoder failed: "),
+        ("palette.png", &png_with_truncated_palette(), "a broken PNG file: its decoder failed: "),
     ];
     for (name, bytes, _) in bad {
         fs::write(bengal.join(name), bytes).unwrap();
     }
     for name in ["Thumbs.db", "desktop.ini", ".DS_Store", "._x.jpg"] {
-        fs::write(bengal.join(name), "not for people").unwrap();
+        fs::write(bengal.join(name), "not an image").unwrap();
     }
     fs::create_dir(bengal.join("deeper")).unwrap();
     let (_, err) = succeeds(dir.path(), &["stats", "cats"]);
@@ -180,22 +186,25 @@ fn bad_files_are_named_with_their_reason_and_the_rest_is_used() {
     let (out, err) = succeeds(dir.path(), &["index", "cats"]);
     assert_eq!(err.lines().count(), bad.len() + 1, "{err}");
     for (name, _, reason) in bad.into_iter().chain([("deeper", &b""[..], "not a file")]) {
-        let said = line(&err, name);
-        assert!(said.starts_with("skipped cats/Bengal/") || said.starts_with("skipped Bengal/"), "{said}");
-        assert!(said.contains(reason), "{said}");
+        let warning = line(&err, name);
+        assert!(
+            warning.starts_with("skipped cats/Bengal/") || warning.starts_with("skipped Bengal/"),
+            "{warning}"
+        );
+        assert!(warning.contains(reason), "{warning}");
     }
-    assert!(out.contains("156 pictures in 13 classes, 12 left out"), "{out}");
-    // All that is left out is said once; what has come since is said when the index is used.
+    assert!(out.contains("156 images in 13 classes, 12 skipped"), "{out}");
+    // Skipped files are reported only when the index is written. Files added since then are reported when it is used.
     assert_eq!(Dataset::open(dir.path().join("cats")).unwrap().skipped, []);
     fs::write(bengal.join("new.png"), &png).unwrap();
     let (_, err) = succeeds(dir.path(), &["stats", "cats"]);
     assert!(line(&err, "new.png").contains("not in the index; run `tiny-cats data index` again"));
-    let pictures = fs::read_dir(&bengal).unwrap().flatten().find(|e| {
+    let indexed = fs::read_dir(&bengal).unwrap().flatten().find(|e| {
         e.file_name() != "new.png"
             && e.path().extension() == Some("png".as_ref())
             && e.file_name().to_string_lossy().contains("_0")
     });
-    fs::write(pictures.unwrap().path(), &png).unwrap();
+    fs::write(indexed.unwrap().path(), &png).unwrap();
     let (_, err) = succeeds(dir.path(), &["stats", "cats"]);
     assert!(
         line(&err, "changed since")
@@ -203,10 +212,10 @@ fn bad_files_are_named_with_their_reason_and_the_rest_is_used() {
     );
 }
 
-/// A picture that says it is large takes no memory: the program has less than it would need.
+/// Images whose headers declare large sizes are refused without allocating memory: a limit of 1 GB of address space is enough.
 #[cfg(target_os = "linux")]
 #[test]
-fn pictures_that_are_too_large_are_refused_before_memory_is_taken() {
+fn too_large_images_are_refused_before_memory_is_allocated() {
     let dir = TempDir::new().unwrap();
     fs::create_dir(dir.path().join("A")).unwrap();
     for (name, bytes) in [
@@ -218,7 +227,7 @@ fn pictures_that_are_too_large_are_refused_before_memory_is_taken() {
     ] {
         fs::write(dir.path().join("A").join(name), bytes).unwrap();
     }
-    // A decoded picture of 20,000 x 20,000 has 1.2 GB.
+    // A decoded image of 20,000 x 20,000 has 1.2 GB.
     let script = format!("ulimit -v 1000000; exec {} data index . ", env!("CARGO_BIN_EXE_tiny-cats"));
     let output = Command::new("sh")
         .args(["-c", &script])
@@ -226,16 +235,16 @@ fn pictures_that_are_too_large_are_refused_before_memory_is_taken() {
         .current_dir(dir.path())
         .output()
         .unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success(), "{said}");
-    assert_eq!(said.lines().filter(|line| line.starts_with("skipped A/")).count(), 4, "{said}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{stderr}");
+    assert_eq!(stderr.lines().filter(|line| line.starts_with("skipped A/")).count(), 4, "{stderr}");
 }
 
 #[cfg(unix)]
 #[test]
-fn links_that_go_round_or_out_are_one_line_each() {
+fn cyclic_and_outside_symlinks_are_skipped_with_one_line_each() {
     use std::os::unix::fs::symlink;
-    let dir = cats();
+    let dir = data_folder();
     let cats = dir.path().join("cats");
     fs::create_dir(dir.path().join("private")).unwrap();
     fs::write(dir.path().join("private/diary.png"), png(5)).unwrap();
@@ -249,18 +258,19 @@ fn links_that_go_round_or_out_are_one_line_each() {
     for (name, reason) in [
         (" loop:", "a link back"),
         ("Bengal/up", "a link back"),
-        ("self.png", "leads nowhere"),
+        ("self.png", "a broken link"),
         (" out:", "out of the data folder"),
         ("diary.png", "out of the data folder"),
     ] {
         assert!(line(&err, name).contains(reason), "{err}");
     }
-    let said = line(&err, "same.png");
+    let warning = line(&err, "same.png");
     assert!(
-        said.starts_with("the same image in two classes: ") && said.contains("Birman_00000.png (train)"),
-        "{said}"
+        warning.starts_with("the same image in two classes: ")
+            && warning.contains("Birman_00000.png (train)"),
+        "{warning}"
     );
-    assert!(out.contains("157 pictures in 13 classes, 5 left out"), "{out}");
+    assert!(out.contains("157 images in 13 classes, 5 skipped"), "{out}");
     assert!(
         !fs::read_to_string(cats.join("index.json"))
             .unwrap()
@@ -269,7 +279,7 @@ fn links_that_go_round_or_out_are_one_line_each() {
 }
 
 #[test]
-fn a_class_with_one_picture_is_trained_on_and_said() {
+fn a_class_with_one_image_is_used_for_training_with_a_warning() {
     let dir = TempDir::new().unwrap();
     for (name, seed) in
         [("A/1.png", 1), ("B/1.png", 2), ("B/2.png", 3), ("C/1.png", 4), ("C/2.png", 4), ("C/3.png", 6)]
@@ -278,16 +288,16 @@ fn a_class_with_one_picture_is_trained_on_and_said() {
         fs::write(dir.path().join(name), png(seed)).unwrap();
     }
     let (out, err) = succeeds(dir.path(), &["index", "."]);
-    assert!(line(&err, "A has one picture only").contains("for training"));
-    assert!(line(&err, "B has").contains("no picture in test"));
-    assert!(line(&err, "C has").contains("no picture in test"));
+    assert!(line(&err, "A has only one image").contains("for training"));
+    assert!(line(&err, "B has").contains("no test images"));
+    assert!(line(&err, "C has").contains("no test images"));
     assert_eq!(line(&err, "C/2.png"), "skipped C/2.png: the same image as C/1.png");
     assert_eq!(err.lines().count(), 4, "{err}");
-    assert!(out.contains("5 pictures in 3 classes, 1 left out"), "{out}");
+    assert!(out.contains("5 images in 3 classes, 1 skipped"), "{out}");
 }
 
 #[test]
-fn a_folder_that_is_split_is_used_as_it_is_split() {
+fn a_folder_with_split_subfolders_keeps_its_split() {
     let dir = TempDir::new().unwrap();
     for (i, name) in
         ["train/A/1.png", "train/A/2.png", "train/B/1.png", "val/A/1.png", "test/A/1.png", "test/B/1.png"]
@@ -302,48 +312,48 @@ fn a_folder_that_is_split_is_used_as_it_is_split() {
     let (out, err) = succeeds(dir.path(), &["stats", "pets"]);
     assert_eq!((counts(&out).join(" "), &*err), ("all 3 1 2 6".to_owned(), ""));
     assert!(line(&out, "split ").ends_with("by folders"), "{out}");
-    let said = fails(dir.path(), &["index", "pets", "--split", "80,10,10"]);
-    assert!(said.contains("--split: pets is split by its folders"), "{said}");
+    let error = fails(dir.path(), &["index", "pets", "--split", "80,10,10"]);
+    assert!(error.contains("--split: pets is split by its folders"), "{error}");
     let (out, _) = succeeds(dir.path(), &["index", "pets"]);
     assert_eq!(counts(&out).join(" "), "all 3 1 2 6");
-    assert!(out.contains("pets/index.json: 6 pictures in 2 classes, 0 left out"), "{out}");
+    assert!(out.contains("pets/index.json: 6 images in 2 classes, 0 skipped"), "{out}");
 }
 
 #[test]
-fn what_can_not_be_indexed_is_one_line_and_leaves_nothing() {
+fn invalid_data_folders_give_one_line_errors_and_no_index() {
     let dir = TempDir::new().unwrap();
     let root = dir.path();
     fs::create_dir_all(root.join("empty")).unwrap();
     fs::create_dir_all(root.join("texts/A")).unwrap();
-    fs::write(root.join("texts/A/readme.txt"), "no picture").unwrap();
+    fs::write(root.join("texts/A/readme.txt"), "not an image").unwrap();
     for folder in ["images", "annotations/xmls"] {
         fs::create_dir_all(root.join("pets").join(folder)).unwrap();
     }
     fs::write(root.join("pets/images/Abyssinian_1.jpg"), jpeg(&synth::draw(0, 0, 0, 32), None)).unwrap();
-    for (folder, says) in [
+    for (folder, expected) in [
         ("nowhere", "nowhere: No such file"),
-        ("empty", "there are no class folders; expected one folder a class"),
-        ("texts", "there is no usable picture"),
+        ("empty", "expected one folder of images per class, found no class folders"),
+        ("texts", "found no usable image"),
         ("texts/A/readme.txt", "readme.txt"),
         ("pets", "tiny-cats data prepare pets"),
         ("pets/images", "tiny-cats data prepare"),
     ] {
         for command in ["index", "stats"] {
-            let said = fails(root, &[command, folder]);
-            assert!(said.contains(says) || said.contains("no index"), "{said}");
+            let error = fails(root, &[command, folder]);
+            assert!(error.contains(expected) || error.contains("not an index"), "{error}");
         }
         assert!(!root.join(folder).join("index.json").exists());
     }
 }
 
 #[test]
-fn stats_are_right_in_words_in_json_and_as_a_sheet() {
+fn stats_are_correct_as_text_json_and_sheet() {
     let dir = TempDir::new().unwrap();
-    // Stored lying; orientation 6 says that its left side is the top.
+    // Stored rotated: EXIF orientation 6 means that the left side is the top.
     let exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
-    let lying = RgbImage::from_pixel(48, 24, Rgb([255, 255, 255]));
+    let rotated = RgbImage::from_pixel(48, 24, Rgb([255, 255, 255]));
     fs::create_dir_all(dir.path().join("A")).unwrap();
-    fs::write(dir.path().join("A/1.jpg"), jpeg(&lying, Some(exif))).unwrap();
+    fs::write(dir.path().join("A/1.jpg"), jpeg(&rotated, Some(exif))).unwrap();
     RgbImage::from_pixel(20, 20, Rgb([0, 0, 0])).save(dir.path().join("A/2.png")).unwrap();
     let (out, _) = succeeds(dir.path(), &["stats", ".", "--sheet", "sheet.png"]);
     assert!(line(&out, "short side").ends_with("20 to 24 px, median 24"), "{out}");
@@ -359,8 +369,8 @@ fn stats_are_right_in_words_in_json_and_as_a_sheet() {
 }
 
 #[test]
-fn heads_are_cut_out_for_training() {
-    let dir = cats();
+fn prepare_crops_heads() {
+    let dir = data_folder();
     let root = dir.path();
     let mut boxes = String::from("file,xmin,ymin,xmax,ymax,drawn_by\n");
     for number in 0..6 {
@@ -368,64 +378,67 @@ fn heads_are_cut_out_for_training() {
     }
     boxes += "Siamese/Siamese_00006.png,4,4,x,14,me\nSiamese/Siamese_00007.png,90,90,99,99,me\n";
     fs::write(root.join("boxes.csv"), boxes).unwrap();
-    let with = ["prepare", "cats", "heads", "--crop", "head", "--size", "24", "--boxes", "boxes.csv"];
-    let (out, err) = succeeds(root, &with);
-    // 150 photographs, and the other 12 classes.
-    assert!(out.contains("heads: 6 pictures in 1 class, 162 left out"), "{out}");
-    assert!(line(&err, "skipped Bengal:").contains("a class of which no picture is left"), "{err}");
+    let args = ["prepare", "cats", "heads", "--crop", "head", "--size", "24", "--boxes", "boxes.csv"];
+    let (out, err) = succeeds(root, &args);
+    // 150 images, and the other 12 classes.
+    assert!(out.contains("heads: 6 images in 1 class, 162 skipped"), "{out}");
+    assert!(line(&err, "skipped Bengal:").contains("a class without images"), "{err}");
     assert!(
         line(&err, "Siamese_00006.png").contains("xmax of its box is \"x\" in line 8; expected a number")
     );
     assert!(line(&err, "Siamese_00007.png").contains("32 x 32, but its box is 90, 90, 99, 99"));
     assert!(line(&err, "Bengal_00000.png").contains("without a box around its head"));
     let data = Dataset::open(root.join("heads")).unwrap();
-    assert!(data.files.len() == 6 && data.files.iter().all(|picture| picture.size == [24, 24]));
-    let said = fails(root, &with);
-    assert!(said.contains("heads: expected a new or an empty folder"), "{said}");
-    let said = fails(root, &["prepare", "cats", "more", "--crop", "head", "--size", "24"]);
-    assert!(said.contains("cats/heads.csv") && said.contains("--boxes"), "{said}");
+    assert!(data.files.len() == 6 && data.files.iter().all(|file| file.size == [24, 24]));
+    let error = fails(root, &args);
+    assert!(error.contains("heads: expected a new or an empty folder"), "{error}");
+    let error = fails(root, &["prepare", "cats", "more", "--crop", "head", "--size", "24"]);
+    assert!(error.contains("cats/heads.csv") && error.contains("--boxes"), "{error}");
     assert!(!root.join("more").exists());
     fs::write(root.join("bad.csv"), "name,x,y\n").unwrap();
-    let said =
+    let error =
         fails(root, &["prepare", "cats", "more", "--crop", "head", "--size", "24", "--boxes", "bad.csv"]);
     assert!(
-        said.contains("bad.csv: there is no column file; expected file, xmin, ymin, xmax and ymax"),
-        "{said}"
+        error.contains("bad.csv: expected columns file, xmin, ymin, xmax and ymax, found no column file"),
+        "{error}"
     );
-    assert!(fails(root, &["prepare", "cats", "more", "--crop", "none", "--size", "4"]).contains("size is 4"));
+    assert!(
+        fails(root, &["prepare", "cats", "more", "--crop", "none", "--size", "4"])
+            .contains("size: expected 8 to 1024, found 4")
+    );
 }
 
-/// A file may not grow beyond a block of 512 bytes: what a full disk does, without a disk.
+/// A file size limit of 512 bytes simulates a full disk.
 #[cfg(unix)]
 #[test]
-fn a_full_disk_leaves_nothing_half_written() {
-    let dir = cats();
+fn a_full_disk_leaves_no_partial_files() {
+    let dir = data_folder();
     let before = fs::read_dir(dir.path()).unwrap().count();
     for command in ["index cats", "prepare cats out --crop centre --size 64", "stats cats --sheet sheet.png"]
     {
         let program = env!("CARGO_BIN_EXE_tiny-cats");
         let script = format!("trap '' XFSZ; ulimit -f 1; exec {program} data {command}");
         let output = Command::new("sh").args(["-c", &script]).current_dir(dir.path()).output().unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{command}: {said}");
-        assert_eq!(said.lines().count(), 1, "{said}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{command}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), before, "{command}");
         assert_eq!(fs::read_dir(dir.path().join("cats")).unwrap().count(), 14, "{command}");
     }
 }
 
 #[test]
-fn decoded_pictures_are_listed_and_deleted_and_nothing_else_is() {
-    let dir = cats();
+fn the_cache_command_lists_and_deletes_only_decoded_images() {
+    let dir = data_folder();
     let folder = dir.path().join("cache");
     let data = Dataset::open(dir.path().join("cats")).unwrap();
     for size in [8, 16] {
-        Images::load(&data, size, None, &Cache::At(folder.clone())).unwrap();
+        Images::load(&data, size, None, &Cache::Folder(folder.clone())).unwrap();
     }
     fs::write(folder.join("notes.txt"), "mine").unwrap();
     let (out, _) = succeeds(dir.path(), &["cache", "--cache", "cache"]);
     assert!(line(&out, "squares-16-").starts_with("   0.1 MB") && out.contains("squares-8-"), "{out}");
-    assert!(out.contains("cache: 2 files of decoded pictures, 0.2 MB"), "{out}");
+    assert!(out.contains("cache: 2 files of decoded images, 0.2 MB"), "{out}");
     let program = env!("CARGO_BIN_EXE_tiny-cats");
     let output = Command::new(program)
         .args(["data", "cache", "--clear"])
@@ -436,17 +449,17 @@ fn decoded_pictures_are_listed_and_deleted_and_nothing_else_is() {
         output.status.success() && String::from_utf8_lossy(&output.stdout).contains("2 files"),
         "{output:?}"
     );
-    let left: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(left, ["notes.txt"]);
+    let names: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["notes.txt"]);
     assert!(succeeds(dir.path(), &["cache", "--cache", "missing"]).0.contains("0 files"));
     assert!(fails(dir.path(), &["cache", "--cache", "cache/notes.txt"]).contains("notes.txt"));
 }
 
-/// Killed while it decodes, a program leaves nothing behind that anybody would take for decoded pictures.
+/// A program that is killed while it decodes leaves a cache file that is marked as unfinished.
 #[cfg(unix)]
 #[test]
-fn a_cache_whose_writer_was_killed_is_not_used() {
-    let dir = cats();
+fn an_unfinished_cache_file_is_not_used() {
+    let dir = data_folder();
     let folder = dir.path().join("cache");
     let mut child = Command::new(env!("CARGO_BIN_EXE_tiny-cats"))
         .args(["train", "dit", "cats", "--image-size", "512", "--size", "nano", "--steps", "1"])
@@ -456,9 +469,12 @@ fn a_cache_whose_writer_was_killed_is_not_used() {
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    let begun = std::time::Instant::now();
+    let start = std::time::Instant::now();
     while cache::list(&folder).unwrap().is_empty() {
-        assert!(begun.elapsed().as_secs() < 60 && child.try_wait().unwrap().is_none(), "nothing is written");
+        assert!(
+            start.elapsed().as_secs() < 60 && child.try_wait().unwrap().is_none(),
+            "no cache file is written"
+        );
     }
     child.kill().unwrap();
     child.wait().unwrap();
@@ -467,7 +483,7 @@ fn a_cache_whose_writer_was_killed_is_not_used() {
     assert!(succeeds(dir.path(), &["cache", "--cache", "cache"]).0.contains("unfinished"));
 
     let data = Dataset::open(dir.path().join("cats")).unwrap();
-    let images = Images::load(&data, 512, Some(2), &Cache::At(folder.clone())).unwrap();
+    let images = Images::load(&data, 512, Some(2), &Cache::Folder(folder.clone())).unwrap();
     assert!(images.notes.is_empty() && images.len() == 2);
     assert_eq!(cache::list(&folder).unwrap().iter().filter(|file| file.finished).count(), 1);
 }

@@ -1,4 +1,4 @@
-//! `tiny-cats doctor` as a user sees it, and what is said of a GPU that this program was not built for.
+//! End-to-end tests of `tiny-cats doctor`, and of the error for `--device cuda` in a build without GPU support.
 
 use std::{
     process::{Command, Output},
@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde_json::Value;
-use tiny_cats::doctor::GET_CUDA;
+use tiny_cats::doctor::CUDA_INSTALL_COMMAND;
 use tiny_cats_export::Model;
 use tiny_cats_models::pretrained;
 
@@ -34,7 +34,7 @@ fn runtime<'a>(report: &'a Value, name: &str) -> &'a Value {
 static REPORT: LazyLock<Value> = LazyLock::new(|| json(None));
 
 #[test]
-fn every_runtime_is_tried_and_what_is_missing_comes_with_its_remedy() {
+fn every_runtime_is_tried_and_missing_ones_have_a_fix() {
     let report = &*REPORT;
     assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(report["ok"], true);
@@ -51,14 +51,14 @@ fn every_runtime_is_tried_and_what_is_missing_comes_with_its_remedy() {
             built_in || runtime["fix"].as_str().is_some_and(|f| f.contains("cargo install")),
             "{runtime}"
         );
-        // What runs out of a library says which.
+        // A runtime that is loaded from a library reports its path.
         assert_eq!(
             runtime["library"].is_string(),
             name == "ort" && runtime["version"].is_string(),
             "{runtime}"
         );
     }
-    // The tests of the whole demand ONNX Runtime by this variable: then it must be found.
+    // If this variable is set, as by scripts/test, ONNX Runtime must be found.
     if std::env::var_os("ORT_DYLIB_PATH").is_some() {
         let ort = runtime(report, "ort");
         assert!(ort["error"].is_null() && ort["library"].as_str().unwrap().contains("onnxruntime"), "{ort}");
@@ -68,11 +68,11 @@ fn every_runtime_is_tried_and_what_is_missing_comes_with_its_remedy() {
 #[test]
 fn the_machine_and_the_released_models_are_described() {
     let report = &*REPORT;
-    let processor = &report["processor"];
-    assert_eq!(processor["architecture"], std::env::consts::ARCH);
-    assert!(processor["threads"].as_u64().is_some_and(|n| n > 0));
+    let cpu = &report["processor"];
+    assert_eq!(cpu["architecture"], std::env::consts::ARCH);
+    assert!(cpu["threads"].as_u64().is_some_and(|n| n > 0));
     #[cfg(target_arch = "x86_64")]
-    assert_eq!(processor["features"]["AVX2"], is_x86_feature_detected!("avx2"));
+    assert_eq!(cpu["features"]["AVX2"], is_x86_feature_detected!("avx2"));
     for space in ["memory", "disk"] {
         let [free, total] = ["free", "total"].map(|key| report[space][key].as_u64().unwrap());
         assert!(0 < free && free <= total, "{space}: {free} of {total}");
@@ -88,7 +88,7 @@ fn the_machine_and_the_released_models_are_described() {
 }
 
 #[test]
-fn text_says_the_same_line_by_line() {
+fn text_output_matches_json() {
     let output = doctor(&[], None);
     assert!(output.status.success());
     let text = String::from_utf8(output.stdout).unwrap();
@@ -100,15 +100,15 @@ fn text_says_the_same_line_by_line() {
     assert!(line("  ok        tinydit").contains("64 px"));
     let integrity = REPORT["models"][0]["integrity"].as_str().unwrap();
     assert!(line("  ok        tinydit").ends_with(&format!(", {integrity}")));
-    assert!(cfg!(feature = "cuda") || line("  missing   CUDA").contains(GET_CUDA));
+    assert!(cfg!(feature = "cuda") || line("  missing   CUDA").contains(CUDA_INSTALL_COMMAND));
 }
 
 #[test]
 #[cfg(feature = "ort")]
-fn a_wrong_library_is_told_and_does_not_matter_to_the_embedded_runtime() {
+fn an_invalid_onnx_runtime_is_reported_and_the_embedded_runtimes_work() {
     let dir = tempfile::tempdir().unwrap();
     let text = dir.path().join("libonnxruntime.so");
-    std::fs::write(&text, "no library").unwrap();
+    std::fs::write(&text, "not a library").unwrap();
     for path in ["/nonexistent/libonnxruntime.so", text.to_str().unwrap()] {
         let report = json(Some(path));
         let ort = runtime(&report, "ort");
@@ -122,10 +122,13 @@ fn a_wrong_library_is_told_and_does_not_matter_to_the_embedded_runtime() {
 
 #[test]
 #[cfg(not(feature = "cuda"))]
-fn asking_for_a_gpu_says_how_to_get_it() {
+fn an_unavailable_gpu_gives_an_error_with_instructions() {
     let args = ["train", "dit", "nowhere", "--device", "cuda"];
     let output = Command::new(CATS).args(args).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("--device cuda") && said.contains(GET_CUDA) && said.lines().count() == 1, "{said}");
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(
+        error.contains("--device cuda") && error.contains(CUDA_INSTALL_COMMAND) && error.lines().count() == 1,
+        "{error}"
+    );
 }

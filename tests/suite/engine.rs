@@ -1,4 +1,4 @@
-//! The engine with a task so small that everything else shows: what it does when steps fail, memory is short, or nothing gets better.
+//! The training engine with a minimal task: steps that fail, too little memory, early stopping, and interruptions.
 
 use std::{
     path::{Path, PathBuf},
@@ -33,38 +33,38 @@ use tiny_cats_models::{
 const WIDTH: usize = 4;
 const ITEMS: usize = 64;
 
-/// Learns a matrix from rows of numbers.
-struct Rows {
-    batches: Arc<Numbers>,
-    /// Items in a micro-batch that memory has room for.
-    room: usize,
-    /// What evaluations find, one after the other, of each moving average.
+/// A task that trains a matrix on rows of numbers.
+struct MatrixTask {
+    batches: Arc<RowSource>,
+    /// The maximum number of items in a micro-batch; larger ones fail as out of memory.
+    max_items: usize,
+    /// The results of the evaluations in order, one for each moving average.
     scores: Vec<f64>,
-    evaluated: usize,
-    /// A step that takes long, and how long.
+    evaluations: usize,
+    /// A slow step and its duration.
     slow: Option<(u64, Duration)>,
     steps: AtomicU64,
 }
 
-struct Numbers {
-    /// Items that are no numbers.
-    broken: Vec<u64>,
-    /// What all are multiplied by.
-    size: f32,
+struct RowSource {
+    /// Items that are NaN.
+    nan_items: Vec<u64>,
+    /// A factor for all numbers.
+    scale: f32,
 }
 
-impl BatchSource for Numbers {
+impl BatchSource for RowSource {
     fn items(&self) -> usize {
         ITEMS
     }
 
     fn batch(&self, position: u64, len: usize) -> Result<Batch> {
         let row = |item: u64| {
-            let broken = self.broken.contains(&item);
+            let is_nan = self.nan_items.contains(&item);
             (0..WIDTH as u64)
-                .map(move |i| if broken { f32::NAN } else { ((item * 7 + i * 3) % 11) as f32 / 11.0 })
+                .map(move |i| if is_nan { f32::NAN } else { ((item * 7 + i * 3) % 11) as f32 / 11.0 })
         };
-        let x: Vec<f32> = (position..position + len as u64).flat_map(row).map(|v| v * self.size).collect();
+        let x: Vec<f32> = (position..position + len as u64).flat_map(row).map(|v| v * self.scale).collect();
         Ok(Batch(vec![Tensor::from_vec(x, (len, WIDTH), &Device::Cpu)?]))
     }
 
@@ -73,20 +73,20 @@ impl BatchSource for Numbers {
     }
 }
 
-impl Rows {
+impl MatrixTask {
     fn new() -> Self {
         Self {
-            batches: Arc::new(Numbers { broken: Vec::new(), size: 1.0 }),
-            room: usize::MAX,
+            batches: Arc::new(RowSource { nan_items: Vec::new(), scale: 1.0 }),
+            max_items: usize::MAX,
             scores: Vec::new(),
-            evaluated: 0,
+            evaluations: 0,
             slow: None,
             steps: AtomicU64::new(0),
         }
     }
 
-    fn broken(broken: &[u64]) -> Self {
-        Self { batches: Arc::new(Numbers { broken: broken.to_vec(), size: 1.0 }), ..Self::new() }
+    fn with_nan(items: &[u64]) -> Self {
+        Self { batches: Arc::new(RowSource { nan_items: items.to_vec(), scale: 1.0 }), ..Self::new() }
     }
 
     fn spec() -> ParamSpec {
@@ -94,7 +94,7 @@ impl Rows {
     }
 }
 
-impl Task for Rows {
+impl Task for MatrixTask {
     fn kind(&self) -> &'static str {
         "rows"
     }
@@ -125,9 +125,9 @@ impl Task for Rows {
     }
 
     fn loss(&mut self, tape: &Tape, params: &mut Params, batch: &Batch) -> Result<Var> {
-        let [x] = batch.on(&Device::Cpu)?;
+        let [x] = batch.to_device(&Device::Cpu)?;
         let len = x.dim(0)?;
-        if len > self.room {
+        if len > self.max_items {
             return Err(Error::Candle(candle_core::Error::Msg("CUDA_ERROR_OUT_OF_MEMORY".into())));
         }
         let step = self.steps.fetch_add(1, Ordering::SeqCst);
@@ -142,8 +142,8 @@ impl Task for Rows {
     }
 
     fn evaluate(&mut self, _: &Weights) -> Result<Vec<Score>> {
-        let Some(&value) = self.scores.get(self.evaluated) else { return Ok(Vec::new()) };
-        self.evaluated += 1;
+        let Some(&value) = self.scores.get(self.evaluations) else { return Ok(Vec::new()) };
+        self.evaluations += 1;
         Ok(vec![Score { name: "validation_loss", value, higher_is_better: false }])
     }
 
@@ -152,7 +152,7 @@ impl Task for Rows {
     }
 }
 
-fn plan(folder: &Path, steps: u64) -> TrainOptions {
+fn options(folder: &Path, steps: u64) -> TrainOptions {
     TrainOptions {
         folder: folder.to_owned(),
         from: None,
@@ -175,15 +175,15 @@ fn plan(folder: &Path, steps: u64) -> TrainOptions {
     }
 }
 
-/// Trains in a folder of its own; what was noted on the way, and how it ended.
-fn run(task: &mut Rows, plan: &TrainOptions) -> (Vec<String>, Result<[PathBuf; 2]>) {
+/// Trains the task. Returns the notes of the run and its result.
+fn run(task: &mut MatrixTask, options: &TrainOptions) -> (Vec<String>, Result<[PathBuf; 2]>) {
     let mut notes = Vec::new();
-    let ended = train(task, plan, &mut |event| {
+    let result = train(task, options, &mut |event| {
         if let Event::Note(note) = event {
             notes.push(note.to_owned());
         }
     });
-    (notes, ended)
+    (notes, result)
 }
 
 fn state(folder: &Path, step: u64) -> TrainingState {
@@ -201,13 +201,13 @@ fn folder() -> (TempDir, PathBuf) {
 }
 
 #[test]
-fn a_step_that_is_no_number_is_skipped_and_changes_nothing() {
+fn a_step_with_a_nan_loss_is_skipped_without_an_update() {
     let (_dir, folder) = folder();
-    let mut plan = plan(&folder, 6);
-    plan.save_interval = 1;
+    let mut options = options(&folder, 6);
+    options.save_interval = 1;
     // Items 16 to 23 are those of the third step.
-    let (notes, ended) = run(&mut Rows::broken(&[18]), &plan);
-    ended.unwrap();
+    let (notes, result) = run(&mut MatrixTask::with_nan(&[18]), &options);
+    result.unwrap();
     assert_eq!(notes.len(), 1, "{notes:?}");
     assert!(notes[0].contains("step 3: the loss is NaN") && notes[0].contains("18.png"), "{notes:?}");
     let (before, after) = (state(&folder, 2), state(&folder, 3));
@@ -218,36 +218,36 @@ fn a_step_that_is_no_number_is_skipped_and_changes_nothing() {
 }
 
 #[test]
-fn too_many_such_steps_in_a_row_stop_the_run_and_its_state_is_kept() {
+fn too_many_consecutive_nan_steps_end_the_run_with_a_saved_state() {
     let (_dir, folder) = folder();
-    let broken: Vec<u64> = (32..64).collect();
-    let (notes, ended) = run(&mut Rows::broken(&broken), &plan(&folder, 50));
-    let error = ended.unwrap_err();
+    let items: Vec<u64> = (32..64).collect();
+    let (notes, result) = run(&mut MatrixTask::with_nan(&items), &options(&folder, 50));
+    let error = result.unwrap_err();
     assert!(matches!(error, Error::NotFinite { step: 7, .. }) && !error.is_transient(), "{error}");
     assert!(error.to_string().contains("48.png"), "{error}");
     assert_eq!(notes.len(), 2, "{notes:?}");
     let record = record(&folder);
     assert_eq!((record.status, record.step), (Status::Failed, 7));
     assert!(state(&folder, 7).weights["weight"].data().iter().all(|v| v.is_finite()));
-    // With the data mended, it goes on.
-    run(&mut Rows::new(), &plan(&folder, 50)).1.unwrap();
-    // The first batch of all is broken: nothing was learnt, and nothing is left to go on from.
+    // With valid data, the run resumes.
+    run(&mut MatrixTask::new(), &options(&folder, 50)).1.unwrap();
+    // If the first batch has a NaN, no state is saved.
     let dir = tempfile::tempdir().unwrap();
-    let error = run(&mut Rows::broken(&[0]), &plan(dir.path(), 50)).1.unwrap_err();
+    let error = run(&mut MatrixTask::with_nan(&[0]), &options(dir.path(), 50)).1.unwrap_err();
     assert!(error.to_string().starts_with("step 1: the loss is NaN"), "{error}");
 }
 
 #[test]
-fn when_memory_is_short_smaller_micro_batches_learn_the_same() {
+fn out_of_memory_halves_the_micro_batch_with_the_same_result() {
     let (_dir, first) = folder();
-    let mut whole = plan(&first, 20);
-    whole.batch = 12;
-    run(&mut Rows::new(), &whole).1.unwrap();
+    let mut unlimited = options(&first, 20);
+    unlimited.batch = 12;
+    run(&mut MatrixTask::new(), &unlimited).1.unwrap();
     let (_dir, second) = folder();
-    let mut short = plan(&second, 20);
-    short.batch = 12;
-    let (notes, ended) = run(&mut Rows { room: 3, ..Rows::new() }, &short);
-    ended.unwrap();
+    let mut limited = options(&second, 20);
+    limited.batch = 12;
+    let (notes, result) = run(&mut MatrixTask { max_items: 3, ..MatrixTask::new() }, &limited);
+    result.unwrap();
     assert_eq!(notes.len(), 2, "{notes:?}");
     assert!(notes[1].ends_with("4 micro-batches of 3 a step"), "{notes:?}");
     let (a, b) = (state(&first, 20), state(&second, 20));
@@ -255,36 +255,37 @@ fn when_memory_is_short_smaller_micro_batches_learn_the_same() {
     for (a, b) in a.weights["weight"].data().iter().zip(b.weights["weight"].data()) {
         assert!((a - b).abs() < 1e-5, "{a} and {b}");
     }
-    // It is remembered: a run that goes on does not try again. One item is as little as there is.
-    let mut longer = short.clone();
+    // The size is saved in the state: a resumed run does not try larger micro-batches. A single item that fails ends the run.
+    let mut longer = limited.clone();
     (longer.schedule.steps, longer.control) = (22, Control::default());
-    let (notes, ended) = run(&mut Rows { room: 3, ..Rows::new() }, &longer);
-    ended.unwrap();
+    let (notes, result) = run(&mut MatrixTask { max_items: 3, ..MatrixTask::new() }, &longer);
+    result.unwrap();
     assert!(notes.iter().all(|note| !note.contains("out of memory")), "{notes:?}");
-    assert!(notes.iter().any(|note| note == "going on with 4 micro-batches of 3 a step"), "{notes:?}");
+    assert!(notes.iter().any(|note| note == "continuing with 4 micro-batches of 3 per step"), "{notes:?}");
     let (_dir, third) = folder();
-    let error = run(&mut Rows { room: 0, ..Rows::new() }, &plan(&third, 5)).1.unwrap_err();
+    let error =
+        run(&mut MatrixTask { max_items: 0, ..MatrixTask::new() }, &options(&third, 5)).1.unwrap_err();
     assert!(error.is_out_of_memory(), "{error}");
-    // A parent that saw the process killed for it says so beforehand.
+    // A parent process that saw the worker killed for lack of memory sets `halvings`.
     let (_dir, fourth) = folder();
-    let mut told = plan(&fourth, 20);
-    (told.batch, told.halvings) = (12, 2);
-    let (notes, ended) = run(&mut Rows { room: 3, ..Rows::new() }, &told);
-    ended.unwrap();
-    assert_eq!(notes, ["going on with 4 micro-batches of 3 a step"]);
-    assert!(state(&fourth, 20).weights == b.weights, "the same micro-batches learn the same");
+    let mut halved = options(&fourth, 20);
+    (halved.batch, halved.halvings) = (12, 2);
+    let (notes, result) = run(&mut MatrixTask { max_items: 3, ..MatrixTask::new() }, &halved);
+    result.unwrap();
+    assert_eq!(notes, ["continuing with 4 micro-batches of 3 per step"]);
+    assert!(state(&fourth, 20).weights == b.weights, "the same micro-batches give the same weights");
 }
 
 #[test]
-fn a_run_that_gets_no_better_is_stopped_and_its_best_is_released() {
+fn early_stopping_releases_the_best_weights() {
     let (_dir, folder) = folder();
-    let mut plan = plan(&folder, 100);
-    plan.save_interval = 5;
-    plan.early_stopping = Some(EarlyStopping { patience: 3, min_delta: 0.01 });
+    let mut options = options(&folder, 100);
+    options.save_interval = 5;
+    options.early_stopping = Some(EarlyStopping { patience: 3, min_delta: 0.01 });
     let scores = vec![1.0, 0.5, 0.495, 0.6, 0.7, 0.1];
-    let (notes, ended) = run(&mut Rows { scores, ..Rows::new() }, &plan);
-    let [_, released] = ended.unwrap();
-    assert!(notes[0].contains("was best at step 10, 0.5000, and not better in 3 evaluations"), "{notes:?}");
+    let (notes, result) = run(&mut MatrixTask { scores, ..MatrixTask::new() }, &options);
+    let [_, released] = result.unwrap();
+    assert!(notes[0].contains("did not improve in 3 evaluations; best 0.5000 at step 10"), "{notes:?}");
     let record = record(&folder);
     assert_eq!((record.status, record.step), (Status::Finished, 25));
     let released = tiny_cats::checkpoint::open(&released, Default::default()).unwrap();
@@ -292,12 +293,13 @@ fn a_run_that_gets_no_better_is_stopped_and_its_best_is_released() {
 }
 
 #[test]
-fn of_two_averages_the_one_that_is_evaluated_better_is_released() {
+fn the_moving_average_with_the_better_evaluation_is_released() {
     let (_dir, folder) = folder();
-    let mut plan = plan(&folder, 10);
-    plan.optimizer.ema = vec![0.9, 0.1];
-    plan.save_interval = 5;
-    let [_, released] = run(&mut Rows { scores: vec![0.9, 0.8, 0.7, 0.6], ..Rows::new() }, &plan).1.unwrap();
+    let mut options = options(&folder, 10);
+    options.optimizer.ema = vec![0.9, 0.1];
+    options.save_interval = 5;
+    let [_, released] =
+        run(&mut MatrixTask { scores: vec![0.9, 0.8, 0.7, 0.6], ..MatrixTask::new() }, &options).1.unwrap();
     let (last, best) = (state(&folder, 10), record(&folder).best.unwrap());
     assert_eq!((best.step, best.average, best.value), (10, 1, 0.6));
     assert!(last.ema != last.ema2);
@@ -306,79 +308,79 @@ fn of_two_averages_the_one_that_is_evaluated_better_is_released() {
     assert!(tiny_cats::checkpoint::open(&released, Default::default()).unwrap().weights == last.ema2);
 }
 
-/// The newest states are kept, and the best besides; metrics of steps that were lost are, too.
+/// The five newest states and the best one are kept. Metrics of steps after the last state are removed when a run resumes.
 #[test]
-fn five_states_and_the_best_are_kept_and_lost_steps_leave_no_metrics() {
+fn the_five_newest_states_and_the_best_are_kept_and_metrics_of_lost_steps_are_removed() {
     let (_dir, folder) = folder();
     std::fs::create_dir_all(&folder).unwrap();
-    // A process was killed before its first state, in the middle of a line.
+    // A process was killed before it saved its first state, while it wrote a line.
     std::fs::write(folder.join("metrics.jsonl"), "{\"step\":1,\"loss\":1}\n{\"step\":2,\"lo").unwrap();
-    let mut plan = plan(&folder, 9);
-    plan.save_interval = 1;
+    let mut options = options(&folder, 9);
+    options.save_interval = 1;
     let scores = (0..9).map(f64::from).collect();
-    run(&mut Rows { scores, ..Rows::new() }, &plan).1.unwrap();
-    let mut kept: Vec<u64> = std::fs::read_dir(&folder)
+    run(&mut MatrixTask { scores, ..MatrixTask::new() }, &options).1.unwrap();
+    let mut steps: Vec<u64> = std::fs::read_dir(&folder)
         .unwrap()
         .filter_map(|entry| {
             entry.unwrap().file_name().to_str()?.strip_prefix("rows_step_")?.get(..8)?.parse().ok()
         })
         .collect();
-    kept.sort_unstable();
-    assert_eq!(kept, [1, 5, 6, 7, 8, 9]);
+    steps.sort_unstable();
+    assert_eq!(steps, [1, 5, 6, 7, 8, 9]);
     let metrics = std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
     let lines: Vec<Value> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len(), 18, "nine steps and nine evaluations");
 }
 
 #[test]
-fn a_run_is_stopped_in_the_middle_of_a_step_and_ends_in_the_same_bytes() {
-    let (_dir, left_alone) = folder();
-    let alone = run(&mut Rows::new(), &plan(&left_alone, 30)).1.unwrap();
+fn a_run_that_is_stopped_within_a_step_resumes_with_identical_results() {
+    let (_dir, reference) = folder();
+    let expected = run(&mut MatrixTask::new(), &options(&reference, 30)).1.unwrap();
     let (_dir, folder) = folder();
-    let stopped = plan(&folder, 30);
-    let control = stopped.control.clone();
+    let interrupted = options(&folder, 30);
+    let control = interrupted.control.clone();
     let slow = Some((11, Duration::from_secs(4)));
     let thread = std::thread::spawn({
-        let stopped = stopped.clone();
-        move || run(&mut Rows { slow, ..Rows::new() }, &stopped).1.is_ok()
+        let interrupted = interrupted.clone();
+        move || run(&mut MatrixTask { slow, ..MatrixTask::new() }, &interrupted).1.is_ok()
     });
     while !folder.join("metrics.jsonl").exists() || record(&folder).steps == 0 {
         std::thread::sleep(Duration::from_millis(1));
     }
     std::thread::sleep(Duration::from_millis(300));
-    let asked = Instant::now();
-    let held = control.stop().unwrap();
-    let (step, path) = held.at.clone().unwrap();
-    assert!(asked.elapsed() < Duration::from_secs(2), "a step at work is not waited for");
+    let start = Instant::now();
+    let stopped = control.stop().unwrap();
+    let (step, path) = stopped.at.clone().unwrap();
+    assert!(start.elapsed() < Duration::from_secs(2), "stopping does not wait for the current step");
     assert_eq!(step, 11);
     assert_eq!(record(&folder).status, Status::Stopped);
-    // The run as the process would leave it, ended here and now.
-    let left = tempfile::tempdir().unwrap();
-    let left = left.path().join("run");
-    std::fs::create_dir(&left).unwrap();
+    // A copy of the folder as it would be if the process ended now.
+    let copy = tempfile::tempdir().unwrap();
+    let copy = copy.path().join("run");
+    std::fs::create_dir(&copy).unwrap();
     for file in ["metrics.jsonl", "run.json", "config.toml", path.file_name().unwrap().to_str().unwrap()] {
-        std::fs::copy(folder.join(file), left.join(file)).unwrap();
+        std::fs::copy(folder.join(file), copy.join(file)).unwrap();
     }
-    drop(held);
-    let resumed = run(&mut Rows::new(), &plan(&left, 30)).1.unwrap();
-    for (a, b) in alone.iter().zip(&resumed) {
+    drop(stopped);
+    let resumed = run(&mut MatrixTask::new(), &options(&copy, 30)).1.unwrap();
+    for (a, b) in expected.iter().zip(&resumed) {
         assert!(std::fs::read(a).unwrap() == std::fs::read(b).unwrap(), "{} differs", b.display());
     }
     let metrics =
         |folder: &Path| std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap().lines().count();
-    assert_eq!(metrics(&left), 30);
+    assert_eq!(metrics(&copy), 30);
     assert!(!thread.join().unwrap() || metrics(&folder) == 30);
 }
 
 #[test]
-fn in_f16_the_loss_scale_is_found_and_overflows_do_not_stop_the_run() {
+fn f16_overflows_lower_the_loss_scale_and_do_not_end_the_run() {
     let (_dir, folder) = folder();
-    let mut plan = plan(&folder, 12);
-    plan.tape.precision = Precision::F16;
-    plan.max_skipped_steps = 2;
-    // Gradients of some 50: times 65536 they are beyond what f16 holds.
-    let batches = Arc::new(Numbers { broken: Vec::new(), size: 10.0 });
-    run(&mut Rows { batches, ..Rows::new() }, &plan).1.unwrap();
+    let mut options = options(&folder, 12);
+    options.tape.precision = Precision::F16;
+    options.max_skipped_steps = 2;
+    // Gradients of about 50: with the loss scale of 65536 they overflow in f16.
+    let batches = Arc::new(RowSource { nan_items: Vec::new(), scale: 10.0 });
+    run(&mut MatrixTask { batches, ..MatrixTask::new() }, &options).1.unwrap();
     let progress = &state(&folder, 12).meta["progress"];
     let (scale, skipped) =
         (progress["loss_scale"]["value"].as_f64().unwrap(), progress["skipped"].as_u64().unwrap());
@@ -386,22 +388,22 @@ fn in_f16_the_loss_scale_is_found_and_overflows_do_not_stop_the_run() {
     assert_eq!(progress["skipped_in_a_row"], 0);
 }
 
-/// Resident memory of this process in bytes.
+/// The resident memory of this process, in bytes.
 #[cfg(target_os = "linux")]
 fn resident() -> u64 {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
     4096 * pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap()
 }
 
-/// With next to nothing to compute, what is left is the engine: it takes less than a millisecond a step, and memory stays flat.
+/// The task computes almost nothing, so that this measures the engine: less than 1 ms per step, and no growth of memory.
 #[test]
-fn the_engine_itself_takes_little_time_and_no_more_memory_from_step_to_step() {
+fn the_engine_has_a_small_overhead_and_constant_memory() {
     let (_dir, folder) = folder();
-    let mut plan = plan(&folder, 5000);
-    (plan.save_interval, plan.log_interval) = (500, 1);
+    let mut options = options(&folder, 5000);
+    (options.save_interval, options.log_interval) = (500, 1);
     let mut last = Instant::now();
     let (mut times, mut memory) = (Vec::new(), Vec::new());
-    train(&mut Rows::new(), &plan, &mut |event| {
+    train(&mut MatrixTask::new(), &options, &mut |event| {
         if let Event::Step(step) = event {
             times.push(last.elapsed());
             last = Instant::now();
@@ -416,7 +418,7 @@ fn the_engine_itself_takes_little_time_and_no_more_memory_from_step_to_step() {
     .unwrap();
     times.sort();
     let median = times[times.len() / 2];
-    println!("{median:?} a step; resident {memory:?}");
-    assert!(median < Duration::from_millis(1), "{median:?} a step");
+    println!("{median:?} per step; resident {memory:?}");
+    assert!(median < Duration::from_millis(1), "{median:?} per step");
     assert!(memory[9] < memory[1] + (4 << 20), "{memory:?}");
 }

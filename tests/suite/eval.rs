@@ -1,4 +1,4 @@
-//! `tiny-cats eval` as a user has it.
+//! End-to-end tests of `tiny-cats eval`.
 
 use std::{fs, path::Path, sync::LazyLock};
 
@@ -17,8 +17,8 @@ use tiny_cats_export::{
 };
 use tiny_cats_models::{Array, Head, Init, ResNetConfig, Scope, Tensor, TinyDitConfig, Weights, init};
 
-/// A folder of synthetic pictures in `synth`, and untrained networks: `judge` classifies (as .onnx, .safetensors and .pt),
-/// `pen.safetensors` draws, `pixels.onnx` returns the picture itself.
+/// A folder with synthetic images in `synth` and untrained networks: the classifier `classifier` (as .onnx, .safetensors and .pt), the
+/// generator `generator.safetensors`, and `pixels.onnx`, which returns its input.
 static WORK: LazyLock<TempDir> = LazyLock::new(|| {
     let dir = TempDir::new().expect("a temporary folder");
     let path = dir.path();
@@ -27,27 +27,27 @@ static WORK: LazyLock<TempDir> = LazyLock::new(|| {
     let config =
         ResNetConfig { depth: 18, width: 4, classes: classes.len(), head: Head::Plain, batch_norm: true };
     let mut weights = init(&config.specs().unwrap(), 3);
-    // Large enough that it takes pictures for different things, and is sure of some.
+    // Large enough for different predictions, some with high confidence.
     weights.get_mut("fc.weight").unwrap().data_mut().iter_mut().for_each(|w| *w *= 400.0);
     let meta = ModelMeta::resnet(&config, 32, classes.clone());
-    checkpoint::write_safetensors(&path.join("judge.safetensors"), &weights, &meta).unwrap();
-    checkpoint::write_torch(&path.join("judge.pt"), &weights, &meta).unwrap();
-    fs::write(path.join("judge.onnx"), to_onnx(&meta, &weights, DEFAULT_OPSET).unwrap()).unwrap();
+    checkpoint::write_safetensors(&path.join("classifier.safetensors"), &weights, &meta).unwrap();
+    checkpoint::write_torch(&path.join("classifier.pt"), &weights, &meta).unwrap();
+    fs::write(path.join("classifier.onnx"), to_onnx(&meta, &weights, DEFAULT_OPSET).unwrap()).unwrap();
     let config = TinyDitConfig::named("nano", 16, classes.len()).unwrap();
     let weights = init(&config.cost().unwrap().params, 5);
     let meta = ModelMeta::tiny_dit(&config, classes);
-    checkpoint::write_safetensors(&path.join("pen.safetensors"), &weights, &meta).unwrap();
+    checkpoint::write_safetensors(&path.join("generator.safetensors"), &weights, &meta).unwrap();
     fs::write(path.join("pixels.onnx"), graph(&[3, 8, 8], |x| x.reshape(&[192]).unwrap())).unwrap();
     dir
 });
 
-/// An ONNX file without a word about itself.
-fn graph<V>(dims: &[usize], make: impl FnOnce(tiny_cats_export::onnx::Value) -> V) -> Vec<u8>
+/// An ONNX file without metadata.
+fn graph<V>(dims: &[usize], build: impl FnOnce(tiny_cats_export::onnx::Value) -> V) -> Vec<u8>
 where
     V: std::borrow::Borrow<tiny_cats_export::onnx::Value>,
 {
     let graph = OnnxGraph::new(DEFAULT_OPSET).unwrap();
-    let output = make(graph.floats("picture", dims).unwrap());
+    let output = build(graph.floats("image", dims).unwrap());
     graph.finish(&[("output", output.borrow())], &[]).unwrap()
 }
 
@@ -60,37 +60,38 @@ fn eval(args: &[&str]) -> String {
 }
 
 #[test]
-fn a_classifier_is_as_good_as_what_it_says_of_each_picture() {
+fn classifier_metrics_match_single_predictions() {
     let dir = WORK.path();
     let data = Dataset::open(dir.join("synth")).unwrap();
     let paths: Vec<String> = data.files.iter().map(|f| format!("synth/{}", f.path.display())).collect();
-    let mut args = vec!["classify", "--model", "judge.onnx", "--json", "--top-k", "13"];
+    let mut args = vec!["classify", "--model", "classifier.onnx", "--json", "--top-k", "13"];
     args.extend(paths.iter().map(String::as_str));
     let items: Value = serde_json::from_slice(&run(CATS, dir, &args).stdout).unwrap();
-    let (mut right, mut among, mut likelihood) = (0, 0, 0.0);
+    let (mut top1, mut top3, mut likelihood) = (0, 0, 0.0);
     let mut bins = [[0.0; 2]; 15];
     for (item, file) in items.as_array().unwrap().iter().zip(&data.files) {
         let truth = data.classes[file.label as usize].as_str();
         let top = item["top"].as_array().unwrap();
         let probability = |i: usize| top[i]["probability"].as_f64().unwrap();
-        let place = top.iter().position(|c| c["class"] == truth).unwrap();
-        right += u32::from(place == 0);
-        among += u32::from(place < 3);
-        likelihood -= probability(place).ln();
+        let rank = top.iter().position(|c| c["class"] == truth).unwrap();
+        top1 += u32::from(rank == 0);
+        top3 += u32::from(rank < 3);
+        likelihood -= probability(rank).ln();
         let bin = (15.0 * probability(0)).ceil() as usize - 1;
         bins[bin][0] += probability(0);
-        bins[bin][1] += f64::from(u8::from(place == 0));
+        bins[bin][1] += f64::from(u8::from(rank == 0));
     }
     let n = data.files.len() as f64;
-    let gap = bins.iter().map(|[sure, right]| (sure - right).abs()).sum::<f64>() / n;
+    let gap = bins.iter().map(|[confidence, correct]| (confidence - correct).abs()).sum::<f64>() / n;
     let mut reports = Vec::new();
-    for (model, batch) in [("judge.onnx", "16"), ("judge.safetensors", "5"), ("judge.pt", "1")] {
+    for (model, batch) in [("classifier.onnx", "16"), ("classifier.safetensors", "5"), ("classifier.pt", "1")]
+    {
         let more = ["--split", "all", "--json", "c.json", "--confusion", "c.png", "--batch", batch];
-        let said = eval(&[&["classifier", "synth", "--model", model], &more[..]].concat());
+        let output = eval(&[&["classifier", "synth", "--model", model], &more[..]].concat());
         let report = read(&dir.join("c.json"));
         let results = &report["results"];
-        assert_eq!(results["top1"]["correct"], right, "{said}");
-        assert_eq!(results["top3"]["correct"], among);
+        assert_eq!(results["top1"]["correct"], top1, "{output}");
+        assert_eq!(results["top3"]["correct"], top3);
         let near = |field: &str, expected: f64| {
             let found = results[field].as_f64().unwrap();
             assert!((found - expected).abs() < 1e-4, "{model}: {field} {found}, expected {expected}");
@@ -98,60 +99,69 @@ fn a_classifier_is_as_good_as_what_it_says_of_each_picture() {
         near("negative_log_likelihood", likelihood / n);
         near("expected_calibration_error", gap);
         assert!(
-            said.contains(&format!("({right} of 78;")) && said.contains("expected calibration error"),
-            "{said}"
+            output.contains(&format!("({top1} of 78;")) && output.contains("expected calibration error"),
+            "{output}"
         );
         assert_eq!(report["model"]["file"], model);
         assert_eq!(report["data"]["fingerprint"], data.fingerprint);
         assert!(image::open(dir.join("c.png")).unwrap().width() > 13 * 44);
         reports.push(results.clone());
     }
-    assert!(right > 0 && f64::from(right) < n && gap > 0.01, "{right} {gap}");
+    assert!(top1 > 0 && f64::from(top1) < n && gap > 0.01, "{top1} {gap}");
     assert!(reports.iter().all(|r| r["confusion"] == reports[0]["confusion"]));
 }
 
 #[test]
-fn a_part_of_the_data_is_only_that_and_bad_photographs_are_told() {
+fn a_split_is_evaluated_alone_and_invalid_images_are_reported() {
     let dir = TempDir::new_in(WORK.path()).unwrap();
     succeeds(CATS, dir.path(), &["data", "synth", "some", "--per-class", "8", "--size", "24"]);
     let data = Dataset::open(dir.path().join("some")).unwrap();
     let test = data.part(Split::Test);
-    // It breaks behind its header, so that only decoding it shows.
+    // The damage is after the header, so that only decoding finds it.
     let bad = dir.path().join("some").join(&test.files[0].path);
     let mut bytes = fs::read(&bad).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle..middle + 40].fill(0);
     fs::write(&bad, bytes).unwrap();
-    fs::write(dir.path().join("some/Bengal/note.txt"), "no picture").unwrap();
-    let args = ["eval", "classifier", "some", "--model", "../judge.onnx", "--json", "c.json"];
-    let said = succeeds(CATS, dir.path(), &args);
+    fs::write(dir.path().join("some/Bengal/note.txt"), "not an image").unwrap();
+    let args = ["eval", "classifier", "some", "--model", "../classifier.onnx", "--json", "c.json"];
+    let output = succeeds(CATS, dir.path(), &args);
     let report = read(&dir.path().join("c.json"));
     assert_eq!(report["results"]["pictures"], test.files.len() - 1);
     assert_eq!(report["data"]["skipped"].as_array().unwrap().len(), 1);
     for name in [test.files[0].path.to_str().unwrap(), "Bengal/note.txt"] {
-        assert!(said.contains(&format!("skipped {name}: ")), "{said}");
+        assert!(output.contains(&format!("skipped {name}: ")), "{output}");
     }
     let limited = [&args[..], &["--limit-files", "5", "--split", "train"]].concat();
     succeeds(CATS, dir.path(), &limited);
     assert_eq!(read(&dir.path().join("c.json"))["results"]["pictures"], 5);
 }
 
-/// What is common to evaluations of the generator here.
+/// Arguments of all evaluations of the generator.
 const DIT: [&str; 8] =
-    ["dit", "synth", "--classifier", "judge.onnx", "--runtime", "candle", "--bootstrap", "20"];
+    ["dit", "synth", "--classifier", "classifier.onnx", "--runtime", "candle", "--bootstrap", "20"];
 
 #[test]
-fn a_generator_draws_in_proportion_and_its_evaluation_repeats() {
+fn classes_are_generated_in_proportion_and_evaluation_is_deterministic() {
     let dir = WORK.path();
-    let draw = ["--model", "pen.safetensors", "--samples", "20", "--steps", "1", "--cfg", "1", "--seed", "7"];
+    let generation =
+        ["--model", "generator.safetensors", "--samples", "20", "--steps", "1", "--cfg", "1", "--seed", "7"];
     let mut reports = Vec::new();
     for batch in ["16", "16", "7"] {
-        let more =
-            ["--features", "judge.safetensors", "--json", "d.json", "--sheet", "d.png", "--batch", batch];
-        let said = eval(&[&DIT[..], &draw, &more].concat());
+        let more = [
+            "--features",
+            "classifier.safetensors",
+            "--json",
+            "d.json",
+            "--sheet",
+            "d.png",
+            "--batch",
+            batch,
+        ];
+        let output = eval(&[&DIT[..], &generation, &more].concat());
         assert!(
-            said.contains("warning: Fréchet distance: 20 pictures are too few for 32 features"),
-            "{said}"
+            output.contains("warning: Fréchet distance: 20 images are too few for 32 features"),
+            "{output}"
         );
         reports.push(fs::read_to_string(dir.join("d.json")).unwrap());
     }
@@ -166,12 +176,12 @@ fn a_generator_draws_in_proportion_and_its_evaluation_repeats() {
     assert_eq!(report["results"]["real"], 78);
     assert_eq!(report["results"]["features"], 32);
     let number = |path: &str| report.pointer(path).unwrap_or(&Value::Null).as_f64().unwrap_or(f64::NAN);
-    // Untrained, it draws nothing like a cat.
+    // The untrained generator generates nothing like a cat.
     assert!(number("/results/frechet") > 2.0 * number("/real_halves/frechet"));
     assert!(number("/results/frechet_interval/low") < number("/results/frechet"));
     assert!(number("/results/kernel/interval/low") > 0.0);
     assert!(number("/results/density_coverage/coverage") < 0.5);
-    // All alike and grey, its pictures are near to many, but copies of none.
+    // Its images are uniformly gray: near to many training images, but copies of none.
     assert_eq!(number("/nearest_training_picture/pixels/copied"), 0.0);
     assert!(image::open(dir.join("d.png")).is_ok());
     for hash in
@@ -182,9 +192,11 @@ fn a_generator_draws_in_proportion_and_its_evaluation_repeats() {
 }
 
 #[test]
-fn the_real_pictures_themselves_are_perfect_and_memorised() {
+fn training_images_have_perfect_scores_and_count_as_copied() {
     let dir = WORK.path();
-    eval(&[&DIT[..], &["--images", "synth", "--features", "judge.onnx", "--json", "same.json"]].concat());
+    eval(
+        &[&DIT[..], &["--images", "synth", "--features", "classifier.onnx", "--json", "same.json"]].concat(),
+    );
     let report = read(&dir.join("same.json"));
     let results = &report["results"];
     assert!(results["frechet"].as_f64().unwrap() < 1e-6, "{results}");
@@ -199,20 +211,21 @@ fn the_real_pictures_themselves_are_perfect_and_memorised() {
         assert_eq!(report["nearest_training_picture"][space]["copied"], 1.0);
         assert_eq!(report["nearest_training_picture"][space]["median"], 0.0);
     }
-    // Pictures from a folder have the class of the folder that they are in.
+    // Images from a folder have the class of their subfolder.
     let breeds = &report["breed_as_asked"];
     assert_eq!(breeds["drawn"]["pictures"], 78);
     assert_eq!(breeds["drawn"]["confusion"], breeds["real"]["confusion"]);
 }
 
-/// With a network that returns the prepared picture, all is known: both sides are brought to one size, then prepared alike.
+/// With a network that returns its input, the expected features are known: both sets are resized to one size and preprocessed alike.
 #[test]
-fn any_onnx_file_makes_the_features_and_both_sides_are_prepared_alike() {
+fn any_onnx_file_can_compute_features_and_both_sets_are_preprocessed_alike() {
     let dir = WORK.path();
-    let how = ["--features-resize", "8", "--features-mean", "0.5,0.5,0.5", "--features-std", "0.5,0.5,0.5"];
+    let preprocessing =
+        ["--features-resize", "8", "--features-mean", "0.5,0.5,0.5", "--features-std", "0.5,0.5,0.5"];
     let data = Dataset::open(dir.join("synth")).unwrap();
     for runtime in ["tract", "ort"] {
-        // Where one is set up, as scripts/test does, it has to work.
+        // ONNX Runtime is optional here; scripts/test sets it up.
         if runtime == "ort" && std::env::var_os("ORT_DYLIB_PATH").is_none() {
             continue;
         }
@@ -226,8 +239,8 @@ fn any_onnx_file_makes_the_features_and_both_sides_are_prepared_alike() {
             "--json",
             "p.json",
         ];
-        let judge = ["--classifier", "judge.onnx", "--bootstrap", "0", "--runtime", runtime];
-        eval(&[&["dit", "synth"], &judge[..], &rest, &how].concat());
+        let classifier = ["--classifier", "classifier.onnx", "--bootstrap", "0", "--runtime", runtime];
+        eval(&[&["dit", "synth"], &classifier[..], &rest, &preprocessing].concat());
         let report = read(&dir.join("p.json"));
         let images = Images::load(&data, 8, None, &Cache::Memory).unwrap();
         let row = |i: usize| {
@@ -238,11 +251,11 @@ fn any_onnx_file_makes_the_features_and_both_sides_are_prepared_alike() {
             (0..3).flat_map(plane).collect::<Vec<f32>>()
         };
         let all: Vec<usize> = (0..images.len()).collect();
-        let of =
+        let features =
             |chosen: &[usize]| Features::new(192, chosen.iter().flat_map(|&i| row(i)).collect()).unwrap();
         let bengals: Vec<usize> = all.iter().copied().filter(|&i| images.label(i) == 1).collect();
-        let real = of(&all);
-        let expected = frechet_distance(&real, &of(&bengals)).unwrap();
+        let real = features(&all);
+        let expected = frechet_distance(&real, &features(&bengals)).unwrap();
         let found = report["results"]["frechet"].as_f64().unwrap();
         assert!((found - expected).abs() < 1e-4 * expected, "{runtime}: {found}, expected {expected}");
         let [a, b] = random_halves(&real, 0).unwrap();
@@ -255,14 +268,14 @@ fn any_onnx_file_makes_the_features_and_both_sides_are_prepared_alike() {
 }
 
 #[test]
-fn what_makes_no_sense_is_refused_in_one_line() {
+fn invalid_arguments_and_models_give_one_line_errors() {
     let dir = WORK.path();
     let nan = Weights::from([("bias".to_owned(), Array::new([768], vec![f32::NAN; 768]).unwrap())]);
     let damaged = {
         let graph = OnnxGraph::new(DEFAULT_OPSET).unwrap();
         let mut source = graph.source(&nan);
         let bias = Scope::root(&mut source).param("bias", [768], Init::Zeros).unwrap();
-        let x = graph.floats("picture", &[3, 16, 16]).unwrap().reshape(&[768]).unwrap();
+        let x = graph.floats("image", &[3, 16, 16]).unwrap().reshape(&[768]).unwrap();
         graph.finish(&[("output", &x.add_param(&bias).unwrap())], &[]).unwrap()
     };
     let two = {
@@ -276,9 +289,9 @@ fn what_makes_no_sense_is_refused_in_one_line() {
         ("same.onnx", graph(&[3, 16, 16], |x| x)),
         ("flat.onnx", graph(&[768], |x| x)),
         ("wide.onnx", graph(&[3, 16, 8], |x| x.reshape(&[384]).unwrap())),
-        ("grey.onnx", graph(&[1, 16, 16], |x| x.reshape(&[256]).unwrap())),
+        ("gray.onnx", graph(&[1, 16, 16], |x| x.reshape(&[256]).unwrap())),
         ("huge.onnx", graph(&[3, 1 << 20, 1 << 20], |x| x)),
-        ("text.onnx", b"no network".to_vec()),
+        ("text.onnx", b"not a network".to_vec()),
     ] {
         fs::write(dir.join(name), bytes).unwrap();
     }
@@ -289,36 +302,40 @@ fn what_makes_no_sense_is_refused_in_one_line() {
     fs::create_dir_all(dir.join("unknown/Dragon")).unwrap();
     fs::copy(&png, dir.join("unknown/Dragon/a.png")).unwrap();
     let images =
-        ["dit", "synth", "--images", "synth/Bengal", "--bootstrap", "0", "--classifier", "judge.onnx"];
-    let pen = ["dit", "synth", "--model", "pen.safetensors"];
-    let judge = ["classifier", "synth", "--model", "judge.onnx"];
-    let mut wrong: Vec<String> = Vec::new();
+        ["dit", "synth", "--images", "synth/Bengal", "--bootstrap", "0", "--classifier", "classifier.onnx"];
+    let generator = ["dit", "synth", "--model", "generator.safetensors"];
+    let classifier = ["classifier", "synth", "--model", "classifier.onnx"];
+    let mut failures: Vec<String> = Vec::new();
     for (base, args, expected) in [
         (&images[..], &["--features", "text.onnx"][..], "error: text.onnx: ONNX: "),
         (&images, &["--features", "missing.onnx"], "error: missing.onnx: No such file"),
-        (&images, &["--features", "pen.safetensors"], "error: pen.safetensors: task: expected a classifier"),
+        (
+            &images,
+            &["--features", "generator.safetensors"],
+            "error: generator.safetensors: task: expected a classifier",
+        ),
         (
             &images,
             &["--features", "two.onnx"],
-            "error: two.onnx: inputs: expected one input, a picture, found 2",
+            "error: two.onnx: inputs: expected one image input, found 2 inputs",
         ),
         (
             &images,
             &["--features", "flat.onnx"],
-            "error: flat.onnx: inputs: picture: expected 32-bit floats [batch, 3, size, size]",
+            "error: flat.onnx: inputs: image: expected 32-bit floats [batch, 3, size, size]",
         ),
-        (&images, &["--features", "wide.onnx"], "error: wide.onnx: inputs: picture: expected 32-bit floats"),
-        (&images, &["--features", "grey.onnx"], "error: grey.onnx: inputs: picture: expected 32-bit floats"),
-        (&images, &["--features", "huge.onnx"], "error: huge.onnx: inputs: picture: expected 32-bit floats"),
+        (&images, &["--features", "wide.onnx"], "error: wide.onnx: inputs: image: expected 32-bit floats"),
+        (&images, &["--features", "gray.onnx"], "error: gray.onnx: inputs: image: expected 32-bit floats"),
+        (&images, &["--features", "huge.onnx"], "error: huge.onnx: inputs: image: expected 32-bit floats"),
         (
             &images,
             &["--features", "same.onnx"],
-            "error: same.onnx: tract: the features' file is no feature extractor: expected an output of [16, f",
+            "error: same.onnx: tract: expected a feature extractor with output [16, f",
         ),
         (
             &images,
             &["--features", "damaged.onnx"],
-            "error: damaged.onnx: tract: the network returned features that are no finite numbers",
+            "error: damaged.onnx: tract: the network returned features that are not finite",
         ),
         (&images, &["--features", "pixels.onnx", "--features-resize", "7"], "error: resize: expected 8 to"),
         (
@@ -329,17 +346,17 @@ fn what_makes_no_sense_is_refused_in_one_line() {
         (
             &images,
             &["--features", "pixels.onnx", "--runtime", "candle"],
-            "error: pixels.onnx: candle: it computes definitions",
+            "error: pixels.onnx: candle: expected a runtime of graphs",
         ),
-        (&images, &["--features", "judge.onnx", "--features-resize", "64"], "error: --features-resize"),
+        (&images, &["--features", "classifier.onnx", "--features-resize", "64"], "error: --features-resize"),
         (
             &["dit", "synth", "--images", "synth/Bengal"],
-            &["--features", "judge.onnx", "--bootstrap", "1000000000"],
+            &["--features", "classifier.onnx", "--bootstrap", "1000000000"],
             "error: bootstrap: expected at most",
         ),
         (
             &images,
-            &["--features", "judge.onnx", "--image-size", "100000"],
+            &["--features", "classifier.onnx", "--image-size", "100000"],
             "error: --image-size: expected 8 to 1024, found 100000",
         ),
         (&images, &["--batch", "0"], "error: batch: expected 1 to 1024, found 0"),
@@ -348,49 +365,57 @@ fn what_makes_no_sense_is_refused_in_one_line() {
         (&images, &["--sheet", "d.jpg"], "error: --sheet d.jpg: expected a name that ends in .png"),
         (
             &["dit", "synth", "--images", "one"],
-            &["--features", "judge.onnx"],
-            "error: Fréchet distance: expected at least 2 pictures",
+            &["--features", "classifier.onnx"],
+            "error: Fréchet distance: expected at least 2 images",
         ),
-        (&["dit", "synth", "--images", "none"], &[], "error: --images none: there is no usable picture"),
+        (&["dit", "synth", "--images", "none"], &[], "error: --images none: no usable image found"),
         (&["dit", "synth", "--images", "missing"], &[], "error: --images missing: "),
         (
             &["dit", "one", "--images", "synth"],
-            &["--features", "judge.onnx"],
-            "error: Fréchet distance: expected at least 2 pictures",
+            &["--features", "classifier.onnx"],
+            "error: Fréchet distance: expected at least 2 images",
         ),
-        (&pen, &["--samples", "1"], "error: --samples: expected 2 to 100000, found 1"),
-        (&pen, &["--limit-files", "1"], "error: --limit-files: expected at least 2, found 1"),
-        (&pen, &["--samples", "4", "--steps", "0"], "error: steps: expected 1 to"),
+        (&generator, &["--samples", "1"], "error: --samples: expected 2 to 100000, found 1"),
+        (&generator, &["--limit-files", "1"], "error: --limit-files: expected at least 2, found 1"),
+        (&generator, &["--samples", "4", "--steps", "0"], "error: steps: expected 1 to"),
         (
-            &["dit", "unknown", "--model", "pen.safetensors"],
+            &["dit", "unknown", "--model", "generator.safetensors"],
             &[],
-            "error: unknown: the generator draws no \"Dragon\"",
+            "error: unknown: the generator has no class \"Dragon\"",
         ),
         (&["dit", "missing"], &[], "error: missing: No such file"),
-        (&judge, &["--split", "test", "--limit-files", "0"], "error: --limit-files: expected at least 1"),
-        (&judge, &["--confusion", "c.gif"], "error: --confusion c.gif: expected a name that ends in .png"),
         (
-            &["classifier", "unknown", "--model", "judge.onnx"],
+            &classifier,
+            &["--split", "test", "--limit-files", "0"],
+            "error: --limit-files: expected at least 1",
+        ),
+        (
+            &classifier,
+            &["--confusion", "c.gif"],
+            "error: --confusion c.gif: expected a name that ends in .png",
+        ),
+        (
+            &["classifier", "unknown", "--model", "classifier.onnx"],
             &["--split", "all"],
-            "error: unknown: the model knows no class \"Dragon\"",
+            "error: unknown: the model has no class \"Dragon\"",
         ),
         (
-            &["classifier", "one", "--model", "judge.onnx"],
+            &["classifier", "one", "--model", "classifier.onnx"],
             &[],
-            "error: one: there are no test pictures; --split all",
+            "error: one: no test images found; pass --split all",
         ),
         (
-            &["classifier", "synth", "--model", "pen.safetensors"],
+            &["classifier", "synth", "--model", "generator.safetensors"],
             &[],
-            "error: pen.safetensors: task: expected a classifier",
+            "error: generator.safetensors: task: expected a classifier",
         ),
         (&["classifier", "synth", "--model", "text.onnx"], &[], "error: text.onnx: ONNX: "),
     ] {
-        let said = fails(CATS, dir, &[&["eval"], base, args].concat());
-        let last = said.lines().last().unwrap_or_default();
+        let error = fails(CATS, dir, &[&["eval"], base, args].concat());
+        let last = error.lines().last().unwrap_or_default();
         if !last.starts_with(expected) {
-            wrong.push(format!("{base:?} {args:?}: {last}"));
+            failures.push(format!("{base:?} {args:?}: {last}"));
         }
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }

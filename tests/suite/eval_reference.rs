@@ -1,5 +1,5 @@
-//! Every measure of an evaluation, held against published programs: `fixtures/evaluate/reference.py` says which, and has the formulas of
-//! the features that both sides compute.
+//! Compares every metric of an evaluation with published implementations. `fixtures/evaluate/reference.py` lists them, and contains the
+//! formulas of the features, which both sides compute.
 
 use std::{path::Path, process::Command};
 
@@ -10,7 +10,7 @@ use tiny_cats::evaluate::{
 };
 use tiny_cats_export::{Candidate, Prediction};
 
-/// Numbers from 0 to 1 in steps of 2⁻²⁴: SplitMix64 from the name's FNV-1a hash on.
+/// Numbers from 0 to 1 in steps of 2⁻²⁴: SplitMix64, seeded with the FNV-1a hash of `name`.
 fn uniform(name: &str, n: usize) -> Vec<f64> {
     let hash = |h: u64, byte| (h ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3);
     let state = name.bytes().fold(0xCBF2_9CE4_8422_2325, hash);
@@ -33,15 +33,18 @@ fn features(name: &str, side: &str, rows: usize, dims: usize) -> Features {
     Features::new(dims, (0..rows * dims).map(value).collect()).unwrap()
 }
 
-/// That `value` is what every program says that `measure` is.
+/// Checks that `value` matches the results of all reference implementations for `metric`.
 #[track_caller]
-fn agrees(case: &Value, measure: &str, value: f64, tolerance: f64) {
+fn check_metric(case: &Value, metric: &str, value: f64, tolerance: f64) {
     let name = &case["name"];
-    let said: Vec<(&String, f64)> =
-        case[measure].as_object().unwrap().iter().filter_map(|(by, v)| Some((by, v.as_f64()?))).collect();
-    assert!(!said.is_empty(), "{name}: nobody says {measure}");
-    for (by, said) in said {
-        assert!((value - said).abs() <= tolerance, "{name}: {measure} is {value}, by {by} {said}");
+    let references: Vec<(&String, f64)> =
+        case[metric].as_object().unwrap().iter().filter_map(|(by, v)| Some((by, v.as_f64()?))).collect();
+    assert!(!references.is_empty(), "{name}: no reference for {metric}");
+    for (by, expected) in references {
+        assert!(
+            (value - expected).abs() <= tolerance,
+            "{name}: {metric}: {by}: expected {expected}, found {value}"
+        );
     }
 }
 
@@ -52,30 +55,30 @@ fn check(reference: &Value) {
         let number = |field: &str| case[field].as_u64().unwrap() as usize;
         let (name, dims) = (case["name"].as_str().unwrap(), number("dims"));
         let real = features(name, "real", number("real"), dims);
-        let drawn = features(name, "drawn", number("drawn"), dims);
-        // Roots of eigenvalues that are 0 but for rounding: the other programs agree among themselves no better where there are such.
-        let singular = real.len().min(drawn.len()) <= dims;
+        let generated = features(name, "drawn", number("drawn"), dims);
+        // For singular covariances, roots of eigenvalues near 0 amplify rounding errors; the reference implementations differ by as much.
+        let singular = real.len().min(generated.len()) <= dims;
         let tolerance = if singular { 1e-5 } else { 1e-8 };
-        agrees(case, "fid", frechet_distance(&real, &drawn).unwrap(), tolerance * dims as f64);
-        let kid = kernel_distance(&real, &drawn, (1, 2), 0, 0).unwrap();
-        agrees(case, "kid", kid.distance, 1e-9);
-        // PyTorch's means are f32.
-        let both = precision_recall(&real, &drawn, PRECISION_NEIGHBORS).unwrap();
-        agrees(case, "precision", both.precision, 1e-6);
-        agrees(case, "recall", both.recall, 1e-6);
-        let both = density_coverage(&real, &drawn, DENSITY_NEIGHBORS).unwrap();
-        agrees(case, "density", both.density, 1e-12);
-        agrees(case, "coverage", both.coverage, 1e-12);
+        check_metric(case, "fid", frechet_distance(&real, &generated).unwrap(), tolerance * dims as f64);
+        let kid = kernel_distance(&real, &generated, (1, 2), 0, 0).unwrap();
+        check_metric(case, "kid", kid.distance, 1e-9);
+        // PyTorch computes these means in f32.
+        let scores = precision_recall(&real, &generated, PRECISION_NEIGHBORS).unwrap();
+        check_metric(case, "precision", scores.precision, 1e-6);
+        check_metric(case, "recall", scores.recall, 1e-6);
+        let scores = density_coverage(&real, &generated, DENSITY_NEIGHBORS).unwrap();
+        check_metric(case, "density", scores.density, 1e-12);
+        check_metric(case, "coverage", scores.coverage, 1e-12);
     }
     check_classified(&reference["classified"]);
 }
 
 fn check_classified(case: &Value) {
     let number = |field: &str| case[field].as_u64().unwrap() as usize;
-    let (name, pictures, classes) = (case["name"].as_str().unwrap(), number("pictures"), number("classes"));
+    let (name, images, classes) = (case["name"].as_str().unwrap(), number("pictures"), number("classes"));
     let names: Vec<String> = (0..classes).map(|i| i.to_string()).collect();
-    let logits = uniform(&format!("{name}.logits"), pictures * classes);
-    let anything = uniform(&format!("{name}.labels"), pictures);
+    let logits = uniform(&format!("{name}.logits"), images * classes);
+    let random = uniform(&format!("{name}.labels"), images);
     let mut result = Classification::new(&names);
     for (i, row) in logits.chunks(classes).enumerate() {
         let highest = 6.0 * row.iter().copied().fold(0.0, f64::max);
@@ -88,8 +91,8 @@ fn check_classified(case: &Value) {
         };
         let mut candidates: Vec<Candidate> = powers.iter().enumerate().map(candidate).collect();
         candidates.sort_by(|a, b| b.probability.total_cmp(&a.probability));
-        let any = ((anything[i] * classes as f64) as usize).min(classes - 1);
-        let truth = if i % 2 == 0 { candidates[0].label } else { any };
+        let label = ((random[i] * classes as f64) as usize).min(classes - 1);
+        let truth = if i % 2 == 0 { candidates[0].label } else { label };
         result.add(truth, &Prediction { candidates });
     }
     let report = result.report();
@@ -108,13 +111,13 @@ fn check_classified(case: &Value) {
 }
 
 #[test]
-fn measures_are_those_of_published_programs() {
+fn metrics_match_published_implementations() {
     check(&serde_json::from_str(include_str!("../fixtures/evaluate/reference.json")).unwrap());
 }
 
 #[test]
-#[ignore = "wants a Python with scipy, scikit-learn, torch-fidelity and prdc: TINY_CATS_PYTHON=python cargo test -- --ignored"]
-fn measures_of_larger_sets_are_those_of_published_programs() {
+#[ignore = "needs a Python with scipy, scikit-learn, torch-fidelity and prdc: TINY_CATS_PYTHON=python cargo test -- --ignored"]
+fn metrics_of_larger_sets_match_published_implementations() {
     let python = std::env::var_os("TINY_CATS_PYTHON").expect("TINY_CATS_PYTHON names a Python");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/evaluate/reference.py");
     for size in ["small", "large"] {

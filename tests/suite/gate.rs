@@ -1,4 +1,4 @@
-//! `tiny-cats eval gate` as a user has it.
+//! End-to-end tests of `tiny-cats eval gate`.
 
 use std::{fs, path::Path, sync::LazyLock};
 
@@ -12,8 +12,8 @@ use tiny_cats::{
 use tiny_cats_export::{ModelMeta, onnx::DEFAULT_OPSET, to_onnx};
 use tiny_cats_models::{Head, ResNetConfig, TinyDitConfig, init};
 
-/// A folder of synthetic pictures in `synth`, and untrained networks: `judge.onnx` classifies, `pen.onnx` draws; `blind.onnx` knows other
-/// classes.
+/// A folder with synthetic images in `synth` and untrained networks: `classifier.onnx`, `generator.onnx`, and
+/// `other_classes.onnx`, a classifier of other classes.
 static WORK: LazyLock<TempDir> = LazyLock::new(|| {
     let dir = TempDir::new().expect("a temporary folder");
     let path = dir.path();
@@ -22,18 +22,18 @@ static WORK: LazyLock<TempDir> = LazyLock::new(|| {
     let config =
         ResNetConfig { depth: 18, width: 4, classes: classes.len(), head: Head::Plain, batch_norm: true };
     let mut weights = init(&config.specs().unwrap(), 3);
-    // Large enough that it takes pictures for different things.
+    // Large enough for different predictions.
     weights.get_mut("fc.weight").unwrap().data_mut().iter_mut().for_each(|w| *w *= 400.0);
     let others: Vec<String> = (0..classes.len()).map(|i| format!("Lion_{i}")).collect();
-    for (name, classes) in [("judge.onnx", &classes), ("blind.onnx", &others)] {
+    for (name, classes) in [("classifier.onnx", &classes), ("other_classes.onnx", &others)] {
         let meta = ModelMeta::resnet(&config, 32, classes.clone());
         fs::write(path.join(name), to_onnx(&meta, &weights, DEFAULT_OPSET).unwrap()).unwrap();
     }
     let config = TinyDitConfig::named("nano", 16, classes.len()).unwrap();
     let weights = init(&config.cost().unwrap().params, 5);
     let mut meta = ModelMeta::tiny_dit(&config, classes);
-    fs::write(path.join("pen.onnx"), to_onnx(&meta, &weights, DEFAULT_OPSET).unwrap()).unwrap();
-    checkpoint::write_safetensors(&path.join("pen.safetensors"), &weights, &meta).unwrap();
+    fs::write(path.join("generator.onnx"), to_onnx(&meta, &weights, DEFAULT_OPSET).unwrap()).unwrap();
+    checkpoint::write_safetensors(&path.join("generator.safetensors"), &weights, &meta).unwrap();
     meta.classes[0] = "Lion".into();
     checkpoint::write_safetensors(&path.join("lion.safetensors"), &weights, &meta).unwrap();
     dir
@@ -43,21 +43,21 @@ fn read(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// What the gate says of the untrained generator: on standard output, and on the standard error stream.
+/// Runs the gate on the untrained generator, which must fail. Returns its standard output and standard error.
 #[track_caller]
-fn turned_away(more: &[&str]) -> [String; 2] {
-    let fixed = ["eval", "gate", "synth", "--classifier", "judge.onnx", "--count", "2", "--steps", "1"];
+fn failing_gate(more: &[&str]) -> [String; 2] {
+    let fixed = ["eval", "gate", "synth", "--classifier", "classifier.onnx", "--count", "2", "--steps", "1"];
     let output = run(CATS, WORK.path(), &[&fixed, more].concat());
-    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
-    assert_eq!(output.status.code(), Some(1), "{said:?}");
-    said
+    let streams = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    assert_eq!(output.status.code(), Some(1), "{streams:?}");
+    streams
 }
 
 #[test]
-fn an_untrained_generator_is_turned_away_with_a_line_for_each_reason_and_all_figures() {
+fn an_untrained_generator_fails_with_one_line_per_criterion_and_a_report() {
     let dir = WORK.path();
-    let args = ["--model", "pen.onnx", "--seed", "7", "--output", "g.json", "--sheet", "g.png"];
-    let [said, errors] = turned_away(&args);
+    let args = ["--model", "generator.onnx", "--seed", "7", "--output", "g.json", "--sheet", "g.png"];
+    let [output, errors] = failing_gate(&args);
     let report = read(&dir.join("g.json"));
     let criteria = report["criteria"].as_array().unwrap();
     let names: Vec<&str> = criteria.iter().map(|c| c["name"].as_str().unwrap()).collect();
@@ -65,21 +65,22 @@ fn an_untrained_generator_is_turned_away_with_a_line_for_each_reason_and_all_fig
         names,
         ["compression", "breed as asked", "kernel distance", "nearest training picture", "runtimes"]
     );
-    // All alike and smooth, its pictures are near to everything and like nothing; but the file computes what it should.
+    // Its images are uniform and smooth: near to every training image, but unlike real ones. The runtimes agree.
     for (i, passed) in [(0, true), (2, false), (3, false), (4, true)] {
-        assert_eq!(criteria[i]["passed"], passed, "{said}");
+        assert_eq!(criteria[i]["passed"], passed, "{output}");
     }
     assert_eq!(report["passed"], false);
     for criterion in criteria {
         let (name, passed) = (criterion["name"].as_str().unwrap(), criterion["passed"] == true);
-        let starts = |text: &str, with: &str| text.lines().filter(|line| line.starts_with(with)).count();
+        let count_lines =
+            |text: &str, prefix: &str| text.lines().filter(|line| line.starts_with(prefix)).count();
         let word = if passed { "passed" } else { "FAILED" };
-        assert_eq!(starts(&said, &format!("{word}  {name}: ")), 1, "{said}");
-        assert_eq!(starts(&errors, &format!("error: {name}: ")), usize::from(!passed), "{errors}");
+        assert_eq!(count_lines(&output, &format!("{word}  {name}: ")), 1, "{output}");
+        assert_eq!(count_lines(&errors, &format!("error: {name}: ")), usize::from(!passed), "{errors}");
         if let Some(value) = criterion["value"].as_f64().filter(|_| name != "runtimes") {
             let bound = criterion["bound"].as_f64().unwrap();
-            let holds = if criterion["expected"] == "less" { value < bound } else { value >= bound };
-            assert_eq!(holds, passed, "{criterion}");
+            let is_met = if criterion["expected"] == "less" { value < bound } else { value >= bound };
+            assert_eq!(is_met, passed, "{criterion}");
         }
     }
     let number = |path: &str| report.pointer(path).unwrap_or(&Value::Null).as_f64().unwrap_or(f64::NAN);
@@ -94,48 +95,52 @@ fn an_untrained_generator_is_turned_away_with_a_line_for_each_reason_and_all_fig
     assert!(number("/criteria/3/detail/drawn/percentile_5") <= number("/criteria/3/value"));
     assert!(number("/criteria/4/detail/runtimes/0/trajectory_psnr") > 50.0);
     assert_eq!((&report["seed"], &report["count"], &report["steps"]), (&7.into(), &2.into(), &1.into()));
-    assert_eq!(report["model"]["file"], "pen.onnx");
+    assert_eq!(report["model"]["file"], "generator.onnx");
     let text = fs::read_to_string(dir.join("g.json")).unwrap();
     assert!(!text.contains(&dir.display().to_string()), "{text}");
 
-    // The grid is that of `generate`, and the same again from a checkpoint in other batches, as are all figures.
+    // The grid equals that of `generate`. The numbers are equal for a checkpoint with another batch size.
     let n = (2 * data.classes.len()).to_string();
-    let draw = ["generate", "--model", "pen.onnx", "-n", &n, "--steps", "1", "--seed", "7", "-o", "same.png"];
-    succeeds(CATS, dir, &draw);
+    let args =
+        ["generate", "--model", "generator.onnx", "-n", &n, "--steps", "1", "--seed", "7", "-o", "same.png"];
+    succeeds(CATS, dir, &args);
     let open = |name: &str| image::open(dir.join(name)).unwrap();
     assert!(open("g.png") == open("same.png"));
-    turned_away(&["--model", "pen.safetensors", "--seed", "7", "--output", "h.json", "--batch", "5"]);
-    let again = read(&dir.join("h.json"));
+    failing_gate(&["--model", "generator.safetensors", "--seed", "7", "--output", "h.json", "--batch", "5"]);
+    let repeated = read(&dir.join("h.json"));
     for i in [0, 1, 3] {
-        assert_eq!(again["criteria"][i], report["criteria"][i]);
+        assert_eq!(repeated["criteria"][i], report["criteria"][i]);
     }
 }
 
 #[test]
-fn another_judge_finds_the_breeds_and_what_makes_no_sense_is_one_line() {
+fn invalid_arguments_and_models_give_one_line_errors() {
     let dir = WORK.path();
-    let none = Path::new("none").join("g.json");
-    let mut wrong = Vec::new();
+    let missing = Path::new("none").join("g.json");
+    let mut failures = Vec::new();
     for (args, expected) in [
         (&["synth", "--count", "0"][..], "error: --count: expected 1 to 1000, found 0"),
         (&["synth", "--output", "g.txt"], "error: --output g.txt: expected a name that ends in .json"),
-        (&["synth", "--output", none.to_str().unwrap()], "error: --output none"),
+        (&["synth", "--output", missing.to_str().unwrap()], "error: --output none"),
         (&["synth", "--sheet", "g.jpg"], "error: --sheet g.jpg: expected a name that ends in .png"),
-        (&["synth", "--model", "judge.onnx"], "error: judge.onnx: task: expected a generator"),
-        (&["synth", "--model", "pen.onnx", "--steps", "0"], "error: steps: expected 1 to"),
-        (&["synth", "--classifier", "pen.onnx"], "error: pen.onnx: task: expected a classifier"),
+        (&["synth", "--model", "classifier.onnx"], "error: classifier.onnx: task: expected a generator"),
+        (&["synth", "--model", "generator.onnx", "--steps", "0"], "error: steps: expected 1 to"),
+        (&["synth", "--classifier", "generator.onnx"], "error: generator.onnx: task: expected a classifier"),
         (&["synth", "--judge", "missing.onnx"], "error: missing.onnx: No such file"),
         (
-            &["synth", "--model", "pen.onnx", "--judge", "blind.onnx"],
-            "error: blind.onnx: the judge knows no class",
+            &["synth", "--model", "generator.onnx", "--judge", "other_classes.onnx"],
+            "error: other_classes.onnx: this classifier has no class",
         ),
-        (&["synth", "--model", "lion.safetensors"], "error: synth: the generator draws no \"Abyssinian\""),
+        (
+            &["synth", "--model", "lion.safetensors"],
+            "error: synth: the generator has no class \"Abyssinian\"",
+        ),
         (&["missing"], "error: missing: No such file"),
     ] {
-        let said = fails(CATS, dir, &[&["eval", "gate"], args].concat());
-        if !said.starts_with(expected) {
-            wrong.push(format!("{args:?}: {said}"));
+        let error = fails(CATS, dir, &[&["eval", "gate"], args].concat());
+        if !error.starts_with(expected) {
+            failures.push(format!("{args:?}: {error}"));
         }
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }

@@ -1,4 +1,4 @@
-//! What networks are trained on does not depend on who prepares it.
+//! Training batches do not depend on the number of workers or threads, nor on the order of loading.
 
 use std::sync::Arc;
 
@@ -18,13 +18,13 @@ use tiny_cats_models::{
 
 const SIZE: usize = 32;
 
-/// Both tasks' batches of the same pictures, changed as much as can be.
+/// The batch sources of both tasks for the same images, with full augmentation.
 fn tasks() -> (TempDir, [Arc<dyn BatchSource>; 2]) {
     let dir = TempDir::new().unwrap();
     let root = dir.path().join("cats");
     synth::write(&root, &SynthManifest::new(2, 40, 0).unwrap(), |_| {}).unwrap();
     let data = Dataset::open(root).unwrap();
-    let cache = Cache::At(dir.path().join("cache"));
+    let cache = Cache::Folder(dir.path().join("cache"));
     let generator = DitOptions {
         network: TinyDitConfig::named("nano", SIZE, 13).unwrap(),
         flow: Flow::default(),
@@ -53,7 +53,7 @@ fn tasks() -> (TempDir, [Arc<dyn BatchSource>; 2]) {
     (dir, [generator.batches(), classifier.batches()])
 }
 
-/// Every bit of a batch.
+/// The bytes of all tensors of a batch.
 fn bytes(batch: &Batch) -> Vec<Vec<u8>> {
     let tensor = |tensor: &candle_core::Tensor| -> Vec<u8> {
         let tensor = tensor.flatten_all().unwrap();
@@ -66,14 +66,14 @@ fn bytes(batch: &Batch) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn batches_are_the_same_to_the_last_bit_whoever_makes_them_and_after_whatever_jumps() {
+fn batches_are_identical_for_any_number_of_workers_and_order_of_positions() {
     let (_dir, tasks) = tasks();
     let mut stream = Stream::new(5, Purpose::Order, 0);
-    // The data have 26 pictures: some of these runs end an epoch in the middle of a batch.
+    // The data set has 26 images: some of these sequences end an epoch within a batch.
     let mut positions = Vec::new();
     for _ in 0..8 {
-        let start = u64::from(stream.below(200));
-        positions.extend((0..u64::from(1 + stream.below(4))).map(|i| start + 8 * i));
+        let start = u64::from(stream.uniform_int(200));
+        positions.extend((0..u64::from(1 + stream.uniform_int(4))).map(|i| start + 8 * i));
     }
     for task in tasks {
         let all = |workers: usize| -> Vec<Vec<Vec<u8>>> {
@@ -81,8 +81,8 @@ fn batches_are_the_same_to_the_last_bit_whoever_makes_them_and_after_whatever_ju
             positions.iter().map(|&position| bytes(&loader.load(position).unwrap())).collect()
         };
         let expected = all(0);
-        for (places, pair) in positions.windows(2).zip(expected.windows(2)) {
-            assert_eq!(places[0] == places[1], pair[0] == pair[1], "{places:?}");
+        for (pair, contents) in positions.windows(2).zip(expected.windows(2)) {
+            assert_eq!(pair[0] == pair[1], contents[0] == contents[1], "{pair:?}");
         }
         for workers in [1, 3] {
             assert!(all(workers) == expected, "{workers} workers");
@@ -95,11 +95,11 @@ fn batches_are_the_same_to_the_last_bit_whoever_makes_them_and_after_whatever_ju
 }
 
 #[test]
-fn what_a_generator_is_shown_at_a_position_does_not_depend_on_the_batch_it_is_in() {
+fn a_generator_item_does_not_depend_on_its_batch() {
     let (_dir, [generator, _]) = tasks();
     let batch = bytes(&generator.batch(21, 10).unwrap());
-    let alone: Vec<_> = (21..31).map(|position| bytes(&generator.batch(position, 1).unwrap())).collect();
+    let single: Vec<_> = (21..31).map(|position| bytes(&generator.batch(position, 1).unwrap())).collect();
     for (i, tensor) in batch.iter().enumerate() {
-        assert!(*tensor == alone.iter().flat_map(|one| one[i].clone()).collect::<Vec<u8>>(), "tensor {i}");
+        assert!(*tensor == single.iter().flat_map(|item| item[i].clone()).collect::<Vec<u8>>(), "tensor {i}");
     }
 }

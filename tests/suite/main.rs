@@ -1,5 +1,5 @@
-//! All tests of the programs and of the library, but for those that count memory: one program is built and linked faster than one for each
-//! file.
+//! All integration tests of the library and the programs, except those that count memory. They are one program because it links faster
+//! than one per file.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! The app at Modal, tested in Python with Modal's own client: what each function would ask for, and the container's code as processes here.
-//! scripts/test sets up the client and names its folder.
+//! Runs the Python tests of the Modal app, with Modal's own client: the resources that each function requests, and the container's code in
+//! local processes. scripts/test installs the client and sets `TINY_CATS_MODAL` to its folder.
 
 use std::process::Command;
 
@@ -7,11 +7,12 @@ const CATS: &str = env!("CARGO_BIN_EXE_tiny-cats");
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/modal/tests");
 const CLIENT: &str = "TINY_CATS_MODAL";
 
+/// Runs the Python tests in the files that match `pattern`.
 #[track_caller]
-fn python(pattern: &str) {
+fn run_python_tests(pattern: &str) {
     let client = std::env::var_os(CLIENT);
     let client = client
-        .unwrap_or_else(|| panic!("{CLIENT} names no folder with Modal's client: scripts/test sets it up"));
+        .unwrap_or_else(|| panic!("{CLIENT}: expected the folder of Modal's client; scripts/test sets it"));
     let output = Command::new("python3")
         .args(["-m", "unittest", "discover", "-s", FOLDER, "-p", pattern])
         .env("PYTHONPATH", client)
@@ -20,20 +21,21 @@ fn python(pattern: &str) {
         .env("TINY_CATS_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"))
         .output()
         .expect("python3 starts");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    // That none were found would be a success, too.
-    let ran = said.lines().find_map(|line| line.strip_prefix("Ran ")?.split(' ').next()?.parse::<u32>().ok());
-    assert!(ran > Some(5), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    // unittest also succeeds if it finds no tests.
+    let count =
+        stderr.lines().find_map(|line| line.strip_prefix("Ran ")?.split(' ').next()?.parse::<u32>().ok());
+    assert!(count > Some(5), "{stderr}");
 }
 
 #[test]
-fn functions_ask_modal_for_what_they_need() {
-    python("test_app.py");
+fn functions_request_their_resources_from_modal() {
+    run_python_tests("test_app.py");
 }
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_container_ends_its_run_in_the_same_bytes_whatever_interrupts_it() {
-    python("test_run.py");
+fn interrupted_containers_end_with_identical_results() {
+    run_python_tests("test_run.py");
 }

@@ -1,4 +1,4 @@
-//! Whole networks through the training reading.
+//! Complete TinyDiT networks: gradients on the tape, and independence of the batch.
 
 use candle_core::{DType, Device, Tensor as CandleTensor};
 use tiny_cats_models::{
@@ -22,8 +22,8 @@ fn config(layout: Layout) -> TinyDitConfig {
     }
 }
 
-/// Initial weights with everything that begins at zero lifted, as if some steps had been taken.
-fn lifted(config: &TinyDitConfig) -> Weights {
+/// Initial weights, with noise in the zero-initialized arrays, as after some optimizer steps.
+fn perturbed_weights(config: &TinyDitConfig) -> Weights {
     let mut weights = init(&config.cost().unwrap().params, 3);
     for (i, array) in weights.values_mut().enumerate() {
         if array.data().iter().all(|&v| v == 0.0) {
@@ -57,10 +57,10 @@ fn loss(config: &TinyDitConfig, weights: &Weights) -> Var {
 }
 
 #[test]
-fn every_parameter_has_a_gradient_that_is_a_number_and_not_zero() {
+fn every_parameter_has_a_finite_nonzero_gradient() {
     for layout in [Layout::Modern, Layout::Legacy] {
         let config = config(layout);
-        let weights = lifted(&config);
+        let weights = perturbed_weights(&config);
         let gradients = loss(&config, &weights).backward(1.0).unwrap();
         for (name, array) in &weights {
             let gradient = gradients.get(name).unwrap_or_else(|| panic!("{name} has no gradient"));
@@ -74,43 +74,46 @@ fn every_parameter_has_a_gradient_that_is_a_number_and_not_zero() {
 }
 
 #[test]
-fn a_step_against_the_gradient_lowers_the_loss_as_much_as_it_promises() {
+fn a_gradient_step_reduces_the_loss_as_predicted() {
     for layout in [Layout::Modern, Layout::Legacy] {
         let config = config(layout);
-        let weights = lifted(&config);
-        let at = loss(&config, &weights);
+        let weights = perturbed_weights(&config);
+        let initial_loss = loss(&config, &weights);
         let value = |v: &Var| f64::from(v.value().to_scalar::<f32>().unwrap());
-        let before = value(&at);
-        let gradients = at.backward(1.0).unwrap();
-        let (mut moved, mut promised) = (weights.clone(), 0.0);
-        for (name, array) in &mut moved {
+        let before = value(&initial_loss);
+        let gradients = initial_loss.backward(1.0).unwrap();
+        let (mut updated, mut predicted) = (weights.clone(), 0.0);
+        for (name, array) in &mut updated {
             let gradient = gradients[name].flatten_all().unwrap().to_vec1::<f32>().unwrap();
             for (v, g) in array.data_mut().iter_mut().zip(gradient) {
                 *v -= 1e-3 * g;
-                promised += 1e-3 * f64::from(g) * f64::from(g);
+                predicted += 1e-3 * f64::from(g) * f64::from(g);
             }
         }
-        let gained = before - value(&loss(&config, &moved));
-        assert!((gained / promised - 1.0).abs() < 0.05, "{layout:?}: promised {promised}, gained {gained}");
+        let measured = before - value(&loss(&config, &updated));
+        assert!(
+            (measured / predicted - 1.0).abs() < 0.05,
+            "{layout:?}: predicted {predicted}, measured {measured}"
+        );
     }
 }
 
 #[test]
-fn a_picture_does_not_depend_on_the_batch_it_is_in() {
+fn an_image_does_not_depend_on_its_batch() {
     for layout in [Layout::Modern, Layout::Legacy] {
         let config = config(layout);
-        let mut params = Params::new(&lifted(&config), DType::F32, &Device::Cpu).unwrap();
+        let mut params = Params::new(&perturbed_weights(&config), DType::F32, &Device::Cpu).unwrap();
         let model = TinyDit::<CandleValue>::new(&config, &mut Scope::root(&mut params)).unwrap();
         let run = |inputs: [CandleTensor; 3]| -> Vec<f32> {
             let [x, t, label] = inputs.map(CandleValue::new);
             let y = model.forward(&x, &t, &label).unwrap().into_inner();
             y.flatten_all().unwrap().to_vec1().unwrap()
         };
-        let together = run(inputs(4));
-        let scale = together.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let batched = run(inputs(4));
+        let scale = batched.iter().fold(0f32, |max, v| max.max(v.abs()));
         for item in 0..4 {
-            let alone = run(inputs(4).map(|v| v.narrow(0, item, 1).unwrap()));
-            for (a, b) in alone.iter().zip(&together[item * 768..]) {
+            let single = run(inputs(4).map(|v| v.narrow(0, item, 1).unwrap()));
+            for (a, b) in single.iter().zip(&batched[item * 768..]) {
                 assert!((a - b).abs() <= 1e-4 * scale, "{layout:?}, item {item}: {a} and {b}");
             }
         }

@@ -1,4 +1,4 @@
-//! Every operation of the vocabulary through every backend. A new operation is one line in [`cases`].
+//! Every tensor operation on every backend. A new operation is one line in [`cases`].
 
 use candle_core::{DType, Device, Tensor as CandleTensor, Var as CandleVar};
 use tiny_cats_export::{
@@ -14,26 +14,26 @@ use tiny_cats_models::{
     tape::{Param, Tape, Var},
 };
 
-/// What an input or parameter holds.
+/// The values of an input or parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
-    /// Normal numbers, in and out of gradients.
+    /// Normally distributed, with a gradient.
     Real,
-    /// Numbers from 0.5 to 1.5 that no gradient is wanted for: running statistics, times.
+    /// From 0.5 to 1.5, without a gradient: running statistics, times.
     Fixed,
-    /// Whole numbers below 4: labels.
+    /// Integers from 0 to 3, without a gradient: labels.
     Label,
 }
 use Kind::{Fixed, Label, Real};
 
-/// An operation with the shapes to try it on; inputs' shapes are without the batch.
+/// An operation and the shapes that it is tested with. The shapes of inputs lack the batch axis.
 trait Operation {
     const NAME: &'static str;
-    /// Whether training computes what inference does (batch normalisation does not).
+    /// True if training computes the same as inference; batch normalization does not.
     const SAME_IN_TRAINING: bool = true;
-    /// Whether candle's autograd knows its gradients: it fails on convolutions whose stride leaves another rest of the height than of
-    /// the width.
-    const KNOWN_TO_CANDLE: bool = true;
+    /// True if candle's autograd supports the operation. It fails on convolutions whose stride leaves different remainders of the
+    /// height and of the width.
+    const SUPPORTED_BY_CANDLE: bool = true;
     fn inputs(&self) -> Vec<(Kind, Vec<usize>)>;
     fn params(&self) -> Vec<(Kind, Vec<usize>)>;
     fn run<T: Tensor>(&self, x: &[T], p: &[T::Param]) -> Result<T>;
@@ -44,12 +44,12 @@ const BATCH: usize = 3;
 fn values(stream: u64, kind: Kind, dims: &[usize]) -> Array {
     let mut s = Stream::new(11, Purpose::Synthetic, stream);
     let n = dims.iter().product();
-    let one = |_| match kind {
+    let value = |_| match kind {
         Real => s.normal() as f32,
         Fixed => 0.5 + s.uniform() as f32,
-        Label => s.below(4) as f32,
+        Label => s.uniform_int(4) as f32,
     };
-    Array::new(dims, (0..n).map(one).collect()).unwrap()
+    Array::new(dims, (0..n).map(value).collect()).unwrap()
 }
 
 fn batched(dims: &[usize]) -> Vec<usize> {
@@ -71,12 +71,12 @@ fn tensor(kind: Kind, array: &Array, dtype: DType) -> CandleTensor {
     to_device(array, if kind == Label { DType::U32 } else { dtype }, &Device::Cpu).unwrap()
 }
 
-/// All values and parameters as f64 or f32 tensors: inputs first.
+/// The inputs, then the parameters, as tensors. Labels are u32, all others are of type `dtype`.
 fn tensors(op: &impl Operation, dtype: DType) -> Vec<(Kind, CandleTensor)> {
     inputs(op).iter().chain(&params(op)).map(|(kind, array)| (*kind, tensor(*kind, array, dtype))).collect()
 }
 
-fn on_tape<O: Operation>(op: &O, all: &[(Kind, CandleTensor)], precision: Precision) -> Var {
+fn run_on_tape<O: Operation>(op: &O, all: &[(Kind, CandleTensor)], precision: Precision) -> Var {
     let tape = Tape::with_options(TapeOptions { checkpoint: true, precision });
     let vars: Vec<Var> = all
         .iter()
@@ -91,49 +91,49 @@ fn on_tape<O: Operation>(op: &O, all: &[(Kind, CandleTensor)], precision: Precis
     op.run(x, &p).unwrap_or_else(|e| panic!("{}: {e}", O::NAME))
 }
 
-fn plain<O: Operation>(op: &O, all: &[CandleTensor]) -> CandleTensor {
+fn run_on_candle<O: Operation>(op: &O, all: &[CandleTensor]) -> CandleTensor {
     let (x, p) = all.split_at(op.inputs().len());
     let x: Vec<CandleValue> = x.iter().cloned().map(CandleValue::new).collect();
     op.run(&x, p).unwrap_or_else(|e| panic!("{}: {e}", O::NAME)).into_inner()
 }
 
-/// `Σ c·y` and, for every real input, its gradient, where `c` are fixed random numbers.
+/// Computes `Σ c·y` for fixed random numbers `c`, and its gradient with respect to every real input and parameter.
 fn loss_and_gradients<O: Operation>(op: &O, all: &[(Kind, CandleTensor)]) -> (f64, Vec<Option<Vec<f64>>>) {
-    loss_and_gradients_in(op, all, Precision::F32)
+    loss_and_gradients_with(op, all, Precision::F32)
 }
 
-fn loss_and_gradients_in<O: Operation>(
+fn loss_and_gradients_with<O: Operation>(
     op: &O,
     all: &[(Kind, CandleTensor)],
     precision: Precision,
 ) -> (f64, Vec<Option<Vec<f64>>>) {
-    let y = on_tape(op, all, precision);
+    let y = run_on_tape(op, all, precision);
     let dtype = if y.value().dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let c = to_device(&values(999, Real, y.value().dims()), dtype, &Device::Cpu).unwrap();
-    let tape_c = y.mul(&y.tape().constant(c)).unwrap();
-    let sum = tape_c.value().sum_all().unwrap().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap();
-    let mut gradients = tape_c.backward(1.0).unwrap();
-    let take = |i: usize| {
+    let product = y.mul(&y.tape().constant(c)).unwrap();
+    let sum = product.value().sum_all().unwrap().to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap();
+    let mut gradients = product.backward(1.0).unwrap();
+    let remove_gradient = |i: usize| {
         let gradient = gradients.remove(&i.to_string())?.to_dtype(DType::F64).unwrap();
         assert_eq!(gradient.dims(), all[i].1.dims(), "{}: gradient {i}", O::NAME);
         Some(gradient.flatten_all().unwrap().to_vec1().unwrap())
     };
-    (sum, (0..all.len()).map(take).collect())
+    (sum, (0..all.len()).map(remove_gradient).collect())
 }
 
-fn close(what: &str, a: &[f64], b: &[f64], tolerance: f64) {
-    assert_eq!(a.len(), b.len(), "{what}");
+fn assert_close(case: &str, a: &[f64], b: &[f64], tolerance: f64) {
+    assert_eq!(a.len(), b.len(), "{case}");
     for (i, (a, b)) in a.iter().zip(b).enumerate() {
-        assert!((a - b).abs() <= tolerance * (1.0 + a.abs().max(b.abs())), "{what}, value {i}: {a} and {b}");
+        assert!((a - b).abs() <= tolerance * (1.0 + a.abs().max(b.abs())), "{case}, value {i}: {a} and {b}");
     }
 }
 
-fn flat(t: &CandleTensor) -> Vec<f64> {
+fn to_flat(t: &CandleTensor) -> Vec<f64> {
     t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// The tape's gradients are the slopes of its own forward pass.
-fn finite_differences<O: Operation>(op: &O) {
+/// Compares the tape's gradients with finite differences of its forward pass.
+fn check_finite_differences<O: Operation>(op: &O) {
     let all = tensors(op, DType::F64);
     let (_, gradients) = loss_and_gradients(op, &all);
     for (i, (kind, t)) in all.iter().enumerate() {
@@ -142,24 +142,24 @@ fn finite_differences<O: Operation>(op: &O) {
             continue;
         }
         let gradient = gradients[i].as_ref().unwrap_or_else(|| panic!("{}: no gradient {i}", O::NAME));
-        let base = flat(t);
-        let at = |j: usize, step: f64| {
-            let mut moved = base.clone();
-            moved[j] += step;
+        let base = to_flat(t);
+        let loss_at = |j: usize, step: f64| {
+            let mut shifted = base.clone();
+            shifted[j] += step;
             let mut all = all.clone();
-            all[i].1 = CandleTensor::from_vec(moved, t.shape(), &Device::Cpu).unwrap();
+            all[i].1 = CandleTensor::from_vec(shifted, t.shape(), &Device::Cpu).unwrap();
             loss_and_gradients(op, &all).0
         };
-        // Every value of small tensors, a spread of those of large ones.
+        // All values of a small tensor, evenly spaced values of a large one.
         for j in (0..base.len()).step_by(base.len() / 48 + 1) {
-            let slope = (at(j, 1e-5) - at(j, -1e-5)) / 2e-5;
-            close(&format!("{}: slope {j} of input {i}", O::NAME), &[gradient[j]], &[slope], 1e-7);
+            let slope = (loss_at(j, 1e-5) - loss_at(j, -1e-5)) / 2e-5;
+            assert_close(&format!("{}: slope {j} of input {i}", O::NAME), &[gradient[j]], &[slope], 1e-7);
         }
     }
 }
 
-/// The tape's gradients are those of candle's autograd on the composition of candle's own operations.
-fn candle_autograd<O: Operation>(op: &O) {
+/// Compares the tape's gradients with those of candle's autograd over candle's own operations.
+fn check_candle_autograd<O: Operation>(op: &O) {
     let all = tensors(op, DType::F64);
     let (_, gradients) = loss_and_gradients(op, &all);
     let vars: Vec<CandleVar> = all.iter().map(|(_, t)| CandleVar::from_tensor(t).unwrap()).collect();
@@ -168,100 +168,106 @@ fn candle_autograd<O: Operation>(op: &O) {
         .zip(&all)
         .map(|(v, (k, t))| if *k == Real { v.as_tensor().clone() } else { t.clone() })
         .collect();
-    let y = with_candle_ops(|| plain(op, &leaves));
+    let y = with_candle_ops(|| run_on_candle(op, &leaves));
     let c = to_device(&values(999, Real, y.dims()), DType::F64, &Device::Cpu).unwrap();
-    let theirs = (y * c).unwrap().sum_all().unwrap().backward().unwrap();
+    let reference = (y * c).unwrap().sum_all().unwrap().backward().unwrap();
     for (i, gradient) in gradients.iter().enumerate() {
         let Some(gradient) = gradient else { continue };
-        let their = theirs.get(&vars[i]).unwrap_or_else(|| panic!("{}: candle has no gradient {i}", O::NAME));
-        close(&format!("{}: gradient {i} against candle's", O::NAME), gradient, &flat(their), 1e-9);
+        let expected =
+            reference.get(&vars[i]).unwrap_or_else(|| panic!("{}: candle has no gradient {i}", O::NAME));
+        assert_close(
+            &format!("{}: gradient {i} against candle's", O::NAME),
+            gradient,
+            &to_flat(expected),
+            1e-9,
+        );
     }
 }
 
-/// The fused kernels compute, forward and backward, what the compositions do, in f32.
-fn fused_and_plain<O: Operation>(op: &O) {
+/// Compares the fused kernels with compositions of candle's operations, forward and backward, in f32.
+fn check_fused_kernels<O: Operation>(op: &O) {
     let all = tensors(op, DType::F32);
     let fused = loss_and_gradients(op, &all);
     let reference = with_candle_ops(|| loss_and_gradients(op, &all));
     for (i, pair) in fused.1.iter().zip(&reference.1).enumerate() {
         if let (Some(a), Some(b)) = pair {
-            close(&format!("{}: fused gradient {i}", O::NAME), a, b, 2e-5);
+            assert_close(&format!("{}: fused gradient {i}", O::NAME), a, b, 2e-5);
         }
     }
-    let bare: Vec<CandleTensor> = all.iter().map(|(_, t)| t.clone()).collect();
-    let (a, b) = (plain(op, &bare), with_candle_ops(|| plain(op, &bare)));
-    close(&format!("{}: fused value", O::NAME), &flat(&a), &flat(&b), 1e-5);
+    let operands: Vec<CandleTensor> = all.iter().map(|(_, t)| t.clone()).collect();
+    let (a, b) = (run_on_candle(op, &operands), with_candle_ops(|| run_on_candle(op, &operands)));
+    assert_close(&format!("{}: fused value", O::NAME), &to_flat(&a), &to_flat(&b), 1e-5);
     if O::SAME_IN_TRAINING {
-        close(
+        assert_close(
             &format!("{}: training value", O::NAME),
-            &flat(on_tape(op, &all, Precision::F32).value()),
-            &flat(&a),
+            &to_flat(run_on_tape(op, &all, Precision::F32).value()),
+            &to_flat(&a),
             1e-6,
         );
     }
 }
 
-/// In half precision, and from values in halves, an operation makes what it makes in f32, to some roundings of its largest values; so do
-/// the compositions, which multiply halves as a GPU does (candle cannot multiply bf16 on a processor).
-fn in_halves<O: Operation>(op: &O) {
+/// Compares results and gradients in half precision, from inputs in half precision, with those in f64 within some roundings. It checks the
+/// kernels and, in f16, the compositions of candle's operations, which multiply as a GPU does (candle cannot multiply bf16 on a CPU).
+fn check_half_precision<O: Operation>(op: &O) {
     for (precision, dtype, eps) in
         [(Precision::Bf16, DType::BF16, 1.0 / 256.0), (Precision::F16, DType::F16, 1.0 / 2048.0)]
     {
         let n = op.inputs().len();
-        let rounded = |(i, (kind, t)): (usize, (Kind, CandleTensor))| {
-            let halves = if kind == Real { t.to_dtype(dtype).unwrap() } else { t };
-            // Parameters are masters, in f32.
-            let halves = if i < n || kind == Label { halves } else { halves.to_dtype(DType::F32).unwrap() };
-            (kind, halves)
+        let round = |(i, (kind, t)): (usize, (Kind, CandleTensor))| {
+            let value = if kind == Real { t.to_dtype(dtype).unwrap() } else { t };
+            // Parameters are master weights, in f32.
+            let value = if i < n || kind == Label { value } else { value.to_dtype(DType::F32).unwrap() };
+            (kind, value)
         };
-        let halves: Vec<(Kind, CandleTensor)> =
-            tensors(op, DType::F32).into_iter().enumerate().map(rounded).collect();
-        let exact: Vec<(Kind, CandleTensor)> = halves
+        let operands: Vec<(Kind, CandleTensor)> =
+            tensors(op, DType::F32).into_iter().enumerate().map(round).collect();
+        let exact: Vec<(Kind, CandleTensor)> = operands
             .iter()
             .map(|(k, t)| (*k, if *k == Label { t.clone() } else { t.to_dtype(DType::F64).unwrap() }))
             .collect();
         let (expected, slopes) = loss_and_gradients(op, &exact);
-        let size = |v: &[f64]| v.iter().map(|v| v * v).sum::<f64>().sqrt();
-        let check = |way: &str, (value, gradients): (f64, Vec<Option<Vec<f64>>>)| {
-            let what = format!("{} in {precision:?}, {way}", O::NAME);
+        let norm = |v: &[f64]| v.iter().map(|v| v * v).sum::<f64>().sqrt();
+        let check = |variant: &str, (value, gradients): (f64, Vec<Option<Vec<f64>>>)| {
+            let case = format!("{} in {precision:?}, {variant}", O::NAME);
             assert!(
                 (value - expected).abs() < 64.0 * eps * (1.0 + expected.abs()),
-                "{what}: {value}, {expected}"
+                "{case}: {value}, expected {expected}"
             );
             for (i, pair) in gradients.iter().zip(&slopes).enumerate() {
                 let (Some(found), Some(expected)) = pair else {
-                    assert!(pair.0.is_none() && pair.1.is_none(), "{what}: gradient {i}");
+                    assert!(pair.0.is_none() && pair.1.is_none(), "{case}: gradient {i}");
                     continue;
                 };
-                let far: Vec<f64> = found.iter().zip(expected).map(|(a, b)| a - b).collect();
-                let error = size(&far) / size(expected).max(1e-3);
-                assert!(error < 8.0 * eps, "{what}: gradient {i} is {:.1} roundings off", error / eps);
+                let differences: Vec<f64> = found.iter().zip(expected).map(|(a, b)| a - b).collect();
+                let error = norm(&differences) / norm(expected).max(1e-3);
+                assert!(error < 8.0 * eps, "{case}: gradient {i} is {:.1} roundings off", error / eps);
             }
         };
-        check("by kernels", loss_and_gradients_in(op, &halves, precision));
+        check("kernels", loss_and_gradients_with(op, &operands, precision));
         if precision == Precision::F16 {
-            check("by compositions", with_candle_ops(|| loss_and_gradients_in(op, &halves, precision)));
+            check("compositions", with_candle_ops(|| loss_and_gradients_with(op, &operands, precision)));
         }
     }
 }
 
-/// An item's result does not depend on the batch it is in, and the cost reading knows its shape and size.
-fn items_and_cost<O: Operation>(op: &O) {
+/// Checks that an item's result does not depend on its batch, and that the cost backend reports its shape and size.
+fn check_items_and_cost<O: Operation>(op: &O) {
     let all = tensors(op, DType::F32);
-    let bare: Vec<CandleTensor> = all.iter().map(|(_, t)| t.clone()).collect();
-    let together = plain(op, &bare);
+    let operands: Vec<CandleTensor> = all.iter().map(|(_, t)| t.clone()).collect();
+    let batched_result = run_on_candle(op, &operands);
     let n = op.inputs().len();
     for item in 0..BATCH {
-        let one: Vec<CandleTensor> = bare
+        let one: Vec<CandleTensor> = operands
             .iter()
             .enumerate()
             .map(|(i, t)| if i < n { t.narrow(0, item, 1).unwrap() } else { t.clone() })
             .collect();
-        let alone = plain(op, &one);
-        close(
+        let single = run_on_candle(op, &one);
+        assert_close(
             &format!("{}: item {item}", O::NAME),
-            &flat(&alone),
-            &flat(&together.narrow(0, item, 1).unwrap()),
+            &to_flat(&single),
+            &to_flat(&batched_result.narrow(0, item, 1).unwrap()),
             1e-5,
         );
     }
@@ -269,21 +275,21 @@ fn items_and_cost<O: Operation>(op: &O) {
     let x: Vec<_> = op.inputs().iter().map(|(_, dims)| counter.input(dims)).collect();
     let p: Vec<_> = op.params().into_iter().map(|(_, dims)| dims).collect();
     let cost = op.run(&x, &p).unwrap();
-    assert_eq!(cost.dims(), &together.dims()[1..], "{}: cost's shape", O::NAME);
-    let ledger = counter.summary();
-    let most = 4 * together.elem_count() as u64 / BATCH as u64;
-    assert!(!ledger.ops.is_empty(), "{}: cost has no entry", O::NAME);
-    let last = ledger.ops.last().unwrap();
+    assert_eq!(cost.dims(), &batched_result.dims()[1..], "{}: shape of the cost backend", O::NAME);
+    let summary = counter.summary();
+    let result_bytes = 4 * batched_result.elem_count() as u64 / BATCH as u64;
+    assert!(!summary.ops.is_empty(), "{}: cost has no entry", O::NAME);
+    let last = summary.ops.last().unwrap();
     assert!(
-        last.bytes == 0 || last.bytes >= most,
-        "{}: {} bytes for a result of {most}",
+        last.bytes == 0 || last.bytes >= result_bytes,
+        "{}: {} bytes for a result of {result_bytes}",
         O::NAME,
         last.bytes
     );
 }
 
-/// The kernels alone make what candle's own operations make, and of an item the same bits in every batch.
-fn natively<O: Operation>(op: &O) {
+/// Compares the native backend with candle's own operations, and checks that the bits of an item do not depend on its batch.
+fn check_native<O: Operation>(op: &O) {
     let (inputs, params) = (inputs(op), params(op));
     let weights = params.iter().enumerate().map(|(i, (_, array))| (format!("p{i}"), array.clone())).collect();
     let mut source = native::Params::new(weights);
@@ -303,34 +309,34 @@ fn natively<O: Operation>(op: &O) {
         let x: Vec<native::Value> = inputs.iter().map(part).collect();
         op.run(&x, &p).unwrap_or_else(|e| panic!("{}: {e}", O::NAME)).into_array()
     };
-    let together = run(0, BATCH);
+    let batched_result = run(0, BATCH);
     let expected: Vec<CandleTensor> = tensors(op, DType::F32).into_iter().map(|(_, t)| t).collect();
-    let expected = with_candle_ops(|| plain(op, &expected));
-    assert_eq!(together.dims(), expected.dims(), "{}: the native shape", O::NAME);
-    let found: Vec<f64> = together.data().iter().map(|&v| f64::from(v)).collect();
-    close(&format!("{}: native", O::NAME), &found, &flat(&expected), 1e-5);
-    let alone: Vec<f32> = (0..BATCH).flat_map(|item| run(item, 1).into_data()).collect();
-    assert!(alone == together.data(), "{}: an item depends on its batch", O::NAME);
-    assert_eq!(run(0, 0).dims()[1..], together.dims()[1..], "{}: natively of no items", O::NAME);
+    let expected = with_candle_ops(|| run_on_candle(op, &expected));
+    assert_eq!(batched_result.dims(), expected.dims(), "{}: the native shape", O::NAME);
+    let found: Vec<f64> = batched_result.data().iter().map(|&v| f64::from(v)).collect();
+    assert_close(&format!("{}: native", O::NAME), &found, &to_flat(&expected), 1e-5);
+    let single: Vec<f32> = (0..BATCH).flat_map(|item| run(item, 1).into_data()).collect();
+    assert!(single == batched_result.data(), "{}: an item depends on its batch", O::NAME);
+    assert_eq!(run(0, 0).dims()[1..], batched_result.dims()[1..], "{}: native, empty batch", O::NAME);
 }
 
-/// Of no items there is nothing, which has no slope.
-fn of_no_items<O: Operation>(op: &O) {
+/// Checks that an empty batch gives an empty result, and that its backward pass fails.
+fn check_empty_batch<O: Operation>(op: &O) {
     let n = op.inputs().len();
-    let none = |(i, (kind, t)): (usize, (Kind, CandleTensor))| {
+    let empty = |(i, (kind, t)): (usize, (Kind, CandleTensor))| {
         (kind, if i < n { t.narrow(0, 0, 0).unwrap().contiguous().unwrap() } else { t })
     };
-    let all: Vec<(Kind, CandleTensor)> = tensors(op, DType::F32).into_iter().enumerate().map(none).collect();
-    let y = on_tape(op, &all, Precision::F32);
-    assert_eq!(y.value().dims()[0], 0, "{}: of no items", O::NAME);
+    let all: Vec<(Kind, CandleTensor)> = tensors(op, DType::F32).into_iter().enumerate().map(empty).collect();
+    let y = run_on_tape(op, &all, Precision::F32);
+    assert_eq!(y.value().dims()[0], 0, "{}: empty batch", O::NAME);
     let error = y.backward(1.0).unwrap_err().to_string();
     assert_eq!(error, "backward: expected at least one value, found 0", "{}", O::NAME);
 }
 
-/// The ONNX reading, computed by every runtime that is present, in the first and the last operator set, whole and one by one.
-fn on_runtimes<O: Operation>(op: &O) {
+/// Compares every available ONNX runtime with candle: in the first and the last operator set, for the batch and for single items.
+fn check_runtimes<O: Operation>(op: &O) {
     let expected: Vec<CandleTensor> = tensors(op, DType::F32).into_iter().map(|(_, t)| t).collect();
-    let expected = plain(op, &expected);
+    let expected = run_on_candle(op, &expected);
     let (inputs, params) = (inputs(op), params(op));
     let weights: Weights =
         params.iter().enumerate().map(|(i, (_, array))| (format!("p{i}"), array.clone())).collect();
@@ -355,7 +361,7 @@ fn on_runtimes<O: Operation>(op: &O) {
                 let dims: Vec<usize> = std::iter::once(n).chain(array.dims()[1..].iter().copied()).collect();
                 Array::new(dims, array.data()[from * len..(from + n) * len].to_vec()).unwrap()
             };
-            let given: Vec<(String, Kind, Array, Vec<i64>)> = inputs
+            let arrays: Vec<(String, Kind, Array, Vec<i64>)> = inputs
                 .iter()
                 .enumerate()
                 .map(|(i, (kind, array))| {
@@ -364,57 +370,60 @@ fn on_runtimes<O: Operation>(op: &O) {
                     (format!("x{i}"), *kind, array, labels)
                 })
                 .collect();
-            let given: Vec<(&str, InputTensor)> = given
+            let feeds: Vec<(&str, InputTensor)> = arrays
                 .iter()
                 .map(|(name, kind, array, labels)| match kind {
                     Label => (name.as_str(), InputTensor::Labels(labels)),
                     _ => (name.as_str(), InputTensor::Floats(array)),
                 })
                 .collect();
-            let results = run_on_all(&file, &given);
-            let present = |kind| results.iter().any(|(k, _)| *k == kind);
-            assert!(present(RuntimeKind::Tract), "tract is built in");
+            let results = run_on_all(&file, &feeds);
+            let is_present = |kind| results.iter().any(|(k, _)| *k == kind);
+            assert!(is_present(RuntimeKind::Tract), "tract is built in");
             if std::env::var_os("ORT_DYLIB_PATH").is_some() {
-                assert!(present(RuntimeKind::Ort), "ORT_DYLIB_PATH is set, but ONNX Runtime does not load");
+                assert!(
+                    is_present(RuntimeKind::Ort),
+                    "ORT_DYLIB_PATH is set, but ONNX Runtime does not load"
+                );
             }
             if cfg!(feature = "candle-onnx") && opset == *OPSETS.start() {
-                assert!(present(RuntimeKind::CandleOnnx), "candle-onnx is built in");
+                assert!(is_present(RuntimeKind::CandleOnnx), "candle-onnx is built in");
             }
             for (runtime, result) in results {
-                let what = format!("{}: {runtime}, opset {opset}, items {from} and {n} on", O::NAME);
-                let result = result.unwrap_or_else(|e| panic!("{what}: {e}"));
-                assert_eq!(result.dims()[1..], expected.dims()[1..], "{what}");
+                let case = format!("{}: {runtime}, opset {opset}, {n} items from {from}", O::NAME);
+                let result = result.unwrap_or_else(|e| panic!("{case}: {e}"));
+                assert_eq!(result.dims()[1..], expected.dims()[1..], "{case}");
                 let found: Vec<f64> = result.data().iter().map(|&v| v.into()).collect();
-                close(&what, &found, &flat(&expected.narrow(0, from, n).unwrap()), 2e-5);
+                assert_close(&case, &found, &to_flat(&expected.narrow(0, from, n).unwrap()), 2e-5);
             }
         }
     }
 }
 
-fn every_backend<O: Operation>(op: &O) {
-    natively(op);
+fn check_all_backends<O: Operation>(op: &O) {
+    check_native(op);
     if O::SAME_IN_TRAINING {
-        of_no_items(op);
+        check_empty_batch(op);
     }
-    on_runtimes(op);
-    finite_differences(op);
-    if O::SAME_IN_TRAINING && O::KNOWN_TO_CANDLE {
-        candle_autograd(op);
+    check_runtimes(op);
+    check_finite_differences(op);
+    if O::SAME_IN_TRAINING && O::SUPPORTED_BY_CANDLE {
+        check_candle_autograd(op);
     }
-    fused_and_plain(op);
-    in_halves(op);
-    items_and_cost(op);
+    check_fused_kernels(op);
+    check_half_precision(op);
+    check_items_and_cost(op);
 }
 
-/// A test of an operation; in brackets behind its name what is not true of it.
+/// A test of one operation. The constant in parentheses after its name is false for it.
 macro_rules! operation {
-    ($name:ident $(($not:ident))?, [$(($ik:ident $($id:literal)*)),*], [$(($pk:ident $($pd:literal)*)),*], |$x:ident, $p:ident| $body:expr) => {
+    ($name:ident $(($flag:ident))?, [$(($ik:ident $($id:literal)*)),*], [$(($pk:ident $($pd:literal)*)),*], |$x:ident, $p:ident| $body:expr) => {
         #[test]
         fn $name() {
-            struct This;
-            impl Operation for This {
+            struct TestedOperation;
+            impl Operation for TestedOperation {
                 const NAME: &'static str = stringify!($name);
-                $(const $not: bool = false;)?
+                $(const $flag: bool = false;)?
                 fn inputs(&self) -> Vec<(Kind, Vec<usize>)> {
                     vec![$(($ik, vec![$($id),*])),*]
                 }
@@ -426,7 +435,7 @@ macro_rules! operation {
                     $body
                 }
             }
-            every_backend(&This);
+            check_all_backends(&TestedOperation);
         }
     };
 }
@@ -437,16 +446,16 @@ mod cases {
     operation!(linear_without_bias, [(Real 5 8)], [(Real 7 8)], |x, p| x[0].linear(&p[0], None));
     operation!(linear_with_bias, [(Real 8)], [(Real 7 8), (Real 7)], |x, p| x[0].linear(&p[0], Some(&p[1])));
     operation!(conv2d_3, [(Real 2 7 6)], [(Real 4 2 3 3), (Real 4)], |x, p| x[0].conv2d(&p[0], Some(&p[1]), 1, 1));
-    operation!(conv2d_strided(KNOWN_TO_CANDLE), [(Real 2 7 6)], [(Real 4 2 3 3)], |x, p| x[0].conv2d(&p[0], None, 2, 1));
+    operation!(conv2d_strided(SUPPORTED_BY_CANDLE), [(Real 2 7 6)], [(Real 4 2 3 3)], |x, p| x[0].conv2d(&p[0], None, 2, 1));
     operation!(conv2d_1, [(Real 2 5 5)], [(Real 3 2 1 1)], |x, p| x[0].conv2d(&p[0], None, 2, 0));
     operation!(conv2d_7, [(Real 3 9 9)], [(Real 2 3 7 7)], |x, p| x[0].conv2d(&p[0], None, 2, 3));
     operation!(conv2d_patches, [(Real 3 8 8)], [(Real 5 3 4 4), (Real 5)], |x, p| x[0].conv2d(&p[0], Some(&p[1]), 4, 0));
     operation!(conv2d_1_dense, [(Real 2 14 13)], [(Real 3 2 1 1), (Real 3)], |x, p| x[0].conv2d(&p[0], Some(&p[1]), 1, 0));
-    operation!(conv2d_groups(KNOWN_TO_CANDLE), [(Real 2 27 26)], [(Real 3 2 3 3), (Real 3)], |x, p| x[0].conv2d(&p[0], Some(&p[1]), 2, 1));
+    operation!(conv2d_groups(SUPPORTED_BY_CANDLE), [(Real 2 27 26)], [(Real 3 2 3 3), (Real 3)], |x, p| x[0].conv2d(&p[0], Some(&p[1]), 2, 1));
     operation!(conv2d_tiles, [(Real 2 26 25)], [(Real 3 2 5 5), (Real 3)], |x, p| x[0].conv2d(&p[0], Some(&p[1]), 1, 2));
     operation!(conv2d_1_tiles, [(Real 2 26 25)], [(Real 3 2 1 1)], |x, p| x[0].conv2d(&p[0], None, 1, 0));
-    // Made small, so that the tolerances, which are absolute near zero, are those of its sums of many products.
-    operation!(conv2d_by_winograd, [(Real 16 18 17)], [(Real 17 16 3 3), (Real 17)], |x, p| {
+    // Scaled down, so that the rounding errors of its long sums stay within a tolerance that is absolute near zero.
+    operation!(conv2d_winograd, [(Real 16 18 17)], [(Real 17 16 3 3), (Real 17)], |x, p| {
         x[0].affine(0.01, 0.0)?.conv2d(&p[0], Some(&p[1]), 1, 1)
     });
     operation!(batch_norm(SAME_IN_TRAINING), [(Real 3 4 5)], [(Real 3), (Real 3), (Fixed 3), (Fixed 3)], |x, p| x[0].batch_norm(
@@ -466,7 +475,7 @@ mod cases {
     operation!(scale_shift, [(Real 5 8), (Real 8), (Real 8)], [], |x, p| x[0].scale_shift(&x[1], &x[2]));
     operation!(gated_residual, [(Real 5 8), (Real 5 8), (Real 8)], [], |x, p| x[0].gated_residual(&x[1], &x[2]));
     operation!(attention, [(Real 7 2 6), (Real 7 2 6), (Real 7 2 6)], [], |x, p| x[0].attention(&x[1], &x[2]));
-    operation!(attention_on_itself, [(Real 7 2 6)], [], |x, p| x[0].attention(&x[0], &x[0]));
+    operation!(self_attention, [(Real 7 2 6)], [], |x, p| x[0].attention(&x[0], &x[0]));
     operation!(embedding, [(Label)], [(Real 4 6)], |x, p| x[0].embedding(&p[0]));
     operation!(sinusoids, [(Fixed)], [(Real 4 16)], |x, p| x[0].sinusoids(16, 10_000.0, 1000.0)?.linear(&p[0], None));
     operation!(add_param, [(Real 5 8)], [(Real 5 8)], |x, p| x[0].add_param(&p[0]));
@@ -477,7 +486,7 @@ mod cases {
         twice.gated_residual(&once, &x[2])?.add(&once)?.add(&x[0])
     });
     operation!(parameter_used_twice, [(Real 5 8)], [(Real 5 8)], |x, p| x[0].add_param(&p[0])?.add(&x[0].add_param(&p[0])?));
-    operation!(whole_slice_and_chunk, [(Real 4 6)], [], |x, p| {
+    operation!(full_slice_and_chunk, [(Real 4 6)], [], |x, p| {
         let all = x[0].slice(1, 0, 6)?.add(&x[0])?;
         all.chunk(1, 0)?[0].add(&all)?.add(&x[0].reshape(&[4, 6])?)
     });
@@ -510,7 +519,7 @@ mod cases {
 }
 
 #[test]
-fn shapes_that_do_not_fit_are_refused() {
+fn incompatible_shapes_are_rejected() {
     let counter = Counter::default();
     let (a, b) = (counter.input(&[4, 6]), counter.input(&[4, 5]));
     assert!(a.add(&b).is_err() && a.mul(&b).is_err() && a.attention(&b, &b).is_err());
@@ -520,21 +529,21 @@ fn shapes_that_do_not_fit_are_refused() {
     assert!(a.max_pool2d(2, 2, 0).is_err() && a.slice(0, usize::MAX, 2).is_err());
 }
 
-/// Operations and bytes of one item, worked out by hand.
+/// FLOPs and activation bytes of one item, computed by hand.
 #[test]
 fn the_cost_backend_counts_parameters_and_flops() {
     type Case = (&'static str, fn(&Counter) -> Result<Cost>, u64, u64);
     let cases: [Case; 6] = [
-        // 5 rows of 7 results, each 8 products and sums, and a bias.
+        // 5 rows of 7 outputs, each of 8 multiply-adds and a bias.
         ("linear", |c| c.input(&[5, 8]).linear(&vec![7, 8], Some(&vec![7])), 5 * 7 * (2 * 8 + 1), 4 * 5 * 7),
-        // 4 channels of 7 x 6 results, each 2 channels of 3 x 3 products and sums.
+        // 4 channels of 7 x 6 outputs, each of 2 x 3 x 3 multiply-adds.
         (
             "conv2d",
             |c| c.input(&[2, 7, 6]).conv2d(&vec![4, 2, 3, 3], None, 1, 1),
             4 * 42 * 2 * 18,
             4 * 4 * 42,
         ),
-        // Two products of 7 x 7 x 6 for each of 2 heads, and 5 for each score of the softmax; the scores are kept.
+        // For each of 2 heads: two products of 7 x 7 x 6 multiply-adds, and 5 FLOPs for each softmax score. The scores are stored.
         (
             "attention",
             |c| c.input(&[7, 2, 6]).attention(&c.input(&[7, 2, 6]), &c.input(&[7, 2, 6])),
@@ -548,18 +557,18 @@ fn the_cost_backend_counts_parameters_and_flops() {
     for (name, run, flops, bytes) in cases {
         let counter = Counter::default();
         run(&counter).unwrap();
-        let ledger = counter.summary();
-        assert_eq!((ledger.flops(), ledger.activation_bytes()), (flops, bytes), "{name}");
-        assert_eq!(ledger.ops[0].op, name);
+        let summary = counter.summary();
+        assert_eq!((summary.flops(), summary.activation_bytes()), (flops, bytes), "{name}");
+        assert_eq!(summary.ops[0].op, name);
     }
 }
 
-/// A parameter that a network asks for twice is one parameter, with one gradient.
+/// A parameter that a network uses twice has one gradient.
 #[test]
-fn a_leaf_asked_for_twice_has_the_sum_of_both_gradients() {
+fn a_leaf_used_twice_sums_both_gradients() {
     let tape = Tape::new();
     let value = CandleTensor::new(&[[2f64, 3.0]], &Device::Cpu).unwrap();
     let (a, b) = (tape.leaf("w", value.clone()), tape.leaf("w", value));
     let gradients = a.affine(5.0, 0.0).unwrap().add(&b).unwrap().backward(1.0).unwrap();
-    assert_eq!(flat(&gradients["w"]), [6.0, 6.0]);
+    assert_eq!(to_flat(&gradients["w"]), [6.0, 6.0]);
 }

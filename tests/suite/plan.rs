@@ -1,21 +1,21 @@
-//! Planning as a user has it.
+//! `tiny-cats plan`.
 
 use crate::common::{CATS, fails, succeeds, trained};
 use serde_json::Value;
 use tempfile::TempDir;
 
-fn planned(dir: &TempDir, arguments: &[&str]) -> Value {
+fn plan_train(dir: &TempDir, arguments: &[&str]) -> Value {
     let arguments = [&["plan", "train"], arguments, &["--json"]].concat();
     serde_json::from_str(&succeeds(CATS, dir.path(), &arguments)).unwrap()
 }
 
 #[test]
-fn a_plan_is_of_what_would_be_trained() {
+fn a_plan_describes_the_training_run() {
     let dir = TempDir::new().unwrap();
-    trained::synthetic(dir.path());
-    // What is said changes the profile, and the data is as it is here.
+    trained::write_synthetic_images(dir.path());
+    // Flags override the profile, and the data is read from the folder.
     let dit = ["dit", "synth", "--config", "a100", "--batch-size", "8", "--sample-interval", "0"];
-    let plan = planned(&dir, &[&dit[..], &["--save-interval", "100", "--steps", "1000"]].concat());
+    let plan = plan_train(&dir, &[&dit[..], &["--save-interval", "100", "--steps", "1000"]].concat());
     assert_eq!((&plan["steps"], &plan["items_per_step"]), (&1000.into(), &8.into()));
     assert_eq!((&plan["network"]["width"], &plan["network"]["classes"]), (&384.into(), &13.into()));
     let gpus: Vec<&str> =
@@ -28,35 +28,36 @@ fn a_plan_is_of_what_would_be_trained() {
     let memory = plan["demand"]["memory"].as_object().unwrap();
     assert!(memory.values().all(|bytes| bytes.as_u64().unwrap() > 0));
     assert!(plan["memory_bytes"].as_u64() < memory.values().map(Value::as_u64).sum());
-    // Twice the work takes twice as long, beside the start.
-    let twice = planned(&dir, &[&dit[..], &["--save-interval", "100", "--steps", "2000"]].concat());
-    let computing = |plan: &Value| plan["gpus"][3]["hours"].as_f64().unwrap() - 0.05;
-    assert!((computing(&twice) / computing(&plan) - 2.0).abs() < 0.05);
-    // Four pictures of each of thirteen classes, two of them to train on.
-    let plan = planned(&dir, &["classifier", "synth", "--epochs", "5", "--batch-size", "4"]);
-    let pictures = 26;
-    assert_eq!(plan["steps"], 5 * (pictures as u64).div_ceil(4));
+    // Twice the steps take twice as long, except for the startup time.
+    let doubled = plan_train(&dir, &[&dit[..], &["--save-interval", "100", "--steps", "2000"]].concat());
+    let compute_hours = |plan: &Value| plan["gpus"][3]["hours"].as_f64().unwrap() - 0.05;
+    assert!((compute_hours(&doubled) / compute_hours(&plan) - 2.0).abs() < 0.05);
+    // Four images of each of 13 classes, two of them for training.
+    let plan = plan_train(&dir, &["classifier", "synth", "--epochs", "5", "--batch-size", "4"]);
+    let images = 26;
+    assert_eq!(plan["steps"], 5 * (images as u64).div_ceil(4));
     let plan =
-        planned(&dir, &["classifier", "absent", "--pictures", "1000", "--classes", "2", "--epochs", "1"]);
+        plan_train(&dir, &["classifier", "absent", "--pictures", "1000", "--classes", "2", "--epochs", "1"]);
     assert_eq!((&plan["steps"], &plan["network"]["classes"]), (&25.into(), &2.into()));
-    let said = succeeds(CATS, dir.path(), &["plan", "train", "dit", "--config", "t4", "--gpu", "T4,A100:4"]);
+    let output =
+        succeeds(CATS, dir.path(), &["plan", "train", "dit", "--config", "t4", "--gpu", "T4,A100:4"]);
     for word in
-        ["data/cats is not here: assumed", "assumed MFU", "A100:4", "cheapest", "2026-07", "1.2 times"]
+        ["data/cats does not exist; assuming", "assumed MFU", "A100:4", "cheapest", "2026-07", "1.2 times"]
     {
-        assert!(said.contains(word), "{word}: {said}");
+        assert!(output.contains(word), "{word}: {output}");
     }
 }
 
 #[test]
-fn prices_are_a_table_that_a_user_may_replace() {
+fn a_user_can_replace_the_price_table() {
     let dir = TempDir::new().unwrap();
     std::fs::write(dir.path().join("mine.toml"), "date = \"today\"\n[gpu]\nT4 = 100\n").unwrap();
     let arguments = ["dit", "--config", "t4", "--gpu", "T4,L4"];
-    let [listed, mine] =
-        [&[][..], &["--prices", "mine.toml"]].map(|more| planned(&dir, &[&arguments, more].concat()));
+    let [default, custom] =
+        [&[][..], &["--prices", "mine.toml"]].map(|more| plan_train(&dir, &[&arguments, more].concat()));
     let dollars = |plan: &Value, gpu: usize| plan["gpus"][gpu]["dollars"].as_f64().unwrap();
-    assert!(dollars(&mine, 0) > 50.0 * dollars(&listed, 0) && dollars(&mine, 1) == dollars(&listed, 1));
-    assert_eq!((&mine["chosen"], &mine["prices"]["date"]), (&"L4".into(), &"today".into()));
+    assert!(dollars(&custom, 0) > 50.0 * dollars(&default, 0) && dollars(&custom, 1) == dollars(&default, 1));
+    assert_eq!((&custom["chosen"], &custom["prices"]["date"]), (&"L4".into(), &"today".into()));
     let prices: Value =
         serde_json::from_str(&succeeds(CATS, dir.path(), &["plan", "prices", "--json"])).unwrap();
     assert_eq!(
@@ -67,15 +68,15 @@ fn prices_are_a_table_that_a_user_may_replace() {
 }
 
 #[test]
-fn what_cannot_be_planned_is_said_in_one_line() {
+fn invalid_plans_give_one_line_errors() {
     let dir = TempDir::new().unwrap();
     std::fs::write(dir.path().join("broken.toml"), "[gpu]\nT4 = \"cheap\"\n").unwrap();
-    for (arguments, said) in [
+    for (arguments, expected) in [
         (&["dit", "--gpu", "H10"][..], "--gpu H10: unknown GPU; did you mean H100?"),
         (&["dit", "--gpu", "A10:99"], "expected 1 to 8 GPUs after the colon"),
         (
             &["dit", "--prices", "broken.toml"],
-            "broken.toml: gpu.T4: expected dollars an hour, found \"cheap\"",
+            "broken.toml: gpu.T4: expected dollars per hour, found \"cheap\"",
         ),
         (&["dit", "--prices", "absent.toml"], "absent.toml"),
         (&["dit", "--config", "absent"], "--config absent"),
@@ -88,42 +89,39 @@ fn what_cannot_be_planned_is_said_in_one_line() {
         (&["dit", "--steps", "18446744073709551615"], "--steps: expected at most 1099511627776"),
         (&["classifier", "--epochs", "18446744073709551615"], "--epochs: expected at most 1099511627776"),
         (&["dit", "--pictures", "18446744073709551615"], "--pictures: expected at most 4294967296"),
-        (
-            &["dit", "--pictures", "9", "--classes", "18446744073709551615"],
-            "--pictures: expected at least three",
-        ),
-        (&["classifier", "--pictures", "5"], "--pictures: expected at least three for each of 13 classes"),
+        (&["dit", "--pictures", "9", "--classes", "18446744073709551615"], "--pictures: expected at least 3"),
+        (&["classifier", "--pictures", "5"], "--pictures: expected at least 3 for each of 13 classes"),
     ] {
         let line = fails(CATS, dir.path(), &[&["plan", "train"], arguments].concat());
-        assert!(line.contains(said), "{arguments:?}: {line}");
+        assert!(line.contains(expected), "{arguments:?}: {line}");
     }
 }
 
 #[test]
-fn this_machine_is_measured_by_training_on_it() {
+fn calibration_measures_this_machine() {
     let dir = TempDir::new().unwrap();
     let arguments =
         ["dit", "--size", "nano", "--image-size", "16", "--batch-size", "4", "--steps", "100", "--calibrate"];
-    let plan = planned(&dir, &arguments);
-    let here = &plan["here"];
-    assert_eq!((&here["steps"], &here["batch"]), (&20.into(), &4.into()));
-    let [seconds, flops] = ["step_seconds", "flops"].map(|field| here[field].as_f64().unwrap());
+    let plan = plan_train(&dir, &arguments);
+    let measured = &plan["here"];
+    assert_eq!((&measured["steps"], &measured["batch"]), (&20.into(), &4.into()));
+    let [seconds, flops] = ["step_seconds", "flops"].map(|field| measured[field].as_f64().unwrap());
     assert!((seconds * flops / plan["demand"]["step_flops"].as_f64().unwrap() - 1.0).abs() < 0.01);
-    // Nothing is left behind.
+    // Calibration leaves no files.
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
-/// Whatever is asked, the answer is numbers.
+/// The largest accepted arguments overflow no number.
 #[test]
-fn the_largest_plan_is_one() {
+fn the_largest_arguments_give_a_plan() {
     let dir = TempDir::new().unwrap();
-    let most =
+    let max =
         ["--steps", "1099511627776", "--batch-size", "16777216", "--gradient-accumulation-steps", "16777216"];
     let more =
         ["--pictures", "4294967296", "--save-interval", "1", "--sample-interval", "1", "--gpu", "B200:8"];
-    let plan = planned(&dir, &[&["dit", "--size", "base"], &most[..], &more].concat());
+    let plan = plan_train(&dir, &[&["dit", "--size", "base"], &max[..], &more].concat());
     assert_eq!(plan["gpus"][0]["verdict"], "too-large");
-    let most =
+    let max =
         ["--epochs", "1099511627776", "--batch-size", "1", "--image-size", "1024", "--crop-size", "1024"];
-    planned(&dir, &[&["classifier", "--backbone", "resnet50"], &most[..], &more[..4]].concat());
+    plan_train(&dir, &[&["classifier", "--backbone", "resnet50"], &max[..], &more[..4]].concat());
 }

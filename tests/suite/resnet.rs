@@ -1,4 +1,4 @@
-//! ResNets against torchvision's, folded and not, and through the training reading.
+//! ResNets, with and without folded batch normalization, against torchvision's; their gradients on the tape.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,8 @@ use tiny_cats_models::{
     tape::{Tape, Var},
 };
 
-/// Numbers from 0 to 1 in steps of 2⁻²⁴: SplitMix64 from the name's FNV-1a hash on. `fixtures/resnet/logits.py` makes the same.
+/// Numbers from 0 to 1 in steps of 2⁻²⁴, by SplitMix64 seeded with the name's FNV-1a hash. `fixtures/resnet/logits.py` has the same
+/// function.
 fn uniform(name: &str, n: usize) -> impl Iterator<Item = f64> {
     let hash = |h: u64, byte| (h ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3);
     let state = name.bytes().fold(0xCBF2_9CE4_8422_2325, hash);
@@ -23,8 +24,8 @@ fn uniform(name: &str, n: usize) -> impl Iterator<Item = f64> {
     })
 }
 
-/// The formula of the weights in `fixtures/resnet/logits.py`.
-fn formula(specs: &[ParamSpec]) -> Weights {
+/// The weights that `fixtures/resnet/logits.py` uses.
+fn formula_weights(specs: &[ParamSpec]) -> Weights {
     let array = |spec: &ParamSpec| {
         let (name, dims) = (&spec.name, &spec.dims);
         let u = uniform(name, dims.iter().product());
@@ -44,11 +45,11 @@ fn formula(specs: &[ParamSpec]) -> Weights {
     specs.iter().map(array).collect()
 }
 
-fn small(depth: usize, head: Head) -> ResNetConfig {
+fn small_config(depth: usize, head: Head) -> ResNetConfig {
     ResNetConfig { depth, width: 8, classes: 5, head, batch_norm: true }
 }
 
-fn pictures(n: usize, [height, width]: [usize; 2]) -> Array {
+fn images(n: usize, [height, width]: [usize; 2]) -> Array {
     let values = (0..n).flat_map(|i| noise(1, i as u64, 3 * height * width)).collect();
     Array::new([n, 3, height, width], values).unwrap()
 }
@@ -60,18 +61,18 @@ fn logits(config: &ResNetConfig, weights: &Weights, x: &Array) -> Vec<f32> {
     to_host(&model.forward(&x).unwrap().into_inner()).unwrap().into_data()
 }
 
-/// `a` differs from `b` by no more than `tolerance` of the largest of `b`.
+/// Asserts that `a` and `b` differ by at most `tolerance` times the largest absolute value in `b`.
 #[track_caller]
-fn close(a: &[f32], b: &[f32], tolerance: f32) {
+fn assert_close(a: &[f32], b: &[f32], tolerance: f32) {
     assert_eq!(a.len(), b.len());
-    let largest = b.iter().fold(0f32, |most, v| most.max(v.abs()));
-    let far = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+    let largest = b.iter().fold(0f32, |max, v| max.max(v.abs()));
+    let difference = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
     assert!(a.iter().all(|v| v.is_finite()) && largest > 0.0);
-    assert!(far <= tolerance * largest, "{far} apart, of {largest}");
+    assert!(difference <= tolerance * largest, "difference {difference}, largest value {largest}");
 }
 
 #[test]
-fn full_size_networks_have_torchvisions_logits() {
+fn full_size_networks_match_torchvision_logits() {
     let text = include_str!("../fixtures/resnet/logits.json");
     let stored: serde_json::Value = serde_json::from_str(text).unwrap();
     let dims: Vec<usize> = serde_json::from_value(stored["pictures"].clone()).unwrap();
@@ -79,34 +80,34 @@ fn full_size_networks_have_torchvisions_logits() {
     let x = Array::new(dims, values.collect()).unwrap();
     for name in ["resnet18", "resnet34", "resnet50"] {
         let config = ResNetConfig::named(name, 1000).unwrap();
-        let weights = formula(&config.specs().unwrap());
-        let theirs: Vec<Vec<f32>> = serde_json::from_value(stored["logits"][name].clone()).unwrap();
-        close(&logits(&config, &weights, &x), &theirs.concat(), 1e-4);
+        let weights = formula_weights(&config.specs().unwrap());
+        let expected: Vec<Vec<f32>> = serde_json::from_value(stored["logits"][name].clone()).unwrap();
+        assert_close(&logits(&config, &weights, &x), &expected.concat(), 1e-4);
     }
 }
 
 #[test]
-fn folding_changes_no_logit() {
+fn folding_batch_norm_preserves_logits() {
     for depth in [18, 34, 50] {
-        let config = small(depth, Head::Plain);
-        let weights = formula(&config.specs().unwrap());
+        let config = small_config(depth, Head::Plain);
+        let weights = formula_weights(&config.specs().unwrap());
         let (folded, plain) = fold_batch_norm(&config, &weights).unwrap();
         assert!(!folded.batch_norm && plain.keys().all(|name| !name.contains("running")));
-        let x = pictures(2, [48, 32]);
-        close(&logits(&folded, &plain, &x), &logits(&config, &weights, &x), 1e-5);
+        let x = images(2, [48, 32]);
+        assert_close(&logits(&folded, &plain, &x), &logits(&config, &weights, &x), 1e-5);
     }
 }
 
 #[test]
-fn a_picture_does_not_depend_on_the_batch_it_is_in() {
+fn an_image_does_not_depend_on_its_batch() {
     for depth in [18, 50] {
-        let config = small(depth, Head::Dropout);
-        let weights = formula(&config.specs().unwrap());
-        let all = pictures(3, [40, 40]);
-        let together = logits(&config, &weights, &all);
-        for (i, one) in all.data().chunks(3 * 40 * 40).enumerate() {
-            let one = Array::new([1, 3, 40, 40], one.to_vec()).unwrap();
-            close(&logits(&config, &weights, &one), &together[5 * i..][..5], 1e-4);
+        let config = small_config(depth, Head::Dropout);
+        let weights = formula_weights(&config.specs().unwrap());
+        let all = images(3, [40, 40]);
+        let batched = logits(&config, &weights, &all);
+        for (i, image) in all.data().chunks(3 * 40 * 40).enumerate() {
+            let image = Array::new([1, 3, 40, 40], image.to_vec()).unwrap();
+            assert_close(&logits(&config, &weights, &image), &batched[5 * i..][..5], 1e-4);
         }
     }
 }
@@ -118,7 +119,7 @@ fn tensors(weights: &Weights) -> Tensors {
     weights.iter().map(|(name, array)| (name.clone(), tensor(array))).collect()
 }
 
-/// The loss of a batch of four, on a tape, in f64.
+/// The loss of a batch of four images on a tape, in f64.
 fn loss(config: &ResNetConfig, weights: &Tensors) -> Var {
     let tape = Tape::new();
     let mut params = Params::from_tensors(weights.clone(), DType::F64, &Device::Cpu);
@@ -126,23 +127,23 @@ fn loss(config: &ResNetConfig, weights: &Tensors) -> Var {
     let tensor = |array: &Array| to_device(array, DType::F64, &Device::Cpu).unwrap();
     let target = tensor(&Array::new([4, 5], noise(7, 0, 20)).unwrap());
     let weight = CandleTensor::ones(4, DType::F64, &Device::Cpu).unwrap();
-    let x = tape.constant(tensor(&pictures(4, [64, 64])));
+    let x = tape.constant(tensor(&images(4, [64, 64])));
     model.forward(&x).unwrap().weighted_mse(&target, &weight).unwrap()
 }
 
 #[test]
-fn every_trained_parameter_has_a_gradient_that_is_a_number_and_not_zero() {
+fn every_trainable_parameter_has_a_finite_nonzero_gradient() {
     for depth in [18, 50] {
-        let config = small(depth, Head::Dropout);
+        let config = small_config(depth, Head::Dropout);
         let specs = config.specs().unwrap();
-        let at = loss(&config, &tensors(&formula(&specs)));
-        let statistics = at.tape().take_statistics();
+        let initial_loss = loss(&config, &tensors(&formula_weights(&specs)));
+        let statistics = initial_loss.tape().take_statistics();
         let norms = specs.iter().filter_map(|s| s.name.strip_suffix(".running_mean"));
-        assert!(statistics.iter().map(|s| s.path.as_str()).eq(norms), "in the order of the definition");
-        let gradients = at.backward(1.0).unwrap();
-        let trained: Vec<&ParamSpec> = specs.iter().filter(|s| s.trainable).collect();
-        assert_eq!(gradients.len(), trained.len());
-        for spec in trained {
+        assert!(statistics.iter().map(|s| s.path.as_str()).eq(norms), "statistics are in definition order");
+        let gradients = initial_loss.backward(1.0).unwrap();
+        let trainable: Vec<&ParamSpec> = specs.iter().filter(|s| s.trainable).collect();
+        assert_eq!(gradients.len(), trainable.len());
+        for spec in trainable {
             let gradient = gradients.get(&spec.name).unwrap_or_else(|| panic!("{}: no gradient", spec.name));
             assert_eq!(gradient.dims(), spec.dims, "{}", spec.name);
             let values = gradient.flatten_all().unwrap().to_vec1::<f64>().unwrap();
@@ -153,22 +154,25 @@ fn every_trained_parameter_has_a_gradient_that_is_a_number_and_not_zero() {
 }
 
 #[test]
-fn a_step_against_the_gradient_lowers_the_loss_as_much_as_it_promises() {
+fn a_gradient_step_reduces_the_loss_as_predicted() {
     for depth in [18, 50] {
-        let config = small(depth, Head::Plain);
-        let mut weights = tensors(&formula(&config.specs().unwrap()));
-        let at = loss(&config, &weights);
+        let config = small_config(depth, Head::Plain);
+        let mut weights = tensors(&formula_weights(&config.specs().unwrap()));
+        let initial_loss = loss(&config, &weights);
         let value = |v: &Var| v.value().to_scalar::<f64>().unwrap();
-        let before = value(&at);
-        let gradients = at.backward(1.0).unwrap();
+        let before = value(&initial_loss);
+        let gradients = initial_loss.backward(1.0).unwrap();
         let square = |g: &CandleTensor| g.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
-        let promised = 1e-6 * before;
-        let rate = promised / gradients.values().map(square).sum::<f64>();
+        let predicted = 1e-6 * before;
+        let rate = predicted / gradients.values().map(square).sum::<f64>();
         for (name, gradient) in gradients {
-            let moved = (&weights[&name] - gradient * rate).unwrap();
-            weights.insert(name, moved);
+            let updated = (&weights[&name] - gradient * rate).unwrap();
+            weights.insert(name, updated);
         }
-        let gained = before - value(&loss(&config, &weights));
-        assert!((gained / promised - 1.0).abs() < 0.01, "{depth}: promised {promised}, gained {gained}");
+        let measured = before - value(&loss(&config, &weights));
+        assert!(
+            (measured / predicted - 1.0).abs() < 0.01,
+            "{depth}: predicted {predicted}, measured {measured}"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! The HTTP server as its clients have it.
+//! The HTTP server from its clients' side.
 
 use std::{
     collections::BTreeMap,
@@ -10,8 +10,8 @@ use std::{
 };
 
 use crate::common::{
-    http::{BREEDS, TestServer, answer, ask, begin, classifier, generator},
-    images::png_with_a_cut_palette,
+    http::{BREEDS, TestServer, classifier, generator, read_response, send_request, start_request},
+    images::png_with_truncated_palette,
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use image::{ImageFormat, RgbImage};
@@ -26,8 +26,8 @@ use tiny_cats_export::{
 
 const JSON: &str = "application/json";
 
-/// A server that nobody stops.
-static SERVED: LazyLock<TestServer> = LazyLock::new(|| {
+/// A server that tests share and never shut down.
+static SERVER: LazyLock<TestServer> = LazyLock::new(|| {
     let config =
         Config { max_body: 1 << 20, max_pixels: 1_000_000, demo: WebDemo::Embedded, ..Config::default() };
     let (name, model) = classifier();
@@ -35,13 +35,13 @@ static SERVED: LazyLock<TestServer> = LazyLock::new(|| {
     TestServer::new(config, Some(generator()), Some(classifier))
 });
 
-fn encoded(picture: &RgbImage, format: ImageFormat) -> Vec<u8> {
+fn encode(image: &RgbImage, format: ImageFormat) -> Vec<u8> {
     let mut bytes = std::io::Cursor::new(Vec::new());
-    picture.write_to(&mut bytes, format).unwrap();
+    image.write_to(&mut bytes, format).unwrap();
     bytes.into_inner()
 }
 
-fn decoded(base64: &Value) -> RgbImage {
+fn decode(base64: &Value) -> RgbImage {
     let png = BASE64_STANDARD.decode(base64.as_str().expect("base64")).expect("base64");
     image::load_from_memory(&png).expect("a PNG file").into_rgb8()
 }
@@ -58,17 +58,17 @@ fn form(files: &[(&str, &[u8])]) -> (String, Vec<u8>) {
     ("multipart/form-data; boundary=mark".into(), body)
 }
 
-/// What takes the small model a while.
-fn long() -> Value {
+/// A request that takes the small model a while.
+fn long_request() -> Value {
     json!({"seed": 1, "count": 2, "steps": 250})
 }
 
 #[test]
-fn pictures_drawn_at_the_same_time_for_many_are_those_of_the_library() {
+fn concurrent_requests_give_the_same_images_as_the_library() {
     let (_, model) = generator();
     let mut library = Generator::from_model(&model, &LoadOptions::default()).unwrap();
-    // Different in everything that may differ, and more than there are places.
-    let asked: Vec<Request> = (0..12)
+    // The requests differ in every parameter, and exceed a batch.
+    let requests: Vec<Request> = (0..12)
         .map(|i| Request {
             breed: if i % 4 == 0 { Breed::All } else { Breed::Named(BREEDS[i % 3].into()) },
             count: 1 + i % 5,
@@ -79,70 +79,70 @@ fn pictures_drawn_at_the_same_time_for_many_are_those_of_the_library() {
             guidance_interval: None,
         })
         .collect();
-    let answers: Vec<Value> = thread::scope(|scope| {
-        let ask = |request: &Request| {
+    let responses: Vec<Value> = thread::scope(|scope| {
+        let send = |request: &Request| {
             let breed = match &request.breed {
                 Breed::All => "all",
                 Breed::Named(name) => name,
             };
-            let answer = SERVED.generate(&json!({
+            let response = SERVER.generate(&json!({
                 "breed": breed, "count": request.count, "steps": request.steps, "guidance": request.guidance,
                 "sampler": request.sampler.map(|sampler| sampler.to_string()), "seed": request.seed,
             }));
-            assert_eq!(answer.status, 200, "{}", answer.text());
-            answer.json()
+            assert_eq!(response.status, 200, "{}", response.text());
+            response.json()
         };
-        let threads: Vec<_> = asked.iter().map(|request| scope.spawn(move || ask(request))).collect();
+        let threads: Vec<_> = requests.iter().map(|request| scope.spawn(move || send(request))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
-    for (request, answer) in asked.iter().zip(answers) {
+    for (request, response) in requests.iter().zip(responses) {
         let expected = library.generate(request).unwrap();
-        let found = answer["pictures"].as_array().unwrap();
+        let found = response["pictures"].as_array().unwrap();
         assert_eq!(found.len(), expected.len());
-        assert_eq!((&answer["seed"], &answer["model"]), (&json!(request.seed), &json!("small")));
+        assert_eq!((&response["seed"], &response["model"]), (&json!(request.seed), &json!("small")));
         for (found, expected) in found.iter().zip(&expected) {
             assert_eq!(found["breed"], expected.class);
             assert_eq!(found["index"], expected.index);
-            assert!(decoded(&found["png"]) == expected.image, "{request:?}, picture {}", expected.index);
+            assert!(decode(&found["png"]) == expected.image, "{request:?}, image {}", expected.index);
         }
     }
 }
 
 #[test]
-fn a_picture_comes_alone_as_a_grid_or_as_the_part_of_a_series() {
+fn images_are_sent_alone_as_a_grid_or_as_part_of_a_series() {
     let (_, model) = generator();
     let mut library = Generator::from_model(&model, &LoadOptions::default()).unwrap();
     let request = Request { count: 5, steps: Some(3), seed: 9, ..Request::default() };
-    let pictures = library.generate(&request).unwrap();
+    let images = library.generate(&request).unwrap();
 
-    let answer = SERVED.generate(&json!({"count": 5, "steps": 3, "seed": 9, "format": "grid"}));
-    assert_eq!((answer.header("content-type"), answer.header("x-seed")), (Some("image/png"), Some("9")));
-    assert!(image::load_from_memory(&answer.body).unwrap().into_rgb8() == contact_sheet(&pictures));
+    let response = SERVER.generate(&json!({"count": 5, "steps": 3, "seed": 9, "format": "grid"}));
+    assert_eq!((response.header("content-type"), response.header("x-seed")), (Some("image/png"), Some("9")));
+    assert!(image::load_from_memory(&response.body).unwrap().into_rgb8() == contact_sheet(&images));
 
-    let answer = SERVED.generate(&json!({"first": 4, "steps": 3, "seed": 9, "format": "png"}));
-    assert!(image::load_from_memory(&answer.body).unwrap().into_rgb8() == pictures[4].image);
+    let response = SERVER.generate(&json!({"first": 4, "steps": 3, "seed": 9, "format": "png"}));
+    assert!(image::load_from_memory(&response.body).unwrap().into_rgb8() == images[4].image);
 
-    // 2.0 is a whole number.
-    let [whole, written] = [json!({"seed": 2, "steps": 2}), json!({"seed": 2.0, "steps": 2.0})];
-    assert_eq!(SERVED.generate(&whole).json()["pictures"], SERVED.generate(&written).json()["pictures"]);
+    // 2.0 is accepted as an integer.
+    let [integer, float] = [json!({"seed": 2, "steps": 2}), json!({"seed": 2.0, "steps": 2.0})];
+    assert_eq!(SERVER.generate(&integer).json()["pictures"], SERVER.generate(&float).json()["pictures"]);
 
-    // Without a seed any is taken, and said.
+    // Without a seed, a random one is used and reported.
     let seeds: Vec<Value> =
-        (0..2).map(|_| SERVED.generate(&json!({"steps": 1})).json()["seed"].clone()).collect();
+        (0..2).map(|_| SERVER.generate(&json!({"steps": 1})).json()["seed"].clone()).collect();
     assert_ne!(seeds[0], seeds[1]);
-    let again = SERVED.generate(&json!({"steps": 1, "seed": seeds[0]})).json();
+    let again = SERVER.generate(&json!({"steps": 1, "seed": seeds[0]})).json();
     assert_eq!(again["seed"], seeds[0]);
 }
 
 #[test]
-fn a_stream_tells_every_step_and_ends_with_the_answer() {
+fn a_stream_reports_every_step_and_ends_with_the_result() {
     let body = json!({"count": 3, "steps": 4, "seed": 5, "breed": "sphynx"});
-    let plain = SERVED.generate(&body).json();
-    let mut streamed = body;
-    streamed["stream"] = json!(true);
-    let answer = SERVED.generate(&streamed);
-    assert_eq!(answer.header("content-type"), Some("text/event-stream"));
-    let text = answer.text();
+    let plain = SERVER.generate(&body).json();
+    let mut stream_body = body;
+    stream_body["stream"] = json!(true);
+    let response = SERVER.generate(&stream_body);
+    assert_eq!(response.header("content-type"), Some("text/event-stream"));
+    let text = response.text();
     let events: Vec<(&str, Value)> = text
         .split("\n\n")
         .filter(|event| event.starts_with("event"))
@@ -158,17 +158,17 @@ fn a_stream_tells_every_step_and_ends_with_the_answer() {
     let done: Vec<u64> = steps.iter().map(|(_, step)| step["done"].as_u64().unwrap()).collect();
     assert!(done.is_sorted() && done.iter().all(|done| (1..=12).contains(done)), "{done:?}");
     for preview in steps.iter().flat_map(|(_, step)| step["previews"].as_array().unwrap()) {
-        assert_eq!(decoded(&preview["png"]).dimensions(), (32, 32));
+        assert_eq!(decode(&preview["png"]).dimensions(), (32, 32));
     }
 }
 
 #[test]
-fn photographs_are_classified_as_by_the_library_and_broken_ones_named() {
+fn images_are_classified_as_by_the_library_and_broken_ones_reported() {
     let (_, model) = classifier();
     let mut library = Classifier::from_model(&model, &LoadOptions::default()).unwrap();
-    let pictures: Vec<RgbImage> = (0..3).map(|i| synth::draw(i as usize, 1, i, 60)).collect();
-    let files: Vec<Vec<u8>> = pictures.iter().map(|picture| encoded(picture, ImageFormat::Png)).collect();
-    let expected = library.classify(&pictures).unwrap();
+    let images: Vec<RgbImage> = (0..3).map(|i| synth::draw(i as usize, 1, i, 60)).collect();
+    let files: Vec<Vec<u8>> = images.iter().map(|image| encode(image, ImageFormat::Png)).collect();
+    let expected = library.classify(&images).unwrap();
     let check = |result: &Value, i: usize, k: usize| {
         let top = result["top"].as_array().unwrap_or_else(|| panic!("{result}"));
         assert_eq!(top.len(), k);
@@ -178,11 +178,11 @@ fn photographs_are_classified_as_by_the_library_and_broken_ones_named() {
         }
     };
     for (i, file) in files.iter().enumerate() {
-        // What it is is seen by its contents.
+        // The format is detected from the contents, not from the content type.
         for content_type in ["image/png", "image/jpeg"] {
-            let answer = SERVED.post("/v1/classify?top_k=2", content_type, file);
-            assert_eq!(answer.status, 200, "{}", answer.text());
-            check(&answer.json()["results"][0], i, 2);
+            let response = SERVER.post("/v1/classify?top_k=2", content_type, file);
+            assert_eq!(response.status, 200, "{}", response.text());
+            check(&response.json()["results"][0], i, 2);
         }
     }
     let (content_type, body) = form(&[
@@ -192,15 +192,15 @@ fn photographs_are_classified_as_by_the_library_and_broken_ones_named() {
         ("half.png", &files[2][..files[2].len() / 2]),
         ("empty", b""),
         ("c.png", &files[2]),
-        ("palette.png", &png_with_a_cut_palette()),
+        ("palette.png", &png_with_truncated_palette()),
     ]);
-    let answer = SERVED.post("/v1/classify", &content_type, body).json();
-    let results = answer["results"].as_array().unwrap();
+    let response = SERVER.post("/v1/classify", &content_type, body).json();
+    let results = response["results"].as_array().unwrap();
     for (at, i) in [(0, 0), (2, 1), (5, 2)] {
         check(&results[at], i, 3);
     }
     for (at, name, error) in [
-        (1, "passwd", "not a picture"),
+        (1, "passwd", "not an image"),
         (3, "half.png", "broken"),
         (4, "empty", "not a"),
         (6, "palette.png", "broken"),
@@ -211,41 +211,41 @@ fn photographs_are_classified_as_by_the_library_and_broken_ones_named() {
 }
 
 #[test]
-fn what_makes_no_sense_is_one_problem_with_its_field_and_harms_nobody() {
-    let picture = encoded(&RgbImage::new(20, 20), ImageFormat::Png);
-    let large = encoded(&RgbImage::new(1001, 1000), ImageFormat::Png);
-    let generate = |body: &str| SERVED.post("/v1/generate", JSON, body);
-    let (content_type, many) = form(&[("a", &picture[..]); 65]);
+fn invalid_requests_give_a_problem_document_with_the_field() {
+    let image = encode(&RgbImage::new(20, 20), ImageFormat::Png);
+    let large = encode(&RgbImage::new(1001, 1000), ImageFormat::Png);
+    let generate = |body: &str| SERVER.post("/v1/generate", JSON, body);
+    let (content_type, oversized_form) = form(&[("a", &image[..]); 65]);
     let mut cases = vec![
         (400, "", generate("{")),
-        (400, "", SERVED.post("/v1/classify", "multipart/form-data", "x")),
-        (400, "", SERVED.post("/v1/classify", "multipart/form-data; boundary=mark", "--mark\r\n")),
-        (404, "", SERVED.get("/v2/generate")),
-        (404, "", SERVED.get("/../../etc/passwd")),
-        (404, "", SERVED.get("/%2e%2e/Cargo.toml")),
-        (405, "", SERVED.get("/v1/generate")),
-        (405, "", SERVED.post("/healthz", JSON, "")),
-        (405, "", SERVED.post("/models.json", JSON, "")),
-        (413, "", SERVED.post("/v1/classify", "image/png", vec![0; 2 << 20])),
-        (415, "", SERVED.post("/v1/generate", "text/plain", "{}")),
-        (415, "", SERVED.post("/v1/classify", "image/gif", &picture)),
+        (400, "", SERVER.post("/v1/classify", "multipart/form-data", "x")),
+        (400, "", SERVER.post("/v1/classify", "multipart/form-data; boundary=mark", "--mark\r\n")),
+        (404, "", SERVER.get("/v2/generate")),
+        (404, "", SERVER.get("/../../etc/passwd")),
+        (404, "", SERVER.get("/%2e%2e/Cargo.toml")),
+        (405, "", SERVER.get("/v1/generate")),
+        (405, "", SERVER.post("/healthz", JSON, "")),
+        (405, "", SERVER.post("/models.json", JSON, "")),
+        (413, "", SERVER.post("/v1/classify", "image/png", vec![0; 2 << 20])),
+        (415, "", SERVER.post("/v1/generate", "text/plain", "{}")),
+        (415, "", SERVER.post("/v1/classify", "image/gif", &image)),
         (422, "", generate("[1, 2]")),
-        (422, "body", SERVED.post("/v1/classify", "image/png", "GIF89a")),
-        (422, "body", SERVED.post("/v1/classify", "image/png", large)),
-        (422, "body", SERVED.post("/v1/classify", "image/png", png_with_a_cut_palette())),
+        (422, "body", SERVER.post("/v1/classify", "image/png", "GIF89a")),
+        (422, "body", SERVER.post("/v1/classify", "image/png", large)),
+        (422, "body", SERVER.post("/v1/classify", "image/png", png_with_truncated_palette())),
         (
             422,
             "image",
-            SERVED.post(
+            SERVER.post(
                 "/v1/classify",
                 "multipart/form-data; boundary=mark",
                 "--mark\r\ncontent-disposition: form-data; name=\"image\"\r\n\r\nx\r\n--mark--\r\n",
             ),
         ),
-        (422, "top_k", SERVED.post("/v1/classify?top_k=0", "image/png", &picture)),
-        (422, "top_k", SERVED.post("/v1/classify?top_k=4", "image/png", &picture)),
-        (422, "", SERVED.post("/v1/classify?k=1", "image/png", &picture)),
-        (422, "image", SERVED.post("/v1/classify", &content_type, many)),
+        (422, "top_k", SERVER.post("/v1/classify?top_k=0", "image/png", &image)),
+        (422, "top_k", SERVER.post("/v1/classify?top_k=4", "image/png", &image)),
+        (422, "", SERVER.post("/v1/classify?k=1", "image/png", &image)),
+        (422, "image", SERVER.post("/v1/classify", &content_type, oversized_form)),
     ];
     for (field, body) in [
         ("breed", r#"{"breed": "Maine_Cone"}"#),
@@ -265,28 +265,28 @@ fn what_makes_no_sense_is_one_problem_with_its_field_and_harms_nobody() {
     ] {
         cases.push((422, field, generate(body)));
     }
-    for (status, field, answer) in &cases {
-        assert_eq!(answer.status, *status, "{answer:?} {}", answer.text());
-        assert_eq!(answer.header("content-type"), Some("application/problem+json"));
-        assert!(answer.header("x-request-id").is_some());
-        let problem = answer.json();
+    for (status, field, response) in &cases {
+        assert_eq!(response.status, *status, "{response:?} {}", response.text());
+        assert_eq!(response.header("content-type"), Some("application/problem+json"));
+        assert!(response.header("x-request-id").is_some());
+        let problem = response.json();
         assert_eq!(problem["status"], *status);
         assert_eq!(problem["field"].as_str().unwrap_or_default(), *field, "{problem}");
         let detail = problem["detail"].as_str().unwrap();
         assert!(!detail.is_empty() && !detail.contains('\n'), "{detail:?}");
         if *status == 405 {
-            assert!(answer.header("allow").is_some());
+            assert!(response.header("allow").is_some());
         }
     }
     let nearest = generate(r#"{"breed": "Maine_Cone"}"#).json()["detail"].as_str().unwrap().to_owned();
     assert!(nearest.contains("did you mean Maine_Coon?"), "{nearest}");
-    assert_eq!(SERVED.get("/readyz").status, 200);
+    assert_eq!(SERVER.get("/readyz").status, 200);
 }
 
 #[test]
-fn the_site_lists_the_models_that_are_served_and_sends_parts_of_them() {
-    let answer = SERVED.get("/models.json").json();
-    let models = answer["models"].as_array().unwrap();
+fn the_site_lists_the_served_models_and_sends_ranges_of_them() {
+    let response = SERVER.get("/models.json").json();
+    let models = response["models"].as_array().unwrap();
     let (_, model) = generator();
     let graph = model.graph().unwrap();
     assert_eq!(models[0]["kind"], "generator");
@@ -294,230 +294,235 @@ fn the_site_lists_the_models_that_are_served_and_sends_parts_of_them() {
     assert_eq!(models[1]["kind"], "classifier");
     let path = format!("/{}", models[0]["url"].as_str().unwrap());
 
-    let whole = SERVED.get(&path);
-    assert!(whole.body == graph.bytes());
-    assert_eq!(whole.header("cross-origin-embedder-policy"), Some("require-corp"));
-    let etag = whole.header("etag").unwrap().to_owned();
+    let full = SERVER.get(&path);
+    assert!(full.body == graph.bytes());
+    assert_eq!(full.header("cross-origin-embedder-policy"), Some("require-corp"));
+    let etag = full.header("etag").unwrap().to_owned();
     assert_eq!(etag.trim_matches('"'), models[0]["sha256"]);
-    let asked = |headers: &[(&str, &str)]| ask(SERVED.address, "GET", &path, headers, b"");
-    assert_eq!(asked(&[("if-none-match", &etag)]).status, 304);
-    let part = asked(&[("range", "bytes=1000-1009"), ("if-range", &etag)]);
+    let get = |headers: &[(&str, &str)]| send_request(SERVER.address, "GET", &path, headers, b"");
+    assert_eq!(get(&[("if-none-match", &etag)]).status, 304);
+    let part = get(&[("range", "bytes=1000-1009"), ("if-range", &etag)]);
     assert_eq!((part.status, &part.body[..]), (206, &graph.bytes()[1000..1010]));
-    let about = format!("bytes 1000-1009/{}", graph.bytes().len());
-    assert_eq!(part.header("content-range"), Some(&about[..]));
-    // Of another file than the one that the client has a part of, all.
-    assert_eq!(asked(&[("range", "bytes=1000-1009"), ("if-range", "\"other\"")]).status, 200);
-    assert_eq!(asked(&[("range", "bytes=99999999-")]).status, 416);
-    assert!(SERVED.get("/").text().contains("<!doctype html>"));
+    let content_range = format!("bytes 1000-1009/{}", graph.bytes().len());
+    assert_eq!(part.header("content-range"), Some(&content_range[..]));
+    // If the client's part is of another file, the whole file is sent.
+    assert_eq!(get(&[("range", "bytes=1000-1009"), ("if-range", "\"other\"")]).status, 200);
+    assert_eq!(get(&[("range", "bytes=99999999-")]).status, 416);
+    assert!(SERVER.get("/").text().contains("<!doctype html>"));
 }
 
 #[test]
-fn a_full_queue_sends_clients_away_and_who_leaves_makes_room() {
+fn a_full_queue_rejects_requests_until_clients_disconnect() {
     let config = Config { queue: 3, max_count: 3, demo: WebDemo::None, ..Config::default() };
-    let served = TestServer::new(config, Some(generator()), None);
+    let server = TestServer::new(config, Some(generator()), None);
     let post = |body: &Value| {
         let body = body.to_string();
-        begin(served.address, "POST", "/v1/generate", &[("content-type", JSON)], body.as_bytes())
+        start_request(server.address, "POST", "/v1/generate", &[("content-type", JSON)], body.as_bytes())
     };
-    let first = post(&long());
-    served.until("tiny_cats_waiting_pictures{model=\"small\"}", 2);
-    let refused = served.generate(&json!({"count": 2, "steps": 1}));
-    assert_eq!(refused.status, 429, "{}", refused.text());
-    assert!(refused.header("retry-after").unwrap().parse::<u64>().unwrap() >= 1);
-    // There is room for one, who does not wait for the others' end.
-    assert_eq!(served.generate(&json!({"count": 1, "steps": 1})).status, 200);
+    let first = post(&long_request());
+    server.wait_for_metric("tiny_cats_waiting_pictures{model=\"small\"}", 2);
+    let rejected = server.generate(&json!({"count": 2, "steps": 1}));
+    assert_eq!(rejected.status, 429, "{}", rejected.text());
+    assert!(rejected.header("retry-after").unwrap().parse::<u64>().unwrap() >= 1);
+    // One image fits, and is generated before the others finish.
+    assert_eq!(server.generate(&json!({"count": 1, "steps": 1})).status, 200);
     drop(first);
-    served.until("tiny_cats_cancelled_pictures_total{model=\"small\"}", 2);
-    served.until("tiny_cats_waiting_pictures{model=\"small\"}", 0);
-    assert_eq!(served.metric("tiny_cats_requests_total{path=\"/v1/generate\",status=\"499\"}"), 1);
-    assert_eq!(served.generate(&json!({"count": 3, "steps": 1})).status, 200);
+    server.wait_for_metric("tiny_cats_cancelled_pictures_total{model=\"small\"}", 2);
+    server.wait_for_metric("tiny_cats_waiting_pictures{model=\"small\"}", 0);
+    assert_eq!(server.metric("tiny_cats_requests_total{path=\"/v1/generate\",status=\"499\"}"), 1);
+    assert_eq!(server.generate(&json!({"count": 3, "steps": 1})).status, 200);
 
-    // A reader of events leaves after the first.
-    let mut body = long();
+    // A client disconnects after the first event of a stream.
+    let mut body = long_request();
     body["stream"] = json!(true);
     let mut stream = post(&body);
-    let mut some = [0; 100];
-    stream.read_exact(&mut some).unwrap();
+    let mut buffer = [0; 100];
+    stream.read_exact(&mut buffer).unwrap();
     drop(stream);
-    served.until("tiny_cats_cancelled_pictures_total{model=\"small\"}", 4);
-    served.until("tiny_cats_requests_total{path=\"/v1/generate\",status=\"499\"}", 2);
-    served.until("tiny_cats_waiting_pictures{model=\"small\"}", 0);
-    assert_eq!(served.end(), Shutdown::Finished);
+    server.wait_for_metric("tiny_cats_cancelled_pictures_total{model=\"small\"}", 4);
+    server.wait_for_metric("tiny_cats_requests_total{path=\"/v1/generate\",status=\"499\"}", 2);
+    server.wait_for_metric("tiny_cats_waiting_pictures{model=\"small\"}", 0);
+    assert_eq!(server.shut_down(), Shutdown::Graceful);
 }
 
 #[test]
-fn a_short_request_does_not_wait_for_the_end_of_a_long_one() {
-    let served =
+fn a_short_request_does_not_wait_for_a_long_one() {
+    let server =
         TestServer::new(Config { demo: WebDemo::None, ..Config::default() }, Some(generator()), None);
     let body = json!({"count": 64, "steps": 250}).to_string();
-    let long = begin(served.address, "POST", "/v1/generate", &[("content-type", JSON)], body.as_bytes());
-    // All places are taken by it.
-    served.until("tiny_cats_waiting_pictures{model=\"small\"}", 64);
-    let evaluations = || served.metric("tiny_cats_batch_pictures_count{model=\"small\"}");
+    let long =
+        start_request(server.address, "POST", "/v1/generate", &[("content-type", JSON)], body.as_bytes());
+    // It fills every batch.
+    server.wait_for_metric("tiny_cats_waiting_pictures{model=\"small\"}", 64);
+    let evaluations = || server.metric("tiny_cats_batch_pictures_count{model=\"small\"}");
     let before = evaluations();
-    assert_eq!(served.generate(&json!({"steps": 2, "count": 2})).status, 200);
-    // Three evaluations of its own, and a few that pass while it comes and its answer goes.
+    assert_eq!(server.generate(&json!({"steps": 2, "count": 2})).status, 200);
+    // Three evaluations of its own, and a few more while its request and response are in transit.
     assert!(evaluations() - before < 30, "{} evaluations", evaluations() - before);
-    assert_eq!(served.metric("tiny_cats_waiting_pictures{model=\"small\"}"), 64);
+    assert_eq!(server.metric("tiny_cats_waiting_pictures{model=\"small\"}"), 64);
     drop(long);
 }
 
 #[test]
-fn who_does_not_read_a_stream_is_not_drawn_for_beyond_its_time() {
+fn an_unread_stream_is_canceled_at_its_timeout() {
     let config = Config { timeout: Duration::from_secs(2), demo: WebDemo::None, ..Config::default() };
-    let served = TestServer::new(config, Some(generator()), None);
+    let server = TestServer::new(config, Some(generator()), None);
     let body = json!({"count": 64, "steps": 250, "stream": true}).to_string();
-    let stalled = begin(served.address, "POST", "/v1/generate", &[("content-type", JSON)], body.as_bytes());
-    served.until("tiny_cats_waiting_pictures{model=\"small\"}", 64);
-    served.until("tiny_cats_waiting_pictures{model=\"small\"}", 0);
-    assert_eq!(served.metric("tiny_cats_cancelled_pictures_total{model=\"small\"}"), 64);
+    let stalled =
+        start_request(server.address, "POST", "/v1/generate", &[("content-type", JSON)], body.as_bytes());
+    server.wait_for_metric("tiny_cats_waiting_pictures{model=\"small\"}", 64);
+    server.wait_for_metric("tiny_cats_waiting_pictures{model=\"small\"}", 0);
+    assert_eq!(server.metric("tiny_cats_cancelled_pictures_total{model=\"small\"}"), 64);
     drop(stalled);
 }
 
 #[test]
-fn what_a_foreign_page_has_a_browser_send_is_refused() {
+fn cross_origin_requests_of_browsers_are_rejected() {
     let post = |headers: &[(&str, &str)]| {
         let headers = [headers, &[("content-type", JSON)]].concat();
-        ask(SERVED.address, "POST", "/v1/generate", &headers, br#"{"steps": 1}"#).status
+        send_request(SERVER.address, "POST", "/v1/generate", &headers, br#"{"steps": 1}"#).status
     };
-    let own = SERVED.address.to_string();
+    let own = SERVER.address.to_string();
     let page = format!("http://{own}");
     assert_eq!(post(&[("host", &own), ("origin", &page)]), 200);
     assert_eq!(post(&[("host", "localhost")]), 200);
     assert_eq!(post(&[("host", &own), ("origin", "https://evil.example")]), 403);
     assert_eq!(post(&[("host", &own), ("origin", "null")]), 403);
-    // A name of the page's own that leads here.
+    // DNS rebinding: the page's own name resolves to this server.
     assert_eq!(post(&[("host", "evil.example"), ("origin", "http://evil.example")]), 403);
-    assert_eq!(ask(SERVED.address, "GET", "/", &[("host", "evil.example")], b"").status, 403);
+    assert_eq!(send_request(SERVER.address, "GET", "/", &[("host", "evil.example")], b"").status, 403);
 }
 
 #[test]
-fn a_client_that_has_asked_for_nothing_does_not_hold_up_the_end() {
-    let served =
+fn an_incomplete_request_does_not_delay_shutdown() {
+    let server =
         TestServer::new(Config { demo: WebDemo::None, ..Config::default() }, None, Some(classifier()));
-    let mut half = TcpStream::connect(served.address).unwrap();
-    half.write_all(b"GET /healthz HT").unwrap();
-    served.until("tiny_cats_connections", 2);
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    stream.write_all(b"GET /healthz HT").unwrap();
+    server.wait_for_metric("tiny_cats_connections", 2);
     let start = Instant::now();
-    assert_eq!(served.end(), Shutdown::Finished);
+    assert_eq!(server.shut_down(), Shutdown::Graceful);
     assert!(start.elapsed() < Duration::from_secs(15));
 }
 
 #[test]
-fn a_folder_is_served_with_the_servers_own_models_compressed_or_not() {
+fn a_folder_is_served_with_the_loaded_models_compressed_or_not() {
     let folder = tempfile::tempdir().unwrap();
     let gzip = |bytes: &[u8]| {
         let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gz.write_all(bytes).unwrap();
         gz.finish().unwrap()
     };
-    let put = |name: &str, bytes: &[u8]| {
+    let write = |name: &str, bytes: &[u8]| {
         let path = folder.path().join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, bytes).unwrap();
     };
     let (_, model) = generator();
-    let hash = SERVED.get("/models.json").json()["models"][0]["sha256"].clone();
-    let built = json!({"models": [
+    let hash = SERVER.get("/models.json").json()["models"][0]["sha256"].clone();
+    let index = json!({"models": [
         {"name": "it", "sha256": hash, "card": "models/it.md"}, {"name": "other", "sha256": "00", "card": "models/other.md"},
     ]});
-    put("index.html", b"<!doctype html>");
-    put("models.json", built.to_string().as_bytes());
-    put("models.json.gz", &gzip(built.to_string().as_bytes()));
-    put("models/it.md", b"the card");
-    put("models/other.md", b"another card");
-    put("models/other.onnx", b"another model");
-    put("ort-1/x.wasm.gz", &gzip(b"wasm"));
-    put("assets/a.js", b"let a");
-    put("assets/a.js.gz", &gzip(b"let a"));
+    write("index.html", b"<!doctype html>");
+    write("models.json", index.to_string().as_bytes());
+    write("models.json.gz", &gzip(index.to_string().as_bytes()));
+    write("models/it.md", b"the card");
+    write("models/other.md", b"another card");
+    write("models/other.onnx", b"another model");
+    write("ort-1/x.wasm.gz", &gzip(b"wasm"));
+    write("assets/a.js", b"let a");
+    write("assets/a.js.gz", &gzip(b"let a"));
     let config = Config { demo: WebDemo::Folder(folder.path().to_owned()), ..Config::default() };
-    let served = TestServer::new(config, Some(generator()), None);
-    let zipped = |path: &str| ask(served.address, "GET", path, &[("accept-encoding", "gzip")], b"");
+    let server = TestServer::new(config, Some(generator()), None);
+    let get_gzip =
+        |path: &str| send_request(server.address, "GET", path, &[("accept-encoding", "gzip")], b"");
 
-    for answer in [served.get("/models.json"), zipped("/models.json")] {
-        let models = answer.json();
+    for response in [server.get("/models.json"), get_gzip("/models.json")] {
+        let models = response.json();
         assert_eq!(models["models"].as_array().unwrap().len(), 1);
         assert_eq!(
             (&models["models"][0]["name"], &models["models"][0]["card"]),
             (&json!("small"), &json!("models/small.md"))
         );
     }
-    assert_eq!(served.get("/models/small.md").text(), "the card");
-    assert!(served.get("/models/small.onnx").body == model.graph().unwrap().bytes());
-    assert_eq!((served.get("/models/other.onnx").status, served.get("/models/other.md").status), (404, 404));
-    let plain = served.get("/ort-1/x.wasm");
+    assert_eq!(server.get("/models/small.md").text(), "the card");
+    assert!(server.get("/models/small.onnx").body == model.graph().unwrap().bytes());
+    assert_eq!((server.get("/models/other.onnx").status, server.get("/models/other.md").status), (404, 404));
+    let plain = server.get("/ort-1/x.wasm");
     assert_eq!((plain.text().as_str(), plain.header("content-encoding")), ("wasm", None));
     assert_eq!(plain.header("content-type"), Some("application/wasm"));
     for path in ["/ort-1/x.wasm", "/assets/a.js"] {
-        let answer = zipped(path);
-        assert_eq!(answer.header("content-encoding"), Some("gzip"), "{path}");
-        assert!(answer.header("cache-control").unwrap().contains("immutable"));
-        assert_ne!(answer.header("etag"), served.get(path).header("etag"));
+        let response = get_gzip(path);
+        assert_eq!(response.header("content-encoding"), Some("gzip"), "{path}");
+        assert!(response.header("cache-control").unwrap().contains("immutable"));
+        assert_ne!(response.header("etag"), server.get(path).header("etag"));
     }
-    assert_eq!(served.get("/").header("cache-control"), Some("no-cache"));
+    assert_eq!(server.get("/").header("cache-control"), Some("no-cache"));
 }
 
 #[test]
-fn a_request_whose_time_is_over_is_told_so_and_its_work_ends() {
+fn a_timed_out_request_gets_504_and_is_canceled() {
     let config = Config { timeout: Duration::from_millis(300), demo: WebDemo::None, ..Config::default() };
-    let served = TestServer::new(config, Some(generator()), None);
+    let server = TestServer::new(config, Some(generator()), None);
     let start = Instant::now();
-    let late = served.generate(&json!({"count": 64, "steps": 250}));
-    assert_eq!((late.status, late.json()["status"].as_u64()), (504, Some(504)));
-    let mut body = long();
+    let timed_out = server.generate(&json!({"count": 64, "steps": 250}));
+    assert_eq!((timed_out.status, timed_out.json()["status"].as_u64()), (504, Some(504)));
+    let mut body = long_request();
     body["count"] = json!(60);
     body["stream"] = json!(true);
-    let text = served.generate(&body).text();
+    let text = server.generate(&body).text();
     assert!(text.contains("event: error") && text.contains("504"), "{}", &text[text.len().min(2000)..]);
     assert!(start.elapsed() < Duration::from_secs(20));
-    served.until("tiny_cats_cancelled_pictures_total{model=\"small\"}", 124);
-    // A body that never comes.
-    let mut stream = TcpStream::connect(served.address).unwrap();
+    server.wait_for_metric("tiny_cats_cancelled_pictures_total{model=\"small\"}", 124);
+    // A body that never arrives.
+    let mut stream = TcpStream::connect(server.address).unwrap();
     let head = "POST /v1/generate HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{";
     stream.write_all(head.as_bytes()).unwrap();
-    assert_eq!(answer(stream).status, 504);
+    assert_eq!(read_response(stream).status, 504);
 }
 
 #[test]
-fn all_that_was_accepted_is_answered_before_the_end() {
-    let served = TestServer::new(Config::default(), Some(generator()), Some(classifier()));
+fn accepted_requests_are_answered_before_shutdown() {
+    let server = TestServer::new(Config::default(), Some(generator()), Some(classifier()));
     let body = json!({"steps": 12, "count": 2, "seed": 3}).to_string();
     let streams: Vec<TcpStream> = (0..8)
-        .map(|_| begin(served.address, "POST", "/v1/generate", &[("content-type", JSON)], body.as_bytes()))
+        .map(|_| {
+            start_request(server.address, "POST", "/v1/generate", &[("content-type", JSON)], body.as_bytes())
+        })
         .collect();
-    served.until("tiny_cats_waiting_pictures{model=\"small\"}", 16);
-    served.ask_to_stop();
-    let first = answer(streams[0].try_clone().unwrap());
+    server.wait_for_metric("tiny_cats_waiting_pictures{model=\"small\"}", 16);
+    server.request_shutdown();
+    let first = read_response(streams[0].try_clone().unwrap());
     assert_eq!(first.status, 200);
     for stream in streams.into_iter().skip(1) {
-        let answer = answer(stream);
-        assert_eq!(answer.status, 200);
-        assert_eq!(answer.json()["pictures"], first.json()["pictures"]);
+        let response = read_response(stream);
+        assert_eq!(response.status, 200);
+        assert_eq!(response.json()["pictures"], first.json()["pictures"]);
     }
-    let address = served.address;
-    assert_eq!(served.end(), Shutdown::Finished);
-    assert!(TcpStream::connect(address).is_err(), "nobody listens there any more");
+    let address = server.address;
+    assert_eq!(server.shut_down(), Shutdown::Graceful);
+    assert!(TcpStream::connect(address).is_err(), "the server still listens");
 }
 
 #[test]
-fn a_token_is_asked_for_and_other_origins_only_where_allowed() {
+fn tokens_are_required_and_only_configured_origins_are_allowed() {
     let origins = vec!["https://example.org".parse().unwrap()];
     let config = Config { token: Some("s3cret".into()), origins, demo: WebDemo::None, ..Config::default() };
-    let served = TestServer::new(config, None, Some(classifier()));
-    let models = |headers: &[(&str, &str)]| ask(served.address, "GET", "/v1/models", headers, b"");
+    let server = TestServer::new(config, None, Some(classifier()));
+    let models = |headers: &[(&str, &str)]| send_request(server.address, "GET", "/v1/models", headers, b"");
     for headers in [&[][..], &[("authorization", "Bearer s3cre")], &[("authorization", "Basic s3cret")]] {
-        let answer = models(headers);
-        assert_eq!((answer.status, answer.header("www-authenticate")), (401, Some("Bearer")));
-        assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+        let response = models(headers);
+        assert_eq!((response.status, response.header("www-authenticate")), (401, Some("Bearer")));
+        assert_eq!(response.header("content-type"), Some("application/problem+json"));
     }
     assert_eq!(models(&[("authorization", "Bearer s3cret")]).status, 200);
     assert_eq!(models(&[("authorization", "bearer s3cret")]).status, 200);
-    assert_eq!(served.get("/metrics").status, 401);
-    assert_eq!((served.get("/healthz").status, served.get("/readyz").status), (200, 200));
-    // There is no generator, and no demo.
-    assert_eq!(served.get("/").status, 404);
-    let generate = ask(
-        served.address,
+    assert_eq!(server.get("/metrics").status, 401);
+    assert_eq!((server.get("/healthz").status, server.get("/readyz").status), (200, 200));
+    // Without a generator and the demo, their paths are not found.
+    assert_eq!(server.get("/").status, 404);
+    let generate = send_request(
+        server.address,
         "POST",
         "/v1/generate",
         &[("authorization", "Bearer s3cret"), ("content-type", JSON)],
@@ -525,40 +530,44 @@ fn a_token_is_asked_for_and_other_origins_only_where_allowed() {
     );
     assert_eq!(generate.status, 404);
 
-    let asked = |origin: &str| ask(served.address, "GET", "/healthz", &[("origin", origin)], b"");
-    let allowed = |answer: &crate::common::http::Answer| {
-        answer.header("access-control-allow-origin").map(str::to_owned)
+    let get = |origin: &str| send_request(server.address, "GET", "/healthz", &[("origin", origin)], b"");
+    let allowed_origin = |response: &crate::common::http::Response| {
+        response.header("access-control-allow-origin").map(str::to_owned)
     };
-    assert_eq!(allowed(&asked("https://example.org")).as_deref(), Some("https://example.org"));
-    assert_eq!(allowed(&asked("https://example.com")), None);
-    let own = ask(SERVED.address, "GET", "/healthz", &[("origin", "https://example.org")], b"");
-    assert_eq!(allowed(&own), None);
+    assert_eq!(allowed_origin(&get("https://example.org")).as_deref(), Some("https://example.org"));
+    assert_eq!(allowed_origin(&get("https://example.com")), None);
+    let default = send_request(SERVER.address, "GET", "/healthz", &[("origin", "https://example.org")], b"");
+    assert_eq!(allowed_origin(&default), None);
 }
 
 #[test]
-fn a_request_keeps_the_number_that_its_client_gave_it_if_that_can_stand_in_a_log() {
+fn valid_request_ids_of_clients_are_kept() {
     let id = |id: &str| {
-        let answer = ask(SERVED.address, "GET", "/healthz", &[("x-request-id", id)], b"");
-        answer.header("x-request-id").unwrap().to_owned()
+        let response = send_request(SERVER.address, "GET", "/healthz", &[("x-request-id", id)], b"");
+        response.header("x-request-id").unwrap().to_owned()
     };
     assert_eq!(id("abc-123"), "abc-123");
     let long = "x".repeat(129);
-    for foreign in ["a b", &long, "\u{e4}"] {
-        assert_ne!(id(foreign), foreign);
+    for invalid in ["a b", &long, "\u{e4}"] {
+        assert_ne!(id(invalid), invalid);
     }
     assert_ne!(id(""), id(""));
 }
 
 #[test]
-fn the_document_lists_what_is_there_and_no_reference_leads_nowhere() {
-    let document = SERVED.get("/openapi.json").json();
+fn the_openapi_document_lists_existing_paths_and_valid_references() {
+    let document = SERVER.get("/openapi.json").json();
     assert_eq!(document["openapi"], "3.1.0");
     for (path, methods) in document["paths"].as_object().unwrap() {
         for method in methods.as_object().unwrap().keys() {
-            let answer = ask(SERVED.address, &method.to_uppercase(), path, &[], b"");
-            assert!(!matches!(answer.status, 404 | 405), "{method} {path}: {}", answer.status);
+            let response = send_request(SERVER.address, &method.to_uppercase(), path, &[], b"");
+            assert!(!matches!(response.status, 404 | 405), "{method} {path}: {}", response.status);
             let documented = &document["paths"][path][method]["responses"];
-            assert!(documented[answer.status.to_string()].is_object(), "{method} {path}: {}", answer.status);
+            assert!(
+                documented[response.status.to_string()].is_object(),
+                "{method} {path}: {}",
+                response.status
+            );
         }
     }
     let text = document.to_string();
@@ -572,10 +581,10 @@ fn the_document_lists_what_is_there_and_no_reference_leads_nowhere() {
 }
 
 #[test]
-fn models_are_described_with_how_they_were_verified() {
-    let answer = SERVED.get("/v1/models").json();
+fn models_are_described_with_their_verification() {
+    let response = SERVER.get("/v1/models").json();
     let by_kind: BTreeMap<&str, &Value> =
-        answer["models"].as_array().unwrap().iter().map(|m| (m["kind"].as_str().unwrap(), m)).collect();
+        response["models"].as_array().unwrap().iter().map(|m| (m["kind"].as_str().unwrap(), m)).collect();
     for (kind, name) in [("generator", "small"), ("classifier", "breeds")] {
         let model = by_kind[kind];
         assert_eq!((&model["name"], &model["ready"]), (&json!(name), &json!(true)));

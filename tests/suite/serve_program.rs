@@ -1,4 +1,4 @@
-//! `tiny-cats serve` as a user has it.
+//! `tiny-cats serve`.
 
 use std::{
     path::Path,
@@ -6,11 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::common::http::{ask, generator};
+use crate::common::http::{generator, send_request};
 
 const JSON: &str = "application/json";
 
-/// Begins the program, and waits for the line that says where it listens.
+/// Starts the program and waits for the line with its address.
 #[cfg(unix)]
 fn spawn(folder: &Path, args: &[&str]) -> (std::process::Child, std::net::SocketAddr) {
     use std::{io::BufRead, process::Stdio};
@@ -33,43 +33,43 @@ fn spawn(folder: &Path, args: &[&str]) -> (std::process::Child, std::net::Socket
 fn the_program_serves_the_released_models_until_a_signal() {
     let folder = tempfile::tempdir().unwrap();
     let (child, address) = spawn(folder.path(), &["--max-batch", "4"]);
-    // Before the models are verified they are not served.
-    let early = ask(address, "GET", "/readyz", &[], b"").status;
+    // Models are not served before they are verified.
+    let early = send_request(address, "GET", "/readyz", &[], b"").status;
     let start = Instant::now();
-    while ask(address, "GET", "/readyz", &[], b"").status != 200 {
-        assert!(start.elapsed() < Duration::from_secs(120), "it is never ready");
+    while send_request(address, "GET", "/readyz", &[], b"").status != 200 {
+        assert!(start.elapsed() < Duration::from_secs(120), "the server is not ready after 120 s");
         thread::sleep(Duration::from_millis(20));
     }
     assert!(early == 503 || start.elapsed() < Duration::from_millis(100), "{early}");
     let body = br#"{"breed": "Siamese", "seed": 7, "steps": 2, "format": "png"}"#;
-    let picture = ask(address, "POST", "/v1/generate", &[("content-type", JSON)], body);
-    assert_eq!(picture.status, 200);
+    let response = send_request(address, "POST", "/v1/generate", &[("content-type", JSON)], body);
+    assert_eq!(response.status, 200);
     crate::common::succeeds(
         crate::common::CATS,
         folder.path(),
         &["generate", "--breed", "Siamese", "--seed", "7", "--steps", "2", "-n", "1", "-o", "cats/"],
     );
-    let drawn = image::open(folder.path().join("cats/Siamese_seed7_0000.png")).unwrap().into_rgb8();
-    assert!(image::load_from_memory(&picture.body).unwrap().into_rgb8() == drawn);
+    let expected = image::open(folder.path().join("cats/Siamese_seed7_0000.png")).unwrap().into_rgb8();
+    assert!(image::load_from_memory(&response.body).unwrap().into_rgb8() == expected);
     crate::common::background_run::signal(child.id() as i32, libc::SIGTERM);
     let output = child.wait_with_output().unwrap();
-    let said = crate::common::text(&output);
-    assert!(output.status.success() && said.contains("all that was accepted was answered"), "{said}");
-    assert!(said.contains("path=\"/v1/generate\" status=200"), "{said}");
-    assert!(said.contains("model=\"tinydit\" integrity="), "{said}");
+    let log = crate::common::text(&output);
+    assert!(output.status.success() && log.contains("all accepted requests were answered"), "{log}");
+    assert!(log.contains("path=\"/v1/generate\" status=200"), "{log}");
+    assert!(log.contains("model=\"tinydit\" integrity="), "{log}");
 }
 
 #[test]
-fn a_model_that_is_no_good_is_not_served_and_wrong_arguments_are_one_line() {
+fn invalid_models_and_arguments_give_one_line_errors() {
     let folder = tempfile::tempdir().unwrap();
     let (_, model) = generator();
     let mut bytes = model.graph().unwrap().bytes().to_vec();
-    // A weight becomes a NaN.
+    // One weight becomes a NaN.
     let value = model.weights().unwrap()["blocks.1.attn.qkv.weight"].data()[5].to_le_bytes();
     let at = bytes.windows(4).position(|four| four == value).expect("the weight");
     bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
     std::fs::write(folder.path().join("altered.onnx"), &bytes).unwrap();
-    // As another program might have written it, without our digest.
+    // Without the digest, as another program might write it.
     let key = tiny_cats_export::DIGEST_KEY.as_bytes();
     let at = bytes.windows(key.len()).position(|w| w == key).expect("a digest");
     bytes[at..at + key.len()].fill(b'-');
@@ -78,8 +78,8 @@ fn a_model_that_is_no_good_is_not_served_and_wrong_arguments_are_one_line() {
     let fails = |args: &[&str]| {
         crate::common::fails(crate::common::CATS, folder.path(), &[&["serve", "--port", "0"], args].concat())
     };
-    let said = fails(&["--model", "bad.onnx", "--no-classifier"]);
-    assert!(said.contains("blocks.1.attn.qkv.weight") && said.contains("not finite"), "{said}");
+    let message = fails(&["--model", "bad.onnx", "--no-classifier"]);
+    assert!(message.contains("blocks.1.attn.qkv.weight") && message.contains("not finite"), "{message}");
     for (args, expected) in [
         (&["--model", "none.onnx"][..], "none.onnx: "),
         (&["--model", "altered.onnx"], "altered.onnx: tiny-cats.sha256: the checksum does not match"),
@@ -91,13 +91,13 @@ fn a_model_that_is_no_good_is_not_served_and_wrong_arguments_are_one_line() {
         (&["--queue", "8", "--max-count", "9"], "--max-count 9: expected at most --queue, 8"),
         (&["--no-generator", "--no-classifier", "--no-web"], "nothing is left to serve"),
     ] {
-        let said = fails(args);
-        assert!(said.contains(expected), "{args:?}: {said}");
+        let message = fails(args);
+        assert!(message.contains(expected), "{args:?}: {message}");
     }
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().unwrap().to_string();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
     let (host, port) = address.rsplit_once(':').unwrap();
-    let said =
+    let message =
         crate::common::fails(crate::common::CATS, folder.path(), &["serve", "--host", host, "--port", port]);
-    assert!(said.contains(&format!("{address}: cannot listen there: ")), "{said}");
+    assert!(message.contains(&format!("{address}: cannot listen: ")), "{message}");
 }

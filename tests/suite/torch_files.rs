@@ -1,4 +1,4 @@
-//! Files that PyTorch wrote (`fixtures/torch/make.py`), and files written for it.
+//! Files that PyTorch wrote (`fixtures/torch/make.py`), and PyTorch files that this project writes.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/torch").join(name)
 }
 
-/// Tensor number `k` of the fixtures.
+/// The `n` values of tensor number `k` of the fixtures.
 fn ramp(k: usize, n: usize) -> Vec<f32> {
     (0..n).map(|i| k as f32 + i as f32 / 4.0).collect()
 }
@@ -31,12 +31,12 @@ fn tensors(name: &str) -> BTreeMap<String, (Vec<usize>, TensorData)> {
     tensors.iter().zip(numbers).map(|((k, t), n)| ((*k).to_owned(), (t.dims.clone(), n))).collect()
 }
 
-fn problem(path: &Path, which: WeightsSelection) -> ErrorKind {
-    checkpoint::open(path, which).expect_err("this file must be refused").kind
+fn open_error(path: &Path, selection: WeightsSelection) -> ErrorKind {
+    checkpoint::open(path, selection).expect_err("the file must be rejected").kind
 }
 
 #[test]
-fn a_training_checkpoint_from_a_gpu_gives_raw_and_averaged_weights() {
+fn a_training_checkpoint_from_a_gpu_has_raw_and_ema_weights() {
     let loaded = checkpoint::open(&fixture("training.pt"), WeightsSelection::Default).unwrap();
     assert_eq!(loaded.format, Format::TorchTraining);
     assert_eq!((loaded.averaged, loaded.step), (false, Some(7)));
@@ -52,14 +52,14 @@ fn a_training_checkpoint_from_a_gpu_gives_raw_and_averaged_weights() {
 }
 
 #[test]
-fn every_type_of_number_is_read_as_exactly_as_it_can_be() {
+fn every_dtype_is_read() {
     let found = tensors("dtypes.pt");
     for (k, name) in ["float64", "float32", "float16", "bfloat16"].into_iter().enumerate() {
         assert_eq!(found[name], (vec![5], TensorData::Floats(ramp(k, 5))), "{name}");
     }
     for (k, name) in ["int64", "int32", "int16", "int8", "uint8"].into_iter().enumerate() {
-        let whole = ramp(k + 4, 5).into_iter().map(|x| x as i64).collect();
-        assert_eq!(found[name], (vec![5], TensorData::Integers(whole)), "{name}");
+        let integers = ramp(k + 4, 5).into_iter().map(|x| x as i64).collect();
+        assert_eq!(found[name], (vec![5], TensorData::Integers(integers)), "{name}");
     }
     assert_eq!(found["bool"], (vec![5], TensorData::Integers(vec![1; 5])));
     let loaded = checkpoint::open(&fixture("dtypes.pt"), WeightsSelection::Default).unwrap();
@@ -67,23 +67,23 @@ fn every_type_of_number_is_read_as_exactly_as_it_can_be() {
 }
 
 #[test]
-fn views_of_one_storage_hold_what_pytorch_sees_in_them() {
+fn views_of_one_storage_are_read_as_pytorch_reads_them() {
     let found = tensors("views.pt");
     let base = ramp(4, 24);
-    let at = |places: &[usize]| TensorData::Floats(places.iter().map(|&i| base[i]).collect());
+    let values_at = |indices: &[usize]| TensorData::Floats(indices.iter().map(|&i| base[i]).collect());
     let transposed: Vec<usize> = (0..6).flat_map(|c| (0..4).map(move |r| r * 6 + c)).collect();
     assert_eq!(found["base"], (vec![4, 6], TensorData::Floats(base.clone())));
-    assert_eq!(found["transposed"], (vec![6, 4], at(&transposed)));
-    assert_eq!(found["every_other"], (vec![2, 3], at(&[1, 3, 5, 13, 15, 17])));
-    assert_eq!(found["row"], (vec![6], at(&[12, 13, 14, 15, 16, 17])));
-    assert_eq!(found["expanded"], (vec![3, 2], at(&[8, 9, 8, 9, 8, 9])));
-    assert_eq!(found["parameter"], (vec![2], at(&[18, 19])));
+    assert_eq!(found["transposed"], (vec![6, 4], values_at(&transposed)));
+    assert_eq!(found["every_other"], (vec![2, 3], values_at(&[1, 3, 5, 13, 15, 17])));
+    assert_eq!(found["row"], (vec![6], values_at(&[12, 13, 14, 15, 16, 17])));
+    assert_eq!(found["expanded"], (vec![3, 2], values_at(&[8, 9, 8, 9, 8, 9])));
+    assert_eq!(found["parameter"], (vec![2], values_at(&[18, 19])));
     assert_eq!(found["scalar"], (vec![], TensorData::Floats(vec![0.5])));
     assert_eq!(found["empty"], (vec![0, 3], TensorData::Floats(vec![])));
 }
 
 #[test]
-fn plain_values_of_protocol_5_are_read_as_they_are() {
+fn plain_values_of_pickle_protocol_5_are_read() {
     let root = TorchFile::open(&fixture("values.pt")).unwrap().root;
     let values = json!([
         null,
@@ -112,19 +112,25 @@ fn plain_values_of_protocol_5_are_read_as_they_are() {
 }
 
 #[test]
-fn a_file_with_one_kind_of_weights_does_not_pass_them_off_as_the_other() {
+fn missing_raw_or_ema_weights_are_an_error() {
     let shadow = checkpoint::open(&fixture("shadow.pt"), WeightsSelection::Default).unwrap();
     assert_eq!((shadow.format, shadow.averaged, shadow.step), (Format::TorchAverages, true, Some(9)));
-    assert!(matches!(problem(&fixture("shadow.pt"), WeightsSelection::Raw), ErrorKind::NoSuchWeights { .. }));
+    assert!(matches!(
+        open_error(&fixture("shadow.pt"), WeightsSelection::Raw),
+        ErrorKind::NoSuchWeights { .. }
+    ));
     let model = checkpoint::open(&fixture("model.pt"), WeightsSelection::Default).unwrap();
     assert_eq!((model.format, model.averaged), (Format::TorchModel, false));
-    assert!(matches!(problem(&fixture("model.pt"), WeightsSelection::Ema), ErrorKind::NoSuchWeights { .. }));
+    assert!(matches!(
+        open_error(&fixture("model.pt"), WeightsSelection::Ema),
+        ErrorKind::NoSuchWeights { .. }
+    ));
 }
 
 #[test]
-fn files_that_cannot_be_read_say_why_in_one_line() {
+fn unreadable_files_give_one_line_errors() {
     let dir = tempfile::tempdir().unwrap();
-    let written = |name: &str, bytes: &[u8]| {
+    let write_file = |name: &str, bytes: &[u8]| {
         let path = dir.path().join(name);
         std::fs::write(&path, bytes).unwrap();
         path
@@ -133,9 +139,9 @@ fn files_that_cannot_be_read_say_why_in_one_line() {
         (fixture("no-tensors.pt"), "no tensors found; the file holds note (text), model_state_dict (a dict"),
         (fixture("legacy.pt"), "before 1.6"),
         (fixture("missing.pt"), "missing.pt: "),
-        (written("empty.pt", b""), "empty"),
-        (written("page.pt", b"<!DOCTYPE html>"), "web page"),
-        (written("lfs.pt", b"version https://git-lfs.github.com/spec/v1\n"), "LFS"),
+        (write_file("empty.pt", b""), "empty"),
+        (write_file("page.pt", b"<!DOCTYPE html>"), "web page"),
+        (write_file("lfs.pt", b"version https://git-lfs.github.com/spec/v1\n"), "LFS"),
         (dir.path().to_owned(), "irectory"),
     ] {
         let message = checkpoint::open(&path, WeightsSelection::Default).unwrap_err().to_string();
@@ -144,12 +150,12 @@ fn files_that_cannot_be_read_say_why_in_one_line() {
     }
 }
 
-/// Every byte altered in turn, and the file cut in many places: an error or the same weights, never a panic.
+/// Alters every byte in turn and truncates the file at every length: the result is an error or the same weights, never a panic.
 #[test]
-fn damaged_files_are_refused_or_read_the_same() {
+fn damaged_files_are_rejected_or_give_the_same_weights() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("damaged.pt");
-    // A new file each time: some file systems sync one that is overwritten.
+    // A new file each time: some file systems sync a file that is overwritten.
     let open = |bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();
         let opened = checkpoint::open(&path, WeightsSelection::Default);
@@ -157,23 +163,27 @@ fn damaged_files_are_refused_or_read_the_same() {
         opened
     };
     for name in ["training.pt", "views.pt", "values.pt"] {
-        let good = std::fs::read(fixture(name)).unwrap();
+        let original = std::fs::read(fixture(name)).unwrap();
         let weights = checkpoint::open(&fixture(name), WeightsSelection::Default).unwrap().weights;
-        let mut refused = 0;
-        for i in 0..good.len() {
-            let mut bad = good.clone();
-            bad[i] ^= [0x01, 0x04, 0x40, 0xff][i % 4];
-            match open(&bad) {
+        let mut rejected = 0;
+        for i in 0..original.len() {
+            let mut damaged = original.clone();
+            damaged[i] ^= [0x01, 0x04, 0x40, 0xff][i % 4];
+            match open(&damaged) {
                 Ok(loaded) => assert_eq!(loaded.weights, weights, "{name}, byte {i}"),
-                Err(_) => refused += 1,
+                Err(_) => rejected += 1,
             }
-            assert!(open(&good[..i]).is_err(), "{name} cut to {i} of {} bytes", good.len());
+            assert!(open(&original[..i]).is_err(), "{name} truncated to {i} of {} bytes", original.len());
         }
-        assert!(refused > good.len() / 3, "{name}: only {refused} of {} alterations noticed", good.len());
+        assert!(
+            rejected > original.len() / 3,
+            "{name}: only {rejected} of {} alterations rejected",
+            original.len()
+        );
     }
 }
 
-fn released() -> (Weights, ModelMeta) {
+fn released_model() -> (Weights, ModelMeta) {
     let config = TinyDitConfig {
         image_size: 16,
         patch_size: 8,
@@ -192,9 +202,9 @@ fn released() -> (Weights, ModelMeta) {
 }
 
 #[test]
-fn a_released_model_comes_back_from_both_files_as_it_was() {
+fn a_released_model_round_trips_in_both_formats() {
     let dir = tempfile::tempdir().unwrap();
-    let (weights, meta) = released();
+    let (weights, meta) = released_model();
     for (name, format) in [("m.safetensors", Format::ReleasedSafetensors), ("m.pt", Format::ReleasedTorch)] {
         let save = |path: &Path| match format {
             Format::ReleasedTorch => checkpoint::write_torch(path, &weights, &meta),
@@ -206,7 +216,7 @@ fn a_released_model_comes_back_from_both_files_as_it_was() {
         assert_eq!(
             std::fs::read(&path).unwrap(),
             std::fs::read(&again).unwrap(),
-            "equal models are equal bytes"
+            "equal models give equal files"
         );
         let loaded = checkpoint::open(&path, WeightsSelection::Default).unwrap();
         assert_eq!((loaded.format, loaded.averaged), (format, false));
@@ -214,41 +224,47 @@ fn a_released_model_comes_back_from_both_files_as_it_was() {
         assert_eq!(loaded.own_meta.as_ref(), Some(&meta));
         assert_eq!(loaded.describe(&ModelOverrides::default()).unwrap().meta, meta);
 
-        // Every bit of the numbers is guarded, by SHA-256 or CRC-32.
+        // SHA-256 or CRC-32 covers every bit of the weights.
         let mut bytes = std::fs::read(&path).unwrap();
-        let number = weights["t_embedder.mlp.0.weight"].data()[7].to_le_bytes();
-        let place = bytes.windows(4).position(|w| w == number).unwrap();
-        bytes[place] ^= 1;
+        let value = weights["t_embedder.mlp.0.weight"].data()[7].to_le_bytes();
+        let offset = bytes.windows(4).position(|w| w == value).unwrap();
+        bytes[offset] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
         assert!(checkpoint::open(&path, WeightsSelection::Default).is_err());
     }
 }
 
-/// Each format gives what its provenance says it holds, and nothing else under that name.
+/// Each format gives the kind of weights that its provenance names, and rejects a request for the other kind.
 #[test]
-fn a_released_model_gives_the_weights_that_it_holds_and_no_others() {
+fn a_released_model_gives_only_the_kind_of_weights_it_holds() {
     let dir = tempfile::tempdir().unwrap();
-    let (weights, mut meta) = released();
-    for (held, averaged) in [("ema", true), ("raw", false)] {
-        meta.provenance = json!({"weights": held});
-        let paths = [dir.path().join(format!("{held}.pt")), dir.path().join(format!("{held}.safetensors"))];
+    let (weights, mut meta) = released_model();
+    for (kind, averaged) in [("ema", true), ("raw", false)] {
+        meta.provenance = json!({"weights": kind});
+        let paths = [dir.path().join(format!("{kind}.pt")), dir.path().join(format!("{kind}.safetensors"))];
         checkpoint::write_torch(&paths[0], &weights, &meta).unwrap();
         checkpoint::write_safetensors(&paths[1], &weights, &meta).unwrap();
         for path in paths {
-            for which in [WeightsSelection::Default, WeightsSelection::Raw, WeightsSelection::Ema] {
-                let fits = match which {
+            for selection in [WeightsSelection::Default, WeightsSelection::Raw, WeightsSelection::Ema] {
+                let is_available = match selection {
                     WeightsSelection::Default => true,
                     WeightsSelection::Raw => !averaged,
                     WeightsSelection::Ema => averaged,
                 };
-                if fits {
-                    let loaded = checkpoint::open(&path, which).unwrap();
-                    assert!(loaded.averaged == averaged && loaded.weights == weights, "{path:?}, {which:?}");
+                if is_available {
+                    let loaded = checkpoint::open(&path, selection).unwrap();
+                    assert!(
+                        loaded.averaged == averaged && loaded.weights == weights,
+                        "{path:?}, {selection:?}"
+                    );
                 } else {
-                    let line = problem(&path, which).to_string();
-                    let other =
+                    let line = open_error(&path, selection).to_string();
+                    let expected =
                         if averaged { "no raw weights, only EMA" } else { "no EMA weights, only raw" };
-                    assert!(line.contains(other) && !line.contains('\n'), "{path:?}, {which:?}: {line}");
+                    assert!(
+                        line.contains(expected) && !line.contains('\n'),
+                        "{path:?}, {selection:?}: {line}"
+                    );
                 }
             }
         }
@@ -256,7 +272,7 @@ fn a_released_model_gives_the_weights_that_it_holds_and_no_others() {
 }
 
 #[test]
-fn values_written_for_pytorch_are_read_back() {
+fn written_values_round_trip() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.pt");
     let arrays = [Array::new([2, 0, 3], vec![]).unwrap(), Array::new([], vec![2.5]).unwrap()];
@@ -274,13 +290,13 @@ fn values_written_for_pytorch_are_read_back() {
     assert_eq!(numbers, [TensorData::Floats(vec![]), TensorData::Floats(vec![2.5])]);
 }
 
-/// With `TINY_CATS_PYTHON` naming a Python that has PyTorch, it opens the file; otherwise the file is checked for what PyTorch relies on:
-/// stored entries in one folder, with their numbers at multiples of 64.
+/// If `TINY_CATS_PYTHON` names a Python with PyTorch, PyTorch opens the file. Otherwise the test checks the layout that PyTorch requires:
+/// uncompressed entries in one folder, with data at multiples of 64 bytes.
 #[test]
 fn pytorch_opens_a_released_model() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.pt");
-    let (weights, meta) = released();
+    let (weights, meta) = released_model();
     checkpoint::write_torch(&path, &weights, &meta).unwrap();
     let sum: f64 = weights.values().flat_map(|a| a.data()).map(|&x| f64::from(x)).sum();
 
@@ -311,10 +327,10 @@ for mmap in (False, True):
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// With `TINY_CATS_PYTHON` naming a Python that has PyTorch and torchvision, torchvision's network takes a released classifier's weights
-/// strictly; otherwise the names and types that this asks for are checked.
+/// If `TINY_CATS_PYTHON` names a Python with PyTorch and torchvision, torchvision's network loads a released classifier with `strict=True`.
+/// Otherwise the test checks the names and types that this requires.
 #[test]
-fn torchvision_takes_the_weights_of_a_released_classifier_strictly() {
+fn torchvision_loads_a_released_classifier_strictly() {
     let dir = tempfile::tempdir().unwrap();
     let (torch, safetensors) = (dir.path().join("breeds.pt"), dir.path().join("breeds.safetensors"));
     let config = ResNetConfig::named("resnet18", 13).unwrap();

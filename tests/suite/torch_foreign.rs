@@ -1,4 +1,4 @@
-//! PyTorch files of others: with objects beside the weights, without checksums, with the weights in any dictionary and under any prefix.
+//! PyTorch files of other projects: objects beside the weights, no checksums, and weights in any dictionary under any prefix.
 
 use std::{
     collections::BTreeMap,
@@ -25,9 +25,9 @@ fn open(path: &Path) -> Checkpoint {
     checkpoint::open(path, WeightsSelection::Default).unwrap()
 }
 
-fn problem(path: &Path) -> String {
+fn open_error(path: &Path) -> String {
     let line =
-        checkpoint::open(path, WeightsSelection::Default).expect_err("this file must be refused").to_string();
+        checkpoint::open(path, WeightsSelection::Default).expect_err("the file must be rejected").to_string();
     assert!(!line.contains('\n') && line.len() < 1000, "{line}");
     line
 }
@@ -44,7 +44,7 @@ fn dit() -> (NetworkConfig, Weights) {
     (network, weights)
 }
 
-/// A dictionary of these weights, with a prefix.
+/// A dictionary of `weights`, with `prefix` before every name.
 fn dictionary<'a>(weights: &'a Weights, prefix: &str) -> Vec<(String, Item<'a>)> {
     weights.iter().map(|(name, array)| (format!("{prefix}{name}"), Item::Tensor(array))).collect()
 }
@@ -53,14 +53,14 @@ fn nested<'a>(keys: &[&str], inner: Item<'a>) -> Item<'a> {
     keys.iter().rev().fold(inner, |inner, key| Item::Dict(vec![((*key).to_owned(), inner)]))
 }
 
-fn written(dir: &TempDir, root: &Item) -> PathBuf {
+fn write_file(dir: &TempDir, root: &Item) -> PathBuf {
     let path = dir.path().join("x.pt");
     write(&path, root).unwrap();
     path
 }
 
-/// The file with its entries changed, as Python's `zipfile` would write it.
-fn rewritten(path: &Path, change: impl Fn(&str, Vec<u8>) -> Vec<u8>) -> Vec<u8> {
+/// The archive with its entries changed by `change`, in the layout of Python's `zipfile`.
+fn rewrite(path: &Path, change: impl Fn(&str, Vec<u8>) -> Vec<u8>) -> Vec<u8> {
     let mut old = ZipArchive::new(std::fs::File::open(path).unwrap()).unwrap();
     let mut new = ZipWriter::new(std::io::Cursor::new(Vec::new()));
     for i in 0..old.len() {
@@ -75,31 +75,31 @@ fn rewritten(path: &Path, change: impl Fn(&str, Vec<u8>) -> Vec<u8>) -> Vec<u8> 
 }
 
 fn replace(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
-    let at = bytes.windows(from.len()).position(|w| w == from).expect("it is there");
+    let at = bytes.windows(from.len()).position(|w| w == from).expect("`from` in `bytes`");
     [&bytes[..at], to, &bytes[at + from.len()..]].concat()
 }
 
 #[test]
 fn weights_load_beside_objects_of_any_class() {
-    let alone = open(&fixture("model.pt"));
+    let weights_only = open(&fixture("model.pt"));
     for protocol in [2, 5] {
         let path = fixture(&format!("objects-{protocol}.pt"));
         let loaded = open(&path);
         assert_eq!((loaded.format, loaded.averaged, loaded.step), (Format::TorchModel, false, Some(5)));
         assert_eq!(loaded.integrity, Integrity::Verified);
-        for (name, array) in &alone.weights {
+        for (name, array) in &weights_only.weights {
             assert_eq!(loaded.weights[name], *array, "{name}");
         }
         assert_eq!(loaded.weights["parameter"].data(), [4.0, 4.25]);
         assert_eq!(loaded.weights["with attributes"].data(), [5.0, 5.25]);
-        assert_eq!(loaded.weights.len(), alone.weights.len() + 2);
+        assert_eq!(loaded.weights.len(), weights_only.weights.len() + 2);
         let unsupported: BTreeMap<&str, (&str, &[usize])> =
             loaded.unsupported.iter().map(|(name, u)| (&**name, (&*u.kind, &*u.dims))).collect();
         let expected: BTreeMap<&str, (&str, &[usize])> = BTreeMap::from([
             ("float8", ("a tensor of type torch.float8_e4m3fn", &[4][..])),
             ("complex", ("a tensor of type torch.ComplexFloatStorage", &[2])),
             ("sparse", ("a tensor of type sparse", &[])),
-            ("quantised", ("a tensor of type quantised", &[2, 3])),
+            ("quantised", ("a tensor of type quantized", &[2, 3])),
             ("subclass", ("a tensor of type __main__.Subclass", &[])),
             ("meta", ("a tensor of type meta", &[])),
             ("many axes", ("a tensor of type more than 8 axes", &[])),
@@ -129,9 +129,9 @@ fn weights_load_beside_objects_of_any_class() {
     }
 }
 
-/// It is named, and nothing is called.
+/// The function is reported and never called.
 #[test]
-fn a_call_beside_the_weights_is_not_made() {
+fn calls_in_a_pickle_are_not_executed() {
     let loaded = open(&fixture("call.pt"));
     assert_eq!(
         (loaded.weights.len(), loaded.config, loaded.opaque),
@@ -140,7 +140,7 @@ fn a_call_beside_the_weights_is_not_made() {
 }
 
 #[test]
-fn a_file_without_checksums_is_read_and_says_so() {
+fn a_file_without_checksums_is_read_as_unchecked() {
     let path = fixture("unchecked.pt");
     let loaded = open(&path);
     assert_eq!(
@@ -149,124 +149,123 @@ fn a_file_without_checksums_is_read_and_says_so() {
     );
     assert_eq!(loaded.weights["w"].data(), [1.0, 1.25, 1.5]);
     TorchFile::open(&path).unwrap().check(&path).unwrap();
-    // Its lengths are compared nevertheless.
+    // Lengths are checked all the same.
     let dir = tempfile::tempdir().unwrap();
-    let good = std::fs::read(&path).unwrap();
-    let cut = dir.path().join("cut.pt");
-    for n in 0..good.len() {
-        std::fs::write(&cut, &good[..n]).unwrap();
+    let original = std::fs::read(&path).unwrap();
+    let truncated = dir.path().join("cut.pt");
+    for n in 0..original.len() {
+        std::fs::write(&truncated, &original[..n]).unwrap();
         assert!(
-            checkpoint::open(&cut, WeightsSelection::Default).is_err(),
-            "cut to {n} of {} bytes",
-            good.len()
+            checkpoint::open(&truncated, WeightsSelection::Default).is_err(),
+            "truncated to {n} of {} bytes",
+            original.len()
         );
     }
 }
 
-/// Changes a field of every entry of the archive's directory, and with `also_local` of the header before its content.
+/// Changes the two bytes at `offset` in every entry of the archive's directory. `also_local` is the offset of the same field in the local
+/// headers, which are then changed too.
 fn with_fields(
-    good: &[u8],
-    place: usize,
+    original: &[u8],
+    offset: usize,
     also_local: Option<usize>,
     change: impl Fn([u8; 2]) -> [u8; 2],
 ) -> Vec<u8> {
-    let mut bytes = good.to_vec();
-    let entries: Vec<usize> = (0..good.len()).filter(|&i| good[i..].starts_with(b"PK\x01\x02")).collect();
+    let mut bytes = original.to_vec();
+    let entries: Vec<usize> =
+        (0..original.len()).filter(|&i| original[i..].starts_with(b"PK\x01\x02")).collect();
     assert!(!entries.is_empty());
     let mut set = |at: usize| {
         let field = [bytes[at], bytes[at + 1]];
         bytes[at..at + 2].copy_from_slice(&change(field));
     };
     for entry in entries {
-        set(entry + place);
-        let header = u32::from_le_bytes(good[entry + 42..entry + 46].try_into().unwrap()) as usize;
-        also_local.into_iter().for_each(|place| set(header + place));
+        set(entry + offset);
+        let header = u32::from_le_bytes(original[entry + 42..entry + 46].try_into().unwrap()) as usize;
+        also_local.into_iter().for_each(|offset| set(header + offset));
     }
     bytes
 }
 
 #[test]
-fn archives_that_pytorch_refuses_are_refused() {
+fn archives_that_pytorch_rejects_are_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let array = Array::new([3], vec![1.0, 2.0, 3.0]).unwrap();
-    let path = written(&dir, &Item::Dict(vec![("w".into(), Item::Tensor(&array))]));
-    let good = std::fs::read(&path).unwrap();
+    let path = write_file(&dir, &Item::Dict(vec![("w".into(), Item::Tensor(&array))]));
+    let original = std::fs::read(&path).unwrap();
     let flag =
-        |bit: u32| with_fields(&good, 8, Some(6), |f| (u16::from_le_bytes(f) | 1 << bit).to_le_bytes());
+        |bit: u32| with_fields(&original, 8, Some(6), |f| (u16::from_le_bytes(f) | 1 << bit).to_le_bytes());
     let zero = |bytes: &[u8], also_local: bool| {
         let upper = with_fields(bytes, 16, also_local.then_some(14), |_| [0; 2]);
         with_fields(&upper, 18, also_local.then_some(16), |_| [0; 2])
     };
-    let other = |bytes: Vec<u8>| {
+    let write_other = |bytes: Vec<u8>| {
         let path = dir.path().join("other.pt");
         std::fs::write(&path, bytes).unwrap();
         path
     };
     for (bytes, expected) in [
         (flag(0), "encrypted"),
-        (flag(5), "encrypted or a patch"),
+        (flag(5), "an encrypted one or a patch"),
         (flag(6), "encrypted"),
         (flag(13), "encrypted"),
-        (with_fields(&good, 34, None, |_| [2, 0]), "disk"),
-        (with_fields(&good, 34, None, |_| [0xff; 2]), "disk"),
-        (zero(&good, false), "archive"),
-        // PyTorch's own archives have the checksum again after the content.
+        (with_fields(&original, 34, None, |_| [2, 0]), "disk"),
+        (with_fields(&original, 34, None, |_| [0xff; 2]), "disk"),
+        (zero(&original, false), "archive"),
+        // PyTorch's own archives repeat the checksum after the content.
         (zero(&std::fs::read(fixture("model.pt")).unwrap(), false), "two checksums"),
         (
-            rewritten(
-                &path,
-                |name, bytes| if name.ends_with("data/0") { bytes[..8].to_vec() } else { bytes },
-            ),
-            "8 bytes, but the pickle says 12",
+            rewrite(&path, |name, bytes| if name.ends_with("data/0") { bytes[..8].to_vec() } else { bytes }),
+            "expected 12 bytes as in the pickle, found 8",
         ),
         (
-            rewritten(
+            rewrite(
                 &path,
                 |name, bytes| if name.ends_with("data/0") { [bytes, vec![0; 4]].concat() } else { bytes },
             ),
-            "16 bytes, but the pickle says 12",
+            "expected 12 bytes as in the pickle, found 16",
         ),
         (
-            rewritten(&path, |name, bytes| if name.ends_with("byteorder") { b"big".to_vec() } else { bytes }),
+            rewrite(&path, |name, bytes| if name.ends_with("byteorder") { b"big".to_vec() } else { bytes }),
             "little-endian",
         ),
     ] {
-        let line = problem(&other(bytes));
+        let line = open_error(&write_other(bytes));
         assert!(line.contains(expected), "{line}, expected {expected}");
     }
     for (bytes, integrity) in [
-        (with_fields(&good, 34, None, |_| [1, 0]), Integrity::Verified),
-        (rewritten(&path, |_, bytes| bytes), Integrity::Verified),
-        (zero(&good, true), Integrity::Unchecked),
+        (with_fields(&original, 34, None, |_| [1, 0]), Integrity::Verified),
+        (rewrite(&path, |_, bytes| bytes), Integrity::Verified),
+        (zero(&original, true), Integrity::Unchecked),
     ] {
-        let loaded = open(&other(bytes));
+        let loaded = open(&write_other(bytes));
         assert_eq!((loaded.integrity, &loaded.weights["w"]), (integrity, &array));
     }
 }
 
-/// Every single bit altered in turn, and the file cut everywhere: an error or the same weights.
+/// Alters every bit in turn and truncates the file at every length: the result is an error or the same weights.
 #[test]
-fn no_altered_bit_of_a_file_with_checksums_changes_its_weights() {
+fn an_altered_bit_of_a_file_with_checksums_never_changes_its_weights() {
     let dir = tempfile::tempdir().unwrap();
     let arrays = [Array::new([2], vec![0.5, -1.0]).unwrap(), Array::new([], vec![3.0]).unwrap()];
     let root =
         Item::Dict(vec![("a".into(), Item::Tensor(&arrays[0])), ("b".into(), Item::Tensor(&arrays[1]))]);
     let path = dir.path().join("altered.pt");
-    for original in [written(&dir, &root), fixture("shadow.pt")] {
-        let good = std::fs::read(&original).unwrap();
-        let weights = open(&original).weights;
+    for file in [write_file(&dir, &root), fixture("shadow.pt")] {
+        let original = std::fs::read(&file).unwrap();
+        let weights = open(&file).weights;
         let open = |bytes: &[u8]| {
             std::fs::write(&path, bytes).unwrap();
             let opened = checkpoint::open(&path, WeightsSelection::Default);
             std::fs::remove_file(&path).unwrap();
             opened
         };
-        for byte in 0..good.len() {
-            assert!(open(&good[..byte]).is_err(), "cut to {byte} of {} bytes", good.len());
+        for byte in 0..original.len() {
+            assert!(open(&original[..byte]).is_err(), "truncated to {byte} of {} bytes", original.len());
             for bit in 0..8 {
-                let mut bad = good.clone();
-                bad[byte] ^= 1 << bit;
-                if let Ok(loaded) = open(&bad) {
+                let mut damaged = original.clone();
+                damaged[byte] ^= 1 << bit;
+                if let Ok(loaded) = open(&damaged) {
                     assert_eq!(loaded.weights, weights, "bit {bit} of byte {byte}");
                 }
             }
@@ -275,7 +274,7 @@ fn no_altered_bit_of_a_file_with_checksums_changes_its_weights() {
 }
 
 #[test]
-fn the_dictionary_of_the_weights_is_found_wherever_it_is() {
+fn weights_are_found_in_any_dictionary() {
     let dir = tempfile::tempdir().unwrap();
     let weights = resnet();
     for (keys, format, averaged) in [
@@ -290,7 +289,7 @@ fn the_dictionary_of_the_weights_is_found_wherever_it_is() {
         (&["params_ema"], Format::TorchAverages, true),
         (&["ema", "module"], Format::TorchAverages, true),
     ] {
-        let loaded = open(&written(&dir, &nested(keys, Item::Dict(dictionary(&weights, "")))));
+        let loaded = open(&write_file(&dir, &nested(keys, Item::Dict(dictionary(&weights, "")))));
         assert_eq!(
             (loaded.format, loaded.averaged, &loaded.weights),
             (format, averaged, &weights),
@@ -301,7 +300,7 @@ fn the_dictionary_of_the_weights_is_found_wherever_it_is() {
 }
 
 #[test]
-fn of_several_dictionaries_one_is_used_and_the_others_are_named() {
+fn one_of_several_dictionaries_is_used_and_the_others_are_listed() {
     let dir = tempfile::tempdir().unwrap();
     let (weights, other) = (resnet(), Weights::from([("x".to_owned(), Array::new([1], vec![7.0]).unwrap())]));
     let (network, averages) = (Item::Dict(dictionary(&weights, "")), Item::Dict(dictionary(&other, "")));
@@ -312,7 +311,7 @@ fn of_several_dictionaries_one_is_used_and_the_others_are_named() {
         ("model".into(), averages.clone()),
         ("found".into(), nested(&["here"], network)),
     ]);
-    let path = written(&dir, &root);
+    let path = write_file(&dir, &root);
     let loaded = open(&path);
     assert_eq!(
         (&loaded.weights, &*loaded.source.path),
@@ -324,13 +323,13 @@ fn of_several_dictionaries_one_is_used_and_the_others_are_named() {
     let averaged = checkpoint::open(&path, WeightsSelection::Ema).unwrap();
     assert_eq!((&averaged.source.path[..], averaged.weights["x"].data()), ("ema", &[7.0][..]));
 
-    // Of dictionaries of unknown networks the likeliest name is used.
+    // Among dictionaries of unknown networks, the most likely name is used.
     let root = Item::Dict(vec![
         ("a".into(), averages.clone()),
         ("net".into(), averages.clone()),
         ("state_dict".into(), averages),
     ]);
-    let loaded = open(&written(&dir, &root));
+    let loaded = open(&write_file(&dir, &root));
     assert_eq!(
         (&*loaded.source.path, &loaded.source.others[..]),
         ("state_dict", &["net".to_owned(), "a".into()][..])
@@ -338,22 +337,22 @@ fn of_several_dictionaries_one_is_used_and_the_others_are_named() {
 }
 
 #[test]
-fn a_file_without_weights_says_what_it_holds() {
+fn the_error_for_a_file_without_weights_lists_its_contents() {
     let dir = tempfile::tempdir().unwrap();
     let root = Item::Dict(vec![
         ("note".into(), Item::Str("x".into())),
         ("loss\n".into(), Item::Float(0.5)),
         ("model".into(), Item::Dict(Vec::new())),
     ]);
-    let line = problem(&written(&dir, &root));
+    let line = open_error(&write_file(&dir, &root));
     let expected = r"no tensors found; the file holds note (text), loss\n (a real number), model (a dictionary of 0 values)";
     assert!(line.ends_with(expected), "{line}");
-    let many = (0..100).map(|i| (format!("key {i}"), Item::None)).collect();
-    assert!(problem(&written(&dir, &Item::Dict(many))).ends_with("key 11 (None), 88 more"));
+    let entries = (0..100).map(|i| (format!("key {i}"), Item::None)).collect();
+    assert!(open_error(&write_file(&dir, &Item::Dict(entries))).ends_with("key 11 (None), 88 more"));
 }
 
 #[test]
-fn a_prefix_that_a_network_shares_is_taken_off() {
+fn a_common_prefix_of_a_network_is_removed() {
     let dir = tempfile::tempdir().unwrap();
     let (network, dit) = dit();
     for (weights, prefix) in [
@@ -380,7 +379,7 @@ fn a_prefix_that_a_network_shares_is_taken_off() {
         safetensors::serialize_to_file(views, None, &safetensors).unwrap();
         let extra = Array::new([1], vec![0.0]).unwrap();
         tensors.push(("criterion.weight".into(), Item::Tensor(&extra)));
-        let torch = written(&dir, &nested(&["state_dict"], Item::Dict(tensors)));
+        let torch = write_file(&dir, &nested(&["state_dict"], Item::Dict(tensors)));
         for path in [&torch, &safetensors] {
             let loaded = open(path);
             assert_eq!((&loaded.weights, &*loaded.source.prefix), (weights, prefix), "{path:?}");
@@ -393,17 +392,17 @@ fn a_prefix_that_a_network_shares_is_taken_off() {
         assert_eq!(open(&safetensors).integrity, Integrity::Unchecked);
     }
     assert_eq!(
-        open(&written(&dir, &Item::Dict(dictionary(&dit, ""))))
+        open(&write_file(&dir, &Item::Dict(dictionary(&dit, ""))))
             .describe(&ModelOverrides::default())
             .unwrap()
             .meta
             .config,
         network
     );
-    // Of names that are of no known network nothing is taken.
+    // Names of unknown networks keep their prefix.
     let other = Weights::from([("model.x".to_owned(), Array::new([1], vec![7.0]).unwrap())]);
-    assert_eq!(open(&written(&dir, &Item::Dict(dictionary(&other, "")))).weights, other);
-    // Averages without the prefix get the running statistics from the raw weights that have it.
+    assert_eq!(open(&write_file(&dir, &Item::Dict(dictionary(&other, "")))).weights, other);
+    // EMA weights without the prefix get the running statistics of the raw weights that have it.
     let weights = resnet();
     let parameters: Weights =
         weights.clone().into_iter().filter(|(name, _)| !name.contains("running_")).collect();
@@ -411,12 +410,12 @@ fn a_prefix_that_a_network_shares_is_taken_off() {
         ("model".into(), Item::Dict(dictionary(&weights, "model."))),
         ("ema".into(), Item::Dict(dictionary(&parameters, ""))),
     ];
-    let averaged = checkpoint::open(&written(&dir, &Item::Dict(root)), WeightsSelection::Ema).unwrap();
+    let averaged = checkpoint::open(&write_file(&dir, &Item::Dict(root)), WeightsSelection::Ema).unwrap();
     assert_eq!(averaged.weights, weights);
 }
 
 #[test]
-fn a_tensor_of_another_type_is_refused_if_the_network_needs_it() {
+fn a_tensor_of_an_unsupported_type_is_an_error_only_if_needed() {
     let dir = tempfile::tempdir().unwrap();
     let (_, weights) = dit();
     let array = &weights["patch_embed.proj.weight"];
@@ -439,21 +438,26 @@ fn a_tensor_of_another_type_is_refused_if_the_network_needs_it() {
         });
         safetensors::serialize_to_file(views, None, &path).unwrap();
 
-        // In PyTorch's file the numbers are of 8 bytes each, which the pickle and the archive agree on.
+        // In the PyTorch file, numbers take 8 bytes in both the pickle and the archive.
         let mut items = dictionary(&weights, "");
         items.retain(|(other, _)| other != name);
-        let twice = Array::new([2 * array.data().len()], array.data().repeat(2)).unwrap();
-        items.insert(0, (name.into(), Item::Tensor(&twice)));
-        let torch = written(&dir, &Item::Dict(items));
-        let complex = rewritten(&torch, |entry, bytes| match entry.ends_with("data.pkl") {
+        let doubled = Array::new([2 * array.data().len()], array.data().repeat(2)).unwrap();
+        items.insert(0, (name.into(), Item::Tensor(&doubled)));
+        let torch = write_file(&dir, &Item::Dict(items));
+        let complex = rewrite(&torch, |entry, bytes| match entry.ends_with("data.pkl") {
             true => replace(&bytes, b"ctorch\nFloatStorage\n", b"ctorch\nComplexFloatStorage\n"),
             false => bytes,
         });
         std::fs::write(&torch, complex).unwrap();
         for (path, kind) in [(&path, "F8_E4M3"), (&torch, "a tensor of type torch.ComplexFloatStorage")] {
             if needed {
-                let line = problem(path);
-                assert!(line.contains(&format!("{name}: {kind}, which is not supported")), "{line}");
+                let line = open_error(path);
+                assert!(
+                    line.contains(&format!(
+                        "{name}: expected numbers of type F64, F32, F16 or BF16, found {kind}"
+                    )),
+                    "{line}"
+                );
             } else {
                 let loaded = open(path);
                 assert_eq!((&loaded.weights, &*loaded.unsupported[name].kind), (&weights, kind));
@@ -463,12 +467,12 @@ fn a_tensor_of_another_type_is_refused_if_the_network_needs_it() {
 }
 
 #[test]
-fn weights_are_not_taken_for_the_state_of_a_training_run() {
+fn weight_files_are_not_accepted_as_training_states() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.safetensors");
     let view = safetensors::tensor::TensorView::new(safetensors::Dtype::U8, vec![1], &[7]).unwrap();
     safetensors::serialize_to_file([("x", view)], None, &path).unwrap();
-    for (path, what) in [
+    for (path, kind) in [
         (&fixture("model.pt"), "a PyTorch file"),
         (&fixture("legacy.pt"), "a PyTorch file"),
         (&path, "a safetensors file of weights"),
@@ -478,7 +482,7 @@ fn weights_are_not_taken_for_the_state_of_a_training_run() {
         let line = error.to_string();
         assert!(
             line.ends_with(&format!(
-                "{what}, not the state of a training run; --init begins a run with its weights"
+                "expected a training state, found {kind}; pass --init to start a run with its weights"
             )),
             "{line}"
         );

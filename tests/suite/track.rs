@@ -1,4 +1,4 @@
-//! Trackers, and servers that are dead, slow, lie and fail; then the real ones, as their own programs read what we wrote.
+//! Trackers against servers that are dead, slow, hostile or failing, and against the real MLflow and TensorBoard.
 #![cfg(feature = "mlflow")]
 
 use std::{
@@ -19,7 +19,7 @@ use tiny_cats::{
     train::folder::Status,
 };
 
-const WAY: &str = "/api/2.0/mlflow/";
+const API: &str = "/api/2.0/mlflow/";
 
 fn policy() -> DeliveryPolicy {
     let millis = Duration::from_millis;
@@ -31,27 +31,27 @@ fn policy() -> DeliveryPolicy {
     }
 }
 
-/// What a server was asked: its path after [`WAY`] without the query, and the body.
+/// The requests to a server: the path after [`API`] without the query, and the body.
 type ReceivedRequests = Arc<Mutex<Vec<(String, Value)>>>;
 
-/// A server for the time of a test. `script` answers requests, counted from 0, with a status line and a body; without an answer the
-/// connection is held in silence.
+/// Starts a server that runs until the test program ends. `script` gets the number of a request, from 0, its path and its body, and returns
+/// a status line and a body. For `None`, the connection stays open without a response.
 fn serve(
     mut script: impl FnMut(usize, &str, &Value) -> Option<(&'static str, String)> + Send + 'static,
 ) -> (String, ReceivedRequests) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let uri = format!("http://{}", listener.local_addr().unwrap());
-    let asked = ReceivedRequests::default();
-    let log = asked.clone();
+    let requests = ReceivedRequests::default();
+    let log = requests.clone();
     thread::spawn(move || {
         let mut held = Vec::new();
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
-            let Some((path, body)) = request(&stream) else { continue };
+            let Some((path, body)) = read_request(&stream) else { continue };
             let n = log.lock().unwrap().len();
-            let answer = script(n, &path, &body);
+            let response = script(n, &path, &body);
             log.lock().unwrap().push((path, body));
-            match answer {
+            match response {
                 Some((status, body)) => {
                     let head = format!(
                         "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
@@ -64,14 +64,14 @@ fn serve(
             }
         }
     });
-    (uri, asked)
+    (uri, requests)
 }
 
-fn request(stream: &TcpStream) -> Option<(String, Value)> {
+fn read_request(stream: &TcpStream) -> Option<(String, Value)> {
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
-    let path = line.split(' ').nth(1)?.split('?').next()?.strip_prefix(WAY)?.to_owned();
+    let path = line.split(' ').nth(1)?.split('?').next()?.strip_prefix(API)?.to_owned();
     let mut length = 0;
     loop {
         let mut line = String::new();
@@ -88,8 +88,8 @@ fn request(stream: &TcpStream) -> Option<(String, Value)> {
     Some((path, serde_json::from_slice(&body).unwrap_or(Value::Null)))
 }
 
-/// As an MLflow server answers.
-fn good(path: &str) -> (&'static str, String) {
+/// The response of a working MLflow server.
+fn valid_response(path: &str) -> (&'static str, String) {
     let body = match path {
         "experiments/get-by-name" => json!({"experiment": {"experiment_id": "7"}}),
         "runs/create" => json!({"run": {"info": {"run_id": "abc123"}}}),
@@ -99,72 +99,76 @@ fn good(path: &str) -> (&'static str, String) {
     ("200 OK", body.to_string())
 }
 
-fn told(asked: &ReceivedRequests, path: &str) -> Vec<Value> {
-    asked.lock().unwrap().iter().filter(|(p, _)| p == path).map(|(_, body)| body.clone()).collect()
+fn bodies(requests: &ReceivedRequests, path: &str) -> Vec<Value> {
+    requests.lock().unwrap().iter().filter(|(p, _)| p == path).map(|(_, body)| body.clone()).collect()
 }
 
-/// Steps of the metric `loss` that arrived.
-fn steps(asked: &ReceivedRequests) -> Vec<u64> {
-    let batches = told(asked, "runs/log-batch");
+/// The steps of the received values of `loss`.
+fn steps(requests: &ReceivedRequests) -> Vec<u64> {
+    let batches = bodies(requests, "runs/log-batch");
     let metrics = batches.iter().flat_map(|batch| batch["metrics"].as_array().cloned().unwrap_or_default());
     metrics.filter(|m| m["key"] == "loss").map(|m| m["step"].as_u64().unwrap()).collect()
 }
 
-/// Tells `tracker` of a run of so many steps, at once, and returns how long the telling took.
-fn run(tracker: &mut BackgroundTracker, folder: &Path, steps: std::ops::RangeInclusive<u64>) -> Duration {
+/// Sends a run of `steps` to `tracker` without pauses, and returns the time that the calls took.
+fn track_run(
+    tracker: &mut BackgroundTracker,
+    folder: &Path,
+    steps: std::ops::RangeInclusive<u64>,
+) -> Duration {
     let settings = [("batch".to_owned(), "8".to_owned()), ("long".to_owned(), "x".repeat(2000))];
     let start = Instant::now();
     tracker.begin(&RunInfo { id: "run", folder, step: steps.start() - 1, settings: &settings });
     for step in steps {
         tracker.scalars(step, &[("loss", 1.0 / step as f64), ("lr", f64::NAN)]);
     }
-    tracker.picture(1, "samples", &RgbImage::from_pixel(4, 4, Rgb([9, 8, 7])));
+    tracker.image(1, "samples", &RgbImage::from_pixel(4, 4, Rgb([9, 8, 7])));
     start.elapsed()
 }
 
-/// Waits until `holds`, which it will within a time that is long enough for a busy machine.
-fn until(holds: impl Fn() -> bool) {
+/// Waits up to 60 s until `condition` holds, which is long enough for a busy machine.
+fn wait_until(condition: impl Fn() -> bool) {
     let start = Instant::now();
-    while !holds() {
+    while !condition() {
         assert!(start.elapsed() < Duration::from_secs(60));
         thread::sleep(Duration::from_millis(5));
     }
 }
 
 #[test]
-fn a_server_that_fails_now_and_then_has_everything_in_the_end() {
+fn a_server_that_fails_at_times_receives_everything() {
     let dir = TempDir::new().unwrap();
-    let (uri, asked) = serve(|n, path, _| {
+    let (uri, requests) = serve(|n, path, _| {
         Some(match n % 3 {
             0 => ("503 Service Unavailable", "{}".into()),
-            1 => ("200 OK", "<html>not the JSON that was asked for".into()),
-            _ => good(path),
+            1 => ("200 OK", "<html>not the JSON that was requested".into()),
+            _ => valid_response(path),
         })
     });
     let mut tracker = mlflow(&uri, policy()).unwrap();
-    run(&mut tracker, dir.path(), 1..=2500);
-    until(|| steps(&asked).contains(&2500));
+    track_run(&mut tracker, dir.path(), 1..=2500);
+    wait_until(|| steps(&requests).contains(&2500));
     tracker.end(Status::Finished);
-    let mut arrived = steps(&asked);
+    let mut arrived = steps(&requests);
     arrived.dedup();
     arrived.sort_unstable();
     arrived.dedup();
     assert_eq!(arrived, (1..=2500).collect::<Vec<_>>());
     assert_eq!(tracker.dropped(), 0);
-    for batch in told(&asked, "runs/log-batch") {
+    for batch in bodies(&requests, "runs/log-batch") {
         assert!(batch["metrics"].as_array().is_none_or(|all| all.len() <= 1000));
         for param in batch["params"].as_array().into_iter().flatten() {
             assert!(param["value"].as_str().unwrap().len() <= 500);
         }
     }
-    let nan =
-        &told(&asked, "runs/log-batch").into_iter().find(|b| b["metrics"].is_array()).unwrap()["metrics"][1];
+    let nan = &bodies(&requests, "runs/log-batch").into_iter().find(|b| b["metrics"].is_array()).unwrap()["metrics"]
+        [1];
     assert_eq!((&nan["key"], &nan["value"]), (&json!("lr"), &json!("NaN")));
 }
 
-/// Whatever a server does, a run is not held up: neither while it trains nor, for long, at its end.
+/// No server delays training, or delays its end by more than the policy allows.
 #[test]
-fn no_server_stops_a_run_or_slows_it() {
+fn no_server_stops_or_slows_a_run() {
     let closed = {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         format!("http://{}", listener.local_addr().unwrap())
@@ -172,67 +176,70 @@ fn no_server_stops_a_run_or_slows_it() {
     let (silent, _) = serve(|_, _, _| None);
     let (garbage, _) = serve(|n, _, _| Some(("200 OK", "\u{1b}[31m\n{".repeat(n * 1000))));
     let (broken, _) = serve(|_, _, _| Some(("500 Internal Server Error", String::new())));
-    let (forbids, forbidden) =
+    let (unauthorized, unauthorized_requests) =
         serve(|_, _, _| Some(("401 Unauthorized", "{\"message\":\"who are you\"}".into())));
-    let (elsewhere, sent) =
+    let (redirecting, redirected_requests) =
         serve(|_, _, _| Some(("302 Found\r\nLocation: http://127.0.0.1:9/", String::new())));
     let (huge, _) = serve(|_, _, _| Some(("200 OK", format!("{{\"x\":\"{}\"}}", "y".repeat(6 << 20)))));
-    let evil = json!({"experiment": {"experiment_id": "../../x"}, "run": {"info": {"run_id": "a/../b"}}})
-        .to_string();
-    let (lies, _) = serve(move |_, _, _| Some(("200 OK", evil.clone())));
-    for uri in [closed, silent, garbage, broken, forbids, elsewhere, huge, lies] {
+    let hostile_body =
+        json!({"experiment": {"experiment_id": "../../x"}, "run": {"info": {"run_id": "a/../b"}}})
+            .to_string();
+    let (hostile, _) = serve(move |_, _, _| Some(("200 OK", hostile_body.clone())));
+    for uri in [closed, silent, garbage, broken, unauthorized, redirecting, huge, hostile] {
         let dir = TempDir::new().unwrap();
         let mut tracker = mlflow(&uri, policy()).unwrap();
-        let took = run(&mut tracker, dir.path(), 1..=10_000);
-        assert!(took < Duration::from_secs(5), "{uri}: {took:?}");
-        assert!(tracker.dropped() > 10_000 - 5000, "what does not fit is counted");
+        let elapsed = track_run(&mut tracker, dir.path(), 1..=10_000);
+        assert!(elapsed < Duration::from_secs(5), "{uri}: {elapsed:?}");
+        assert!(tracker.dropped() > 10_000 - 5000, "dropped events are counted");
         let start = Instant::now();
         tracker.end(Status::Failed);
         assert!(start.elapsed() < policy().end + Duration::from_secs(5), "{uri}");
         assert!(!dir.path().join("mlflow.json").exists());
     }
-    // Who is refused, or sent away, does not ask again.
-    assert!(forbidden.lock().unwrap().len() == 1 && sent.lock().unwrap().len() == 1);
+    // 401 and redirects are not retried.
+    assert!(
+        unauthorized_requests.lock().unwrap().len() == 1 && redirected_requests.lock().unwrap().len() == 1
+    );
 }
 
 #[test]
-fn a_resumed_run_goes_on_in_the_same_mlflow_run_and_a_deleted_one_is_another() {
+fn a_resumed_run_continues_its_mlflow_run_or_replaces_a_deleted_one() {
     let dir = TempDir::new().unwrap();
-    let (uri, asked) = serve(|_, path, _| Some(good(path)));
+    let (uri, requests) = serve(|_, path, _| Some(valid_response(path)));
     for (steps, status) in [(1..=3, Status::Stopped), (3..=6, Status::Finished)] {
         let mut tracker = mlflow(&uri, policy()).unwrap();
-        run(&mut tracker, dir.path(), steps);
+        track_run(&mut tracker, dir.path(), steps);
         tracker.end(status);
     }
-    assert_eq!(told(&asked, "runs/create").len(), 1);
+    assert_eq!(bodies(&requests, "runs/create").len(), 1);
     let states: Vec<Value> =
-        told(&asked, "runs/update").iter().map(|update| update["status"].clone()).collect();
+        bodies(&requests, "runs/update").iter().map(|update| update["status"].clone()).collect();
     assert_eq!(states, ["KILLED", "RUNNING", "FINISHED"]);
-    assert_eq!(steps(&asked), [1, 2, 3, 3, 4, 5, 6]);
+    assert_eq!(steps(&requests), [1, 2, 3, 3, 4, 5, 6]);
 
-    let (uri, asked) = serve(|_, path, _| {
-        let gone = "{\"error_code\":\"RESOURCE_DOES_NOT_EXIST\"}";
-        Some(if path == "runs/get" { ("404 Not Found", gone.into()) } else { good(path) })
+    let (uri, requests) = serve(|_, path, _| {
+        let missing = "{\"error_code\":\"RESOURCE_DOES_NOT_EXIST\"}";
+        Some(if path == "runs/get" { ("404 Not Found", missing.into()) } else { valid_response(path) })
     });
     let stored = json!({"uri": uri, "run_id": "deleted"}).to_string();
     std::fs::write(dir.path().join("mlflow.json"), stored).unwrap();
     let mut tracker = mlflow(&uri, policy()).unwrap();
-    run(&mut tracker, dir.path(), 1..=2);
+    track_run(&mut tracker, dir.path(), 1..=2);
     tracker.end(Status::Finished);
-    assert_eq!(told(&asked, "runs/create").len(), 1);
+    assert_eq!(bodies(&requests, "runs/create").len(), 1);
     assert!(std::fs::read_to_string(dir.path().join("mlflow.json")).unwrap().contains("abc123"));
 }
 
 fn python(script: &str, args: &[&Path]) -> Value {
     let python = std::env::var_os("TINY_CATS_PYTHON").expect("TINY_CATS_PYTHON is a Python with tensorboard");
-    let output = Command::new(python).arg("-c").arg(script).args(args).output().expect("it starts");
+    let output = Command::new(python).arg("-c").arg(script).args(args).output().expect("Python starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).expect("it prints JSON")
+    serde_json::from_slice(&output.stdout).expect("the script prints JSON")
 }
 
 #[test]
 #[ignore = "needs the Python package tensorboard: TINY_CATS_PYTHON=PYTHON cargo test --test suite -- --ignored tensorboard"]
-fn tensorboard_reads_what_was_written_and_leaves_out_what_was_not_gone_on_with() {
+fn tensorboard_reads_the_events_without_discarded_steps() {
     const SCRIPT: &str = r#"
 import io, json, sys
 from PIL import Image
@@ -251,7 +258,7 @@ print(json.dumps({
 }))
 "#;
     let dir = TempDir::new().unwrap();
-    // Killed at step 20, gone on with from the state of step 10 with other values.
+    // Killed at step 20 and resumed from the state of step 10, with other values.
     for (steps, factor) in [(1..=20u64, 1.0), (11..=30, 2.0)] {
         let mut tracker = tensorboard(None);
         let settings = [("optimizer.lr".to_owned(), "0.001".to_owned())];
@@ -265,7 +272,7 @@ print(json.dumps({
         for step in steps {
             tracker.scalars(step, &[("loss", factor / step as f64)]);
             if step % 10 == 5 {
-                tracker.picture(step, "samples", &RgbImage::from_pixel(5, 4, Rgb([shade, 20, 30])));
+                tracker.image(step, "samples", &RgbImage::from_pixel(5, 4, Rgb([shade, 20, 30])));
             }
         }
         tracker.end(Status::Finished);
@@ -282,12 +289,12 @@ print(json.dumps({
     assert!(read["settings"].as_str().unwrap().contains("| optimizer.lr | 0.001 |"));
 }
 
-/// A server that ends with the test.
+/// An MLflow server that stops when this value is dropped.
 struct Mlflow(Child);
 
 impl Drop for Mlflow {
     fn drop(&mut self) {
-        // One that is asked to end takes its workers with it.
+        // SIGTERM also stops the server's workers.
         #[cfg(unix)]
         let _ = Command::new("kill").arg(self.0.id().to_string()).status();
         #[cfg(not(unix))]
@@ -298,7 +305,7 @@ impl Drop for Mlflow {
 
 #[test]
 #[ignore = "needs MLflow: TINY_CATS_MLFLOW=path/of/mlflow cargo test --test suite -- --ignored mlflow"]
-fn mlflow_has_what_was_told() {
+fn mlflow_stores_all_values() {
     let program =
         PathBuf::from(std::env::var_os("TINY_CATS_MLFLOW").expect("TINY_CATS_MLFLOW is the program mlflow"));
     let dir = TempDir::new().unwrap();
@@ -321,16 +328,16 @@ fn mlflow_has_what_was_told() {
     };
     let start = Instant::now();
     while agent.get(format!("{uri}/health")).call().is_err() {
-        assert!(start.elapsed() < Duration::from_secs(180), "the server does not come up");
+        assert!(start.elapsed() < Duration::from_secs(180), "the server does not start within 180 s");
         thread::sleep(Duration::from_millis(200));
     }
     let folder = dir.path().join("20261123-224501-dit-7f3a");
     std::fs::create_dir(&folder).unwrap();
     let policy = DeliveryPolicy { end: Duration::from_secs(120), ..DeliveryPolicy::default() };
     let settings = |steps: u64| -> Vec<(String, String)> {
-        let many = (0..250).map(|i| (format!("task.option {i}"), i.to_string()));
+        let options = (0..250).map(|i| (format!("task.option {i}"), i.to_string()));
         let named = [("steps", steps.to_string()), ("long", "ü".repeat(700)), ("odd:=%name", "1".into())];
-        many.chain(named.map(|(k, v)| (k.to_owned(), v))).collect()
+        options.chain(named.map(|(k, v)| (k.to_owned(), v))).collect()
     };
     for (steps, status) in [(1..=1200u64, Status::Stopped), (1201..=1500, Status::Failed)] {
         let mut tracker = mlflow(&uri, policy.clone()).unwrap();
@@ -344,7 +351,7 @@ fn mlflow_has_what_was_told() {
     }
     let stored: Value = serde_json::from_slice(&std::fs::read(folder.join("mlflow.json")).unwrap()).unwrap();
     let id = stored["run_id"].as_str().unwrap();
-    let run = get(&format!("{WAY}runs/get?run_id={id}"))["run"].take();
+    let run = get(&format!("{API}runs/get?run_id={id}"))["run"].take();
     assert_eq!(run["info"]["status"], "FAILED");
     assert_eq!(run["info"]["run_name"], "20261123-224501-dit-7f3a");
     let pairs = |list: &Value| -> Vec<(String, String)> {
@@ -361,11 +368,11 @@ fn mlflow_has_what_was_told() {
     });
     expected.sort();
     assert_eq!(pairs(&run["data"]["params"]), expected);
-    // A setting that is another now cannot replace the parameter.
+    // MLflow parameters cannot change, so a changed setting is stored as a tag.
     assert!(pairs(&run["data"]["tags"]).contains(&("steps".into(), "1500".into())));
     for (name, value) in [("loss", None), ("gradient_norm", Some(1e300))] {
         let history =
-            get(&format!("{WAY}metrics/get-history?run_id={id}&metric_key={name}&max_results=5000"));
+            get(&format!("{API}metrics/get-history?run_id={id}&metric_key={name}&max_results=5000"));
         let mut points: Vec<(u64, f64)> = history["metrics"]
             .as_array()
             .unwrap()
@@ -375,7 +382,7 @@ fn mlflow_has_what_was_told() {
         points.sort_by_key(|point| point.0);
         assert_eq!(points.len(), 1500, "{name}");
         for (i, (step, found)) in (1u32..).zip(points) {
-            // The server and this test each read a number that was written in decimals.
+            // The server and this test both parse decimal numbers, which may differ in the last bit.
             let expected = value.unwrap_or(1.0 / f64::from(i));
             assert_eq!(step, u64::from(i));
             assert!(

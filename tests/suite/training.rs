@@ -1,4 +1,4 @@
-//! Training as a user has it: whatever interrupts it, it ends in the files of a run that was left alone.
+//! `tiny-cats train`: interrupted runs resume and release the same files as uninterrupted ones.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use std::{
 #[cfg(unix)]
 use crate::common::background_run::signal;
 use crate::common::{
-    CACHE, CATS, background_run::BackgroundRun, fails, run, shared, succeeds, text, trained,
+    CACHE, CATS, background_run::BackgroundRun, fails, run, shared_folder, succeeds, text, trained,
 };
 use tempfile::TempDir;
 use tiny_cats::{
@@ -20,13 +20,13 @@ use tiny_cats::{
 };
 
 const STEPS: [&str; 4] = ["--steps", "12", "--save-interval", "3"];
-/// Retries need not wait.
-const QUICK: [&str; 2] = ["--retry-initial", "10ms"];
+/// Shortens the delay before a retry.
+const FAST_RETRIES: [&str; 2] = ["--retry-initial", "10ms"];
 
-/// A folder with synthetic pictures in `synth`, and what training on them for a while, undisturbed, ended in: `dit` and `classifier`.
-static UNDISTURBED: LazyLock<PathBuf> = LazyLock::new(|| {
-    shared("training", |dir| {
-        trained::synthetic(dir);
+/// A folder with synthetic images in `synth` and the files that uninterrupted training releases: `dit` and `classifier`.
+static REFERENCE: LazyLock<PathBuf> = LazyLock::new(|| {
+    shared_folder("training", |dir| {
+        trained::write_synthetic_images(dir);
         for task in Task::ALL {
             succeeds(CATS, dir, &task.arguments(task.name(), &[]));
         }
@@ -34,18 +34,18 @@ static UNDISTURBED: LazyLock<PathBuf> = LazyLock::new(|| {
     })
 });
 
-/// A folder for one test, with the same pictures in `synth`.
+/// A folder for one test, with the same images in `synth`.
 struct TestDir(TempDir);
 
 impl TestDir {
     fn new() -> Self {
         let dir = TempDir::new().unwrap();
-        let pictures = UNDISTURBED.join("synth");
-        for class in fs::read_dir(&pictures).unwrap().flatten().filter(|entry| entry.path().is_dir()) {
+        let images = REFERENCE.join("synth");
+        for class in fs::read_dir(&images).unwrap().flatten().filter(|entry| entry.path().is_dir()) {
             let copy = dir.path().join("synth").join(class.file_name());
             fs::create_dir_all(&copy).unwrap();
-            for picture in fs::read_dir(class.path()).unwrap().flatten() {
-                fs::copy(picture.path(), copy.join(picture.file_name())).unwrap();
+            for image in fs::read_dir(class.path()).unwrap().flatten() {
+                fs::copy(image.path(), copy.join(image.file_name())).unwrap();
             }
         }
         Self(dir)
@@ -55,17 +55,17 @@ impl TestDir {
         self.0.path()
     }
 
-    /// What was released to `output` is what an undisturbed run releases.
+    /// Asserts that the files released to `output` equal those of an uninterrupted run.
     #[track_caller]
-    fn same(&self, task: Task, output: &str) {
+    fn assert_same_files(&self, task: Task, output: &str) {
         for name in task.released() {
-            let [a, b] = [UNDISTURBED.join(task.name()), self.path().join(output)]
+            let [a, b] = [REFERENCE.join(task.name()), self.path().join(output)]
                 .map(|folder| fs::read(folder.join(name)).unwrap());
-            assert!(a == b, "{output}/{name} is another file than an undisturbed run's");
+            assert!(a == b, "{output}/{name} differs from that of an uninterrupted run");
         }
     }
 
-    fn begin(&self, arguments: &[String], runs: &str) -> BackgroundRun {
+    fn start(&self, arguments: &[String], runs: &str) -> BackgroundRun {
         BackgroundRun::new(self.path(), arguments, runs)
     }
 }
@@ -89,8 +89,8 @@ impl Task {
     fn arguments(self, output: &str, more: &[&str]) -> Vec<String> {
         let file = format!("{output}/m.pt");
         let fixed = match self {
-            Self::Dit => trained::dit(output, &STEPS),
-            Self::Classifier => trained::train_args(&file, &["--epochs", "3"]),
+            Self::Dit => trained::dit_args(output, &STEPS),
+            Self::Classifier => trained::classifier_args(&file, &["--epochs", "3"]),
         };
         fixed.iter().chain(more).map(|argument| (*argument).to_owned()).collect()
     }
@@ -104,74 +104,74 @@ impl Task {
 }
 
 #[test]
-fn a_run_that_begins_from_a_state_ends_in_the_same_files() {
+fn a_run_from_a_training_state_releases_the_same_files() {
     let test_dir = TestDir::new();
     let dir = test_dir.path();
     for (task, state) in [(Task::Dit, "dit_step_00000003"), (Task::Classifier, "classifier_step_00000002")] {
         let output = format!("from-{}", task.name());
-        let said = succeeds(CATS, dir, &task.arguments(&format!("{output}-0"), &["--runs-dir", &output]));
-        let first = trained::run_folder(dir, &said);
+        let log = succeeds(CATS, dir, &task.arguments(&format!("{output}-0"), &["--runs-dir", &output]));
+        let first = trained::run_folder(dir, &log);
         let state = first.join(format!("{state}.safetensors"));
         let before = files(&first);
         assert!(state.exists(), "{before:?}");
         let state = state.to_string_lossy();
-        let said =
-            succeeds(CATS, dir, &task.arguments(&output, &["--runs-dir", &output, "--resume", &state]));
-        assert!(said.contains("steps 3 to ") || said.contains("steps 2 to "), "{said}");
-        test_dir.same(task, &output);
-        let second = trained::run_folder(dir, &said);
-        assert!(second != first && files(&first) == before, "the first run is left alone");
-        // The mean loss is that of a run that was not interrupted, and what the console says of the last step `runs` says.
+        let log = succeeds(CATS, dir, &task.arguments(&output, &["--runs-dir", &output, "--resume", &state]));
+        assert!(log.contains("steps 3 to ") || log.contains("steps 2 to "), "{log}");
+        test_dir.assert_same_files(task, &output);
+        let second = trained::run_folder(dir, &log);
+        assert!(second != first && files(&first) == before, "the first run is unchanged");
+        // The mean loss equals that of an uninterrupted run, and `runs show` reports the same value as the console.
         let means = [&first, &second].map(|run| mean_loss(run));
         assert!(means[0].is_some() && means[0] == means[1], "{task:?}: {means:?}");
         let id = second.file_name().unwrap().to_string_lossy();
         let shown = succeeds(CATS, dir, &["runs", "show", &id, "--runs-dir", &output]);
         let shown = shown.lines().find_map(|line| line.strip_prefix("mean loss ")).unwrap();
         let (mean, _) = shown.split_once(" at ").unwrap();
-        assert!(said.contains(&format!("  mean loss {mean}  lr ")), "{mean}: {said}");
+        assert!(log.contains(&format!("  mean loss {mean}  lr ")), "{mean}: {log}");
     }
-    // A run may be made longer, aloud; anything else must be what it was.
-    let state = state_of(&dir.join("from-dit"), "dit_step_00000003.safetensors");
+    // A run may be made longer, with a message. All other settings must be unchanged.
+    let state = state_path(&dir.join("from-dit"), "dit_step_00000003.safetensors");
     let resume = ["--runs-dir", "longer", "--resume", &state];
-    let said = succeeds(CATS, dir, &trained::dit("longer", &[&resume[..], &["--steps", "13"]].concat()));
-    assert!(said.contains("schedule.steps was 12, is 13"), "{said}");
-    // From its end on, there are two ways to go on with a learning rate that has come down.
-    let last = state_of(&dir.join("from-dit"), "dit_step_00000012.safetensors");
-    let goes_on = |steps| {
+    let log = succeeds(CATS, dir, &trained::dit_args("longer", &[&resume[..], &["--steps", "13"]].concat()));
+    assert!(log.contains("schedule.steps changed from 12 to 13"), "{log}");
+    // A finished run can continue at the floor of its learning rate, or at a rate that rises again.
+    let last = state_path(&dir.join("from-dit"), "dit_step_00000012.safetensors");
+    let extend = |steps| {
         let more = ["--runs-dir", "after", "--resume", &last, "--steps", steps];
-        succeeds(CATS, dir, &trained::dit("after", &more))
+        succeeds(CATS, dir, &trained::dit_args("after", &more))
     };
-    let said = goes_on("13");
-    assert!(said.contains("at or near its floor, for all 1 steps that are left"), "{said}");
-    let said = goes_on("24");
-    assert!(said.contains("goes up to"), "{said}");
+    let log = extend("13");
+    assert!(log.contains("at or near its floor, for all 1 remaining steps"), "{log}");
+    let log = extend("24");
+    assert!(log.contains("rises from"), "{log}");
     let other = [&STEPS[..], &resume, &["--weight-decay", "0.1"]].concat();
-    let said = fails(CATS, dir, &trained::dit("x", &other));
-    assert!(said.contains("optimizer.weight_decay was 0.0, is 0.1"), "{said}");
-    let said = fails(CATS, dir, &trained::dit("x", &[&resume[..], &["--steps", "1"]].concat()));
-    assert!(said.contains("beyond --steps 1"), "{said}");
-    // Other pictures are another run.
+    let message = fails(CATS, dir, &trained::dit_args("x", &other));
+    assert!(message.contains("optimizer.weight_decay changed from 0.0 to 0.1"), "{message}");
+    let message = fails(CATS, dir, &trained::dit_args("x", &[&resume[..], &["--steps", "1"]].concat()));
+    assert!(message.contains("beyond --steps 1"), "{message}");
+    // Other images are an error.
     let fewer = [&STEPS[..], &resume, &["--limit-files", "20"]].concat();
-    let said = fails(CATS, dir, &trained::dit("x", &fewer));
+    let message = fails(CATS, dir, &trained::dit_args("x", &fewer));
     assert!(
-        said.contains("uses another part of the same data") && said.contains("are 20 to train on"),
-        "{said}"
+        message.contains("uses another part of the same data") && message.contains("found 20 training"),
+        "{message}"
     );
-    let said = fails(CATS, dir, &trained::dit("x", &["--resume", "longer/tinydit_final.safetensors"]));
-    assert!(said.contains("not the state of a training run"), "{said}");
-    // Another seed gives another model.
-    succeeds(CATS, dir, &trained::dit("other", &[&STEPS[..], &["--seed", "1"]].concat()));
-    let [a, b] = [UNDISTURBED.join("dit"), dir.join("other")]
+    let message =
+        fails(CATS, dir, &trained::dit_args("x", &["--resume", "longer/tinydit_final.safetensors"]));
+    assert!(message.contains("expected a training state"), "{message}");
+    // Another seed gives different weights.
+    succeeds(CATS, dir, &trained::dit_args("other", &[&STEPS[..], &["--seed", "1"]].concat()));
+    let [a, b] = [REFERENCE.join("dit"), dir.join("other")]
         .map(|folder| fs::read(folder.join("tinydit_final.safetensors")).unwrap());
     assert!(a != b);
-    // Data that changed is told in words.
+    // Changed data is reported.
     let removed = files(&files(&dir.join("synth")).into_iter().find(|path| path.is_dir()).unwrap()).remove(0);
     fs::remove_file(&removed).unwrap();
-    let said = fails(CATS, dir, &trained::dit("x", &[&STEPS[..], &resume].concat()));
-    assert!(said.contains("the data changed since the run began: pictures were"), "{said}");
+    let message = fails(CATS, dir, &trained::dit_args("x", &[&STEPS[..], &resume].concat()));
+    assert!(message.contains("the data changed since the run started: expected"), "{message}");
 }
 
-/// The running mean of the loss after the last step of the run in `folder`, as its metrics have it and as its state does.
+/// The running mean of the loss after the last step of the run in `folder`. Asserts that its metrics and its training state agree.
 fn mean_loss(folder: &Path) -> Option<f64> {
     let metrics = Metrics::read(&folder.join("metrics.jsonl")).unwrap();
     let logged = metrics.training("mean_loss").last()?;
@@ -180,8 +180,8 @@ fn mean_loss(folder: &Path) -> Option<f64> {
     Some(logged.value)
 }
 
-/// The state called `name` in the oldest run in `runs`.
-fn state_of(runs: &Path, name: &str) -> String {
+/// The path of the training state `name` in the oldest run in `runs` that has it.
+fn state_path(runs: &Path, name: &str) -> String {
     let mut found: Vec<PathBuf> = files(runs).into_iter().filter(|path| !path.is_symlink()).collect();
     found.sort();
     found.iter().map(|run| run.join(name)).find(|path| path.exists()).unwrap().to_string_lossy().into_owned()
@@ -193,63 +193,63 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     all
 }
 
-/// The process that trains is killed: its parent begins it anew.
+/// The worker is killed, and its parent starts another one.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_killed_run_goes_on_by_itself() {
+fn a_killed_run_resumes() {
     let test_dir = TestDir::new();
     for task in Task::ALL {
         let output = format!("killed-{}", task.name());
-        let mut begun = test_dir.begin(&task.arguments(&output, &QUICK), &output);
-        begun.until(1);
-        signal(begun.worker().unwrap(), libc::SIGKILL);
-        let (code, said) = begun.end();
-        assert_eq!(code, Some(0), "{said}");
-        assert!(said.contains("killed (signal 9): going on in"), "{said}");
-        test_dir.same(task, &output);
+        let mut run = test_dir.start(&task.arguments(&output, &FAST_RETRIES), &output);
+        run.wait_for_states(1);
+        signal(run.worker().unwrap(), libc::SIGKILL);
+        let (code, log) = run.wait();
+        assert_eq!(code, Some(0), "{log}");
+        assert!(log.contains("killed (signal 9): resuming in"), "{log}");
+        test_dir.assert_same_files(task, &output);
     }
 }
 
-/// The same, killed at three moments that nobody chose.
+/// The worker is killed three times, at random moments.
 #[cfg(target_os = "linux")]
 #[test]
 #[ignore = "takes minutes; scripts/test-slow runs it"]
-fn a_run_that_is_killed_again_and_again_ends_in_the_same_bytes() {
+fn a_run_killed_repeatedly_releases_the_same_files() {
     use std::hash::{BuildHasher, Hasher, RandomState};
     let test_dir = TestDir::new();
     for (task, round) in Task::ALL.into_iter().flat_map(|task| [(task, 0), (task, 1), (task, 2)]) {
         let output = format!("again-{}-{round}", task.name());
-        let quick = [&QUICK[..], &["--max-retries", "5"]].concat();
+        let flags = [&FAST_RETRIES[..], &["--max-retries", "5"]].concat();
         let start = Instant::now();
-        let begun = test_dir.begin(&task.arguments(&output, &quick), &output);
-        let mut killed = Vec::new();
+        let run = test_dir.start(&task.arguments(&output, &flags), &output);
+        let mut kill_times = Vec::new();
         for _ in 0..3 {
-            let wait = RandomState::new().build_hasher().finish() % 3000;
-            std::thread::sleep(Duration::from_millis(wait));
-            if let Some(worker) = begun.worker() {
+            let wait_ms = RandomState::new().build_hasher().finish() % 3000;
+            std::thread::sleep(Duration::from_millis(wait_ms));
+            if let Some(worker) = run.worker() {
                 signal(worker, libc::SIGKILL);
-                killed.push(start.elapsed());
+                kill_times.push(start.elapsed());
             }
         }
-        let (code, said) = begun.end();
-        println!("{task:?}: killed after {killed:?}\n{said}");
-        assert_eq!(code, Some(0), "{said}");
-        test_dir.same(task, &output);
+        let (code, log) = run.wait();
+        println!("{task:?}: killed after {kill_times:?}\n{log}");
+        assert_eq!(code, Some(0), "{log}");
+        test_dir.assert_same_files(task, &output);
     }
 }
 
-/// However long a step takes, and however busy the machine is, a signal is answered within 20 s.
+/// A signal stops the run within 20 s, even during a long step on a busy machine.
 #[cfg(target_os = "linux")]
 #[test]
 #[ignore = "keeps the machine busy; scripts/test-slow runs it"]
-fn a_signal_is_answered_in_time_under_load() {
+fn a_signal_stops_a_run_in_time_under_load() {
     use std::sync::atomic::{AtomicBool, Ordering};
     let test_dir = TestDir::new();
-    static ENOUGH: AtomicBool = AtomicBool::new(false);
+    static STOP: AtomicBool = AtomicBool::new(false);
     let cores = std::thread::available_parallelism().unwrap().get();
     for _ in 0..2 * cores {
         std::thread::spawn(|| {
-            while !ENOUGH.load(Ordering::Relaxed) {
+            while !STOP.load(Ordering::Relaxed) {
                 std::hint::spin_loop();
             }
         });
@@ -258,169 +258,173 @@ fn a_signal_is_answered_in_time_under_load() {
     let more =
         ["--size", "base", "--image-size", "64", "--batch-size", "26", "--gradient-accumulation-steps", "64"];
     let arguments = Task::Dit.arguments("busy", &[&more[..], &["--resume", "auto"]].concat());
-    let begun = test_dir.begin(&arguments, "busy");
-    while !files_below(&test_dir.path().join("busy")).iter().any(|path| path.ends_with("training.log")) {
+    let run = test_dir.start(&arguments, "busy");
+    while !files_of_runs(&test_dir.path().join("busy")).iter().any(|path| path.ends_with("training.log")) {
         std::thread::sleep(Duration::from_millis(50));
     }
     std::thread::sleep(Duration::from_secs(20));
-    signal(begun.child.id() as i32, libc::SIGTERM);
-    let asked = Instant::now();
-    let (code, said) = begun.end();
-    ENOUGH.store(true, Ordering::Relaxed);
-    println!("stopped after {:?}: {said}", asked.elapsed());
-    assert_eq!(code, Some(75), "{said}");
-    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+    signal(run.child.id() as i32, libc::SIGTERM);
+    let signaled = Instant::now();
+    let (code, log) = run.wait();
+    STOP.store(true, Ordering::Relaxed);
+    println!("stopped after {:?}: {log}", signaled.elapsed());
+    assert_eq!(code, Some(75), "{log}");
+    assert!(signaled.elapsed() < Duration::from_secs(20), "{:?}", signaled.elapsed());
 }
 
-fn files_below(folder: &Path) -> Vec<PathBuf> {
+fn files_of_runs(folder: &Path) -> Vec<PathBuf> {
     let runs = fs::read_dir(folder).into_iter().flatten().flatten();
     runs.flat_map(|run| fs::read_dir(run.path()).into_iter().flatten().flatten())
         .map(|file| file.path())
         .collect()
 }
 
-/// Parent and child are killed in the same moment, as when the power goes: the same command goes on.
+/// Parent and worker are killed at the same moment, as in a power failure. The same command resumes the run.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_run_whose_power_went_goes_on() {
+fn a_run_resumes_after_a_power_failure() {
     let test_dir = TestDir::new();
     let dir = test_dir.path();
     for task in Task::ALL {
         let output = format!("power-{}", task.name());
         let arguments = task.arguments(&output, &["--resume", "auto"]);
-        let mut begun = test_dir.begin(&arguments, &output);
-        begun.until(1);
-        let worker = begun.worker().unwrap();
+        let mut run = test_dir.start(&arguments, &output);
+        run.wait_for_states(1);
+        let worker = run.worker().unwrap();
         signal(worker, libc::SIGSTOP);
-        signal(begun.child.id() as i32, libc::SIGKILL);
+        signal(run.child.id() as i32, libc::SIGKILL);
         signal(worker, libc::SIGKILL);
-        begun.end();
-        let (code, said) = test_dir.begin(&arguments, &output).end();
-        assert_eq!(code, Some(0), "{said}");
-        test_dir.same(task, &output);
+        run.wait();
+        let (code, log) = test_dir.start(&arguments, &output).wait();
+        assert_eq!(code, Some(0), "{log}");
+        test_dir.assert_same_files(task, &output);
         let runs = files(&dir.join(&output)).into_iter().filter(|path| path.is_dir() && !path.is_symlink());
-        assert_eq!(runs.count(), 1, "it went on in its own folder");
+        assert_eq!(runs.count(), 1, "the run resumes in its own folder");
     }
 }
 
-/// A signal to the program saves the last finished step, also in the middle of one, and ends with a code of its own; so does one to all of
-/// its processes, as from systemd, which reaches the one that trains twice.
+/// A signal to the program saves the last finished step, even in the middle of another one, and gives its own exit code. So does a signal
+/// to all processes, as from systemd, which reaches the worker twice.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_stopped_run_says_so_and_goes_on() {
+fn a_stopped_run_reports_it_and_resumes() {
     let test_dir = TestDir::new();
-    for (task, kind, all) in [
+    for (task, signal_number, all) in [
         (Task::Dit, libc::SIGTERM, true),
         (Task::Classifier, libc::SIGINT, false),
         (Task::Classifier, libc::SIGTERM, true),
         (Task::Dit, libc::SIGHUP, false),
         (Task::Dit, libc::SIGINT, true),
     ] {
-        let output = format!("stopped-{}-{kind}", task.name());
+        let output = format!("stopped-{}-{signal_number}", task.name());
         let arguments = task.arguments(&output, &["--resume", "auto"]);
-        let mut begun = test_dir.begin(&arguments, &output);
-        begun.until(1);
+        let mut run = test_dir.start(&arguments, &output);
+        run.wait_for_states(1);
         std::thread::sleep(Duration::from_millis(40));
-        let worker = begun.worker().filter(|_| all);
+        let worker = run.worker().filter(|_| all);
         assert_eq!(worker.is_some(), all, "{output}");
-        signal(begun.child.id() as i32, kind);
+        signal(run.child.id() as i32, signal_number);
         if let Some(worker) = worker {
-            signal(worker, kind);
+            signal(worker, signal_number);
         }
-        let asked = Instant::now();
-        let (code, said) = begun.end();
-        assert!(asked.elapsed() < Duration::from_secs(20));
-        assert_eq!(code, Some(75), "{said}");
-        assert!(said.contains("stopped at step") && said.contains("--resume auto goes on"), "{said}");
-        let (code, said) = test_dir.begin(&arguments, &output).end();
-        assert_eq!(code, Some(0), "{said}");
-        test_dir.same(task, &output);
+        let signaled = Instant::now();
+        let (code, log) = run.wait();
+        assert!(signaled.elapsed() < Duration::from_secs(20));
+        assert_eq!(code, Some(75), "{log}");
+        assert!(log.contains("stopped at step") && log.contains("--resume auto to resume"), "{log}");
+        let (code, log) = test_dir.start(&arguments, &output).wait();
+        assert_eq!(code, Some(0), "{log}");
+        test_dir.assert_same_files(task, &output);
     }
-    // Its time being up is the same.
+    // A time limit has the same effect.
     let arguments = Task::Dit.arguments("timed", &["--resume", "auto", "--max-time", "1ms"]);
-    let (code, said) = test_dir.begin(&arguments, "timed").end();
-    assert_eq!(code, Some(75), "{said}");
-    assert!(said.contains("its time is up"), "{said}");
-    let (code, said) = test_dir.begin(&Task::Dit.arguments("timed", &["--resume", "auto"]), "timed").end();
-    assert_eq!(code, Some(0), "{said}");
-    test_dir.same(Task::Dit, "timed");
+    let (code, log) = test_dir.start(&arguments, "timed").wait();
+    assert_eq!(code, Some(75), "{log}");
+    assert!(log.contains("time limit reached"), "{log}");
+    let (code, log) = test_dir.start(&Task::Dit.arguments("timed", &["--resume", "auto"]), "timed").wait();
+    assert_eq!(code, Some(0), "{log}");
+    test_dir.assert_same_files(Task::Dit, "timed");
 }
 
-/// The program alone is killed while its training process saves: the same command waits for that one and goes on with its state.
+/// The program is killed without its worker. The same command waits for the worker to save and resumes from its training state.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_command_waits_for_the_process_that_saves_and_goes_on() {
+fn a_command_waits_for_an_orphaned_worker_and_resumes() {
     use std::io::{BufRead, BufReader, Read};
     let test_dir = TestDir::new();
     for (round, flags) in [["--resume", "auto"], ["--run-id", "mine"]].into_iter().enumerate() {
         let output = format!("orphan-{round}");
         let arguments = Task::Dit.arguments(&output, &flags);
-        let mut begun = test_dir.begin(&arguments, &output);
-        begun.until(1);
-        let worker = begun.worker().unwrap();
+        let mut run = test_dir.start(&arguments, &output);
+        run.wait_for_states(1);
+        let worker = run.worker().unwrap();
         signal(worker, libc::SIGSTOP);
-        signal(begun.child.id() as i32, libc::SIGKILL);
-        // Not its output: the stopped process still holds that open.
-        begun.child.wait().unwrap();
-        let mut again = test_dir.begin(&arguments, &output);
-        let mut said = BufReader::new(again.child.stderr.take().unwrap());
+        signal(run.child.id() as i32, libc::SIGKILL);
+        // Without reading its output, which the stopped worker holds open.
+        run.child.wait().unwrap();
+        let mut second_run = test_dir.start(&arguments, &output);
+        let mut stderr = BufReader::new(second_run.child.stderr.take().unwrap());
         let mut line = String::new();
-        said.read_line(&mut line).unwrap();
+        stderr.read_line(&mut line).unwrap();
         assert!(line.contains("another process trains in this folder; waiting at most 30 s"), "{line}");
         signal(worker, libc::SIGCONT);
         let mut rest = String::new();
-        said.read_to_string(&mut rest).unwrap();
-        let (code, _) = again.end();
+        stderr.read_to_string(&mut rest).unwrap();
+        let (code, _) = second_run.wait();
         assert_eq!(code, Some(0), "{rest}");
-        test_dir.same(Task::Dit, &output);
-        assert_eq!(list(&test_dir.path().join(&output)).unwrap().len(), 1, "it went on in its own folder");
+        test_dir.assert_same_files(Task::Dit, &output);
+        assert_eq!(
+            list(&test_dir.path().join(&output)).unwrap().len(),
+            1,
+            "the run resumes in its own folder"
+        );
     }
 }
 
-/// As soon as the program can be asked to stop, which is before it has looked at anything, it ends as it always does when it is.
+/// A signal before training starts, as soon as the program handles signals, gives the same exit code as later.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_signal_before_training_begins_has_the_code_of_any_other() {
+fn a_signal_before_training_gives_the_same_exit_code() {
     let test_dir = TestDir::new();
-    for kind in [libc::SIGTERM, libc::SIGINT] {
-        let mut begun = test_dir.begin(&Task::Dit.arguments("early", &["--resume", "auto"]), "early");
-        let process = begun.child.id() as i32;
-        let catches = || {
+    for signal_number in [libc::SIGTERM, libc::SIGINT] {
+        let mut run = test_dir.start(&Task::Dit.arguments("early", &["--resume", "auto"]), "early");
+        let process = run.child.id() as i32;
+        let handles_signal = || {
             let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
             let mask =
                 status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim().to_owned();
-            u64::from_str_radix(&mask, 16).unwrap() & (1 << (kind - 1)) != 0
+            u64::from_str_radix(&mask, 16).unwrap() & (1 << (signal_number - 1)) != 0
         };
-        while !catches() {
-            assert!(begun.child.try_wait().unwrap().is_none(), "it ended before it caught signals");
+        while !handles_signal() {
+            assert!(run.child.try_wait().unwrap().is_none(), "the program ended before it handled signals");
             std::thread::yield_now();
         }
-        signal(process, kind);
-        let (code, said) = begun.end();
-        assert_eq!(code, Some(75), "{said}");
+        signal(process, signal_number);
+        let (code, log) = run.wait();
+        assert_eq!(code, Some(75), "{log}");
     }
-    let (code, said) = test_dir.begin(&Task::Dit.arguments("early", &["--resume", "auto"]), "early").end();
-    assert_eq!(code, Some(0), "{said}");
-    test_dir.same(Task::Dit, "early");
+    let (code, log) = test_dir.start(&Task::Dit.arguments("early", &["--resume", "auto"]), "early").wait();
+    assert_eq!(code, Some(0), "{log}");
+    test_dir.assert_same_files(Task::Dit, "early");
 }
 
-/// A state that was damaged is noticed, and the one before it is gone on with.
+/// A damaged training state is detected, and the run resumes from the one before it.
 #[test]
-fn a_damaged_state_is_left_for_the_one_before() {
+fn a_run_resumes_from_the_state_before_a_damaged_one() {
     let test_dir = TestDir::new();
     let dir = test_dir.path();
-    let said = succeeds(CATS, dir, &Task::Dit.arguments("damaged-0", &["--runs-dir", "damaged"]));
-    let run_folder = trained::run_folder(dir, &said);
+    let log = succeeds(CATS, dir, &Task::Dit.arguments("damaged-0", &["--runs-dir", "damaged"]));
+    let run_folder = trained::run_folder(dir, &log);
     let newest = run_folder.join("dit_step_00000012.safetensors");
     let mut bytes = fs::read(&newest).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&newest, &bytes).unwrap();
     let resume = run_folder.to_string_lossy();
-    let said = succeeds(CATS, dir, &Task::Dit.arguments("damaged-1", &["--resume", &resume]));
-    assert!(said.contains("dit_step_00000012.safetensors: the checksum does not match"), "{said}");
-    assert!(said.contains("going on from the state before it") && said.contains("steps 9 to 12"), "{said}");
-    test_dir.same(Task::Dit, "damaged-1");
+    let log = succeeds(CATS, dir, &Task::Dit.arguments("damaged-1", &["--resume", &resume]));
+    assert!(log.contains("dit_step_00000012.safetensors: the checksum does not match"), "{log}");
+    assert!(log.contains("resuming from the previous state") && log.contains("steps 9 to 12"), "{log}");
+    test_dir.assert_same_files(Task::Dit, "damaged-1");
     for state in fs::read_dir(&run_folder)
         .unwrap()
         .flatten()
@@ -428,19 +432,19 @@ fn a_damaged_state_is_left_for_the_one_before() {
     {
         fs::write(state.path(), &bytes[..bytes.len() / 3]).unwrap();
     }
-    // Of states none of which is whole, nothing is left to go on with: the run begins again, and the files stay.
-    let said = succeeds(CATS, dir, &Task::Dit.arguments("damaged-2", &["--resume", &resume]));
-    assert!(said.contains("no training state of this run is whole: the run begins again"), "{said}");
-    assert!(said.contains("steps 0 to 12"), "{said}");
-    test_dir.same(Task::Dit, "damaged-2");
-    let aside = run_folder.join("dit_step_00000012.safetensors.damaged");
-    assert_eq!(fs::read(aside).unwrap().len(), bytes.len() / 3);
+    // If all training states are damaged, the run starts again and keeps the files.
+    let log = succeeds(CATS, dir, &Task::Dit.arguments("damaged-2", &["--resume", &resume]));
+    assert!(log.contains("no training state of this run is intact: the run restarts"), "{log}");
+    assert!(log.contains("steps 0 to 12"), "{log}");
+    test_dir.assert_same_files(Task::Dit, "damaged-2");
+    let renamed = run_folder.join("dit_step_00000012.safetensors.damaged");
+    assert_eq!(fs::read(renamed).unwrap().len(), bytes.len() / 3);
 }
 
-/// A file may not grow beyond this: what a full disk does, without a disk.
+/// A limit on the file size stands in for a full disk.
 #[cfg(unix)]
 #[test]
-fn a_full_disk_stops_a_run_in_one_line_and_loses_nothing() {
+fn a_full_disk_gives_a_one_line_error_and_loses_nothing() {
     let test_dir = TestDir::new();
     let dir = test_dir.path();
     let arguments = Task::Dit.arguments("full", &["--runs-dir", "full-runs", "--resume", "auto"]).join(" ");
@@ -451,24 +455,24 @@ fn a_full_disk_stops_a_run_in_one_line_and_loses_nothing() {
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(errors.contains("dit_step_00000003.safetensors"), "{errors}");
     assert_eq!(errors.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{errors}");
-    let left: Vec<String> = files(&dir.join("full-runs/latest"))
+    let leftover_files: Vec<String> = files(&dir.join("full-runs/latest"))
         .iter()
         .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
         .filter(|name| name.contains("_step_") || name.contains("tmp"))
         .collect();
-    assert!(left.is_empty(), "{left:?}");
+    assert!(leftover_files.is_empty(), "{leftover_files:?}");
     let output = Command::new("sh")
         .args(["-c", &format!("exec {CATS} {arguments}")])
         .current_dir(dir)
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", text(&output));
-    test_dir.same(Task::Dit, "full");
+    test_dir.assert_same_files(Task::Dit, "full");
 }
 
-/// What costs time or memory, or is only watched, changes not one bit of what is learnt.
+/// Options for speed, memory and monitoring do not change a bit of the weights.
 #[test]
-fn memory_threads_and_trackers_change_nothing() {
+fn memory_threads_and_trackers_do_not_change_the_weights() {
     let test_dir = TestDir::new();
     for (i, more) in [
         &["--gradient-checkpointing", "--num-workers", "3", "--cache", "cache", "--tensorboard"][..],
@@ -490,41 +494,41 @@ fn memory_threads_and_trackers_change_nothing() {
         for task in Task::ALL {
             let output = format!("same-{}-{i}", task.name());
             succeeds(CATS, test_dir.path(), &task.arguments(&output, more));
-            test_dir.same(task, &output);
+            test_dir.assert_same_files(task, &output);
         }
     }
 }
 
-/// A program that is refused memory aborts: it is begun anew with smaller micro-batches, from where it was.
+/// A worker that cannot allocate memory aborts. The run resumes with smaller micro-batches.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_process_that_aborts_for_want_of_memory_goes_on_with_less_at_once() {
+fn a_run_out_of_memory_resumes_with_smaller_micro_batches() {
     let test_dir = TestDir::new();
     for task in Task::ALL {
         let output = format!("memory-{}", task.name());
-        let mut begun = test_dir.begin(&task.arguments(&output, &[]), &output);
-        begun.until(1);
-        let whole = if task == Task::Dit { 8 } else { 16 };
-        signal(begun.worker().unwrap(), libc::SIGABRT);
-        let (code, said) = begun.end();
-        assert_eq!(code, Some(0), "{said}");
-        assert!(said.contains("out of memory: micro-batches are halved"), "{said}");
-        assert!(said.contains(&format!("micro-batches of {} a step", whole / 2)), "{said}");
-        assert_eq!(said.contains("batch normalisation"), task == Task::Classifier, "{said}");
-        let run =
+        let mut run = test_dir.start(&task.arguments(&output, &[]), &output);
+        run.wait_for_states(1);
+        let micro_batch = if task == Task::Dit { 8 } else { 16 };
+        signal(run.worker().unwrap(), libc::SIGABRT);
+        let (code, log) = run.wait();
+        assert_eq!(code, Some(0), "{log}");
+        assert!(log.contains("out of memory: halving the micro-batches"), "{log}");
+        assert!(log.contains(&format!("micro-batches of {} a step", micro_batch / 2)), "{log}");
+        assert_eq!(log.contains("batch normalization"), task == Task::Classifier, "{log}");
+        let run_folder =
             files(&test_dir.path().join(&output)).into_iter().find(|path| path.join("run.json").exists());
         let states =
-            files(&run.unwrap()).into_iter().filter(|path| path.to_string_lossy().contains("_step_"));
+            files(&run_folder.unwrap()).into_iter().filter(|path| path.to_string_lossy().contains("_step_"));
         let last = TrainingState::load(&states.max().unwrap()).unwrap();
-        assert_eq!(last.meta["progress"]["micro_batch"], whole / 2);
+        assert_eq!(last.meta["progress"]["micro_batch"], micro_batch / 2);
         assert!(test_dir.path().join(&output).join(task.released()[1]).exists());
     }
 }
 
-/// What cannot fit is refused before anything is computed.
+/// A run that exceeds the available memory is rejected before training.
 #[cfg(target_os = "linux")]
 #[test]
-fn too_little_memory_is_seen_beforehand() {
+fn too_little_memory_is_detected_before_training() {
     let test_dir = TestDir::new();
     let more = ["--size", "base", "--batch-size", "24", "--no-cache"];
     let arguments = Task::Dit.arguments("little", &more).join(" ");
@@ -540,63 +544,64 @@ fn too_little_memory_is_seen_beforehand() {
 }
 
 #[test]
-fn accumulation_takes_the_pictures_of_a_larger_batch() {
+fn accumulation_matches_a_larger_batch() {
     let test_dir = TestDir::new();
     let dir = test_dir.path();
     let load = |more: &[&str]| {
         let more = [&["--steps", "1", "--label-dropout", "0.5"], more].concat();
-        let said = succeeds(CATS, dir, &trained::dit("accumulated", &more));
-        let folder = trained::run_folder(dir, &said);
+        let log = succeeds(CATS, dir, &trained::dit_args("accumulated", &more));
+        let folder = trained::run_folder(dir, &log);
         TrainingState::load(&folder.join("dit_step_00000001.safetensors")).unwrap()
     };
     let a = load(&["--gradient-accumulation-steps", "2"]);
-    let mut b = trained::dit("accumulated", &["--steps", "1", "--label-dropout", "0.5"]);
+    let mut b = trained::dit_args("accumulated", &["--steps", "1", "--label-dropout", "0.5"]);
     let batch = b.iter().position(|a| *a == "8").unwrap();
     b[batch] = "16";
-    let said = succeeds(CATS, dir, &b);
+    let log = succeeds(CATS, dir, &b);
     let b =
-        TrainingState::load(&trained::run_folder(dir, &said).join("dit_step_00000001.safetensors")).unwrap();
+        TrainingState::load(&trained::run_folder(dir, &log).join("dit_step_00000001.safetensors")).unwrap();
     for (name, a) in &a.moment1 {
-        let most = a.data().iter().fold(0f32, |m, v| m.max(v.abs()));
+        let max = a.data().iter().fold(0f32, |max, v| max.max(v.abs()));
         for (x, y) in a.data().iter().zip(b.moment1[name].data()) {
-            assert!((x - y).abs() <= 1e-4 * most + 1e-9, "{name}: {x} and {y}");
+            assert!((x - y).abs() <= 1e-4 * max + 1e-9, "{name}: {x} and {y}");
         }
     }
 }
 
-/// A call that is refused changes nothing of what is known of a run, and a stopped run is found whatever its output is called.
+/// A rejected command changes no file of a run, and a stopped run resumes with another output path.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_stopped_run_survives_wrong_calls_and_another_output() {
+fn a_stopped_run_survives_invalid_commands_and_another_output() {
     let test_dir = TestDir::new();
     let dir = test_dir.path();
     let arguments = Task::Classifier.arguments("first", &["--resume", "auto"]);
-    let mut begun = test_dir.begin(&arguments, "known");
-    begun.until(1);
-    signal(begun.child.id() as i32, libc::SIGTERM);
-    assert_eq!(begun.end().0, Some(75));
-    let run = files(&dir.join("known")).into_iter().find(|path| path.join("run.json").exists()).unwrap();
-    let known = ["run.json", "config.toml"].map(|name| fs::read(run.join(name)).unwrap());
-    let folder = run.to_string_lossy();
-    let said = fails(
+    let mut run = test_dir.start(&arguments, "known");
+    run.wait_for_states(1);
+    signal(run.child.id() as i32, libc::SIGTERM);
+    assert_eq!(run.wait().0, Some(75));
+    let run_folder =
+        files(&dir.join("known")).into_iter().find(|path| path.join("run.json").exists()).unwrap();
+    let known = ["run.json", "config.toml"].map(|name| fs::read(run_folder.join(name)).unwrap());
+    let folder = run_folder.to_string_lossy();
+    let message = fails(
         CATS,
         dir,
         &["train", "classifier", "--resume", &folder, "--lr", "0.5", "--label-smoothing", "0"],
     );
-    assert!(said.contains("label_smoothing was"), "{said}");
-    assert!(known == ["run.json", "config.toml"].map(|name| fs::read(run.join(name)).unwrap()));
-    // What it was asked before it is asked again, and the file may lie elsewhere.
-    let said = succeeds(
+    assert!(message.contains("label_smoothing was"), "{message}");
+    assert!(known == ["run.json", "config.toml"].map(|name| fs::read(run_folder.join(name)).unwrap()));
+    // The settings of the run apply again, and the output path may change.
+    let log = succeeds(
         CATS,
         dir,
         &["train", "classifier", "--resume", &folder, "-o", "second/m.pt", "--", "synth"],
     );
-    assert!(!said.contains("steps 0 to"), "{said}");
-    test_dir.same(Task::Classifier, "second");
+    assert!(!log.contains("steps 0 to"), "{log}");
+    test_dir.assert_same_files(Task::Classifier, "second");
 }
 
 #[test]
-fn a_finished_run_is_not_trained_again_and_what_another_released_is_kept() {
+fn a_finished_run_is_not_repeated_and_released_files_are_kept() {
     let test_dir = TestDir::new();
     let dir = test_dir.path();
     let bytes = |name: &str| fs::read(dir.join("out").join(name)).unwrap();
@@ -604,20 +609,20 @@ fn a_finished_run_is_not_trained_again_and_what_another_released_is_kept() {
     let first = Task::Dit.arguments("out", &["--resume", "auto"]);
     succeeds(CATS, dir, &first);
     let released = Task::Dit.released().map(bytes);
-    let said = text(&run(CATS, dir, &first));
-    assert!(said.contains("is finished: out/tinydit_final.pt and out/tinydit_final.safetensors"), "{said}");
+    let log = text(&run(CATS, dir, &first));
+    assert!(log.contains("is finished: out/tinydit_final.pt and out/tinydit_final.safetensors"), "{log}");
     assert_eq!(runs(), 1);
 
     let second = Task::Dit.arguments("out", &["--resume", "auto", "--seed", "7"]);
-    let said = text(&run(CATS, dir, &second));
+    let log = text(&run(CATS, dir, &second));
     assert!(
-        said.contains("kept what another run released: out/tinydit_final.pt as out/tinydit_final.1.pt"),
-        "{said}"
+        log.contains("kept the files of another run: out/tinydit_final.pt as out/tinydit_final.1.pt"),
+        "{log}"
     );
     assert_eq!(["tinydit_final.1.pt", "tinydit_final.1.safetensors"].map(bytes), released);
     let other = Task::Dit.released().map(bytes);
     assert!(other != released && runs() == 2);
-    // A finished run whose files are gone writes them again, without training.
+    // If the released files are missing, a finished run writes them again without training.
     fs::remove_dir_all(dir.join("out")).unwrap();
     succeeds(CATS, dir, &second);
     assert_eq!(Task::Dit.released().map(bytes), other);
@@ -628,39 +633,39 @@ fn a_finished_run_is_not_trained_again_and_what_another_released_is_kept() {
 fn two_processes_do_not_train_in_one_folder() {
     let test_dir = TestDir::new();
     let dir = test_dir.path();
-    let said = succeeds(CATS, dir, &Task::Dit.arguments("locked", &["--runs-dir", "locked-runs"]));
-    let folder = trained::run_folder(dir, &said);
-    let _lock = tiny_cats::train::folder::Lock::take(&folder).unwrap().unwrap();
-    // It is waited for, but not for ever; another time may do better.
+    let log = succeeds(CATS, dir, &Task::Dit.arguments("locked", &["--runs-dir", "locked-runs"]));
+    let folder = trained::run_folder(dir, &log);
+    let _lock = tiny_cats::train::folder::Lock::acquire(&folder).unwrap().unwrap();
+    // The command waits for a limited time and reports a transient error.
     let more = ["--resume", &folder.to_string_lossy(), "--retry-max", "10ms"];
     let output = run(CATS, dir, &[&["train", "dit", "synth"][..], &more].concat());
     assert_eq!(output.status.code(), Some(74), "{}", text(&output));
-    let said = text(&output);
-    assert!(said.contains("another process trains in this folder; given up after 0.01 s"), "{said}");
-    assert_eq!(said.lines().count(), 2, "{said}");
-    let said = fails(CATS, dir, &["train", "classifier", "synth", "--resume", &folder.to_string_lossy()]);
-    assert!(said.contains("is a run of `train dit`"), "{said}");
+    let log = text(&output);
+    assert!(log.contains("another process trains in this folder; given up after 0.01 s"), "{log}");
+    assert_eq!(log.lines().count(), 2, "{log}");
+    let message = fails(CATS, dir, &["train", "classifier", "synth", "--resume", &folder.to_string_lossy()]);
+    assert!(message.contains("is a run of `train dit`"), "{message}");
 }
 
 #[test]
-fn a_run_with_a_name_is_begun_or_gone_on_with() {
+fn a_run_with_an_id_starts_or_resumes() {
     for task in Task::ALL {
         let test_dir = TestDir::new();
-        let named = task.arguments("released", &["--run-id", "mine", QUICK[0], QUICK[1]]);
-        let mut begun = test_dir.begin(&named, "runs");
-        begun.until(1);
-        begun.child.kill().unwrap();
-        begun.child.wait().unwrap();
-        // Its training process saves its state and ends by itself, which is waited for.
+        let named = task.arguments("released", &["--run-id", "mine", FAST_RETRIES[0], FAST_RETRIES[1]]);
+        let mut run = test_dir.start(&named, "runs");
+        run.wait_for_states(1);
+        run.child.kill().unwrap();
+        run.child.wait().unwrap();
+        // The orphaned worker saves its training state and ends; the next command waits for it.
         for _ in 0..2 {
             succeeds(CATS, test_dir.path(), &named);
-            test_dir.same(task, "released");
+            test_dir.assert_same_files(task, "released");
             assert_eq!(list(&test_dir.path().join("runs")).unwrap().len(), 1);
         }
         assert_eq!(list(&test_dir.path().join("runs")).unwrap()[0].1.id, "mine");
         let other = [&named[..], &["--seed".into(), "7".into()]].concat();
-        assert!(fails(CATS, test_dir.path(), &other).contains("was trained with other settings"));
-        let bad = task.arguments("released", &["--run-id", "../mine"]);
-        assert!(fails(CATS, test_dir.path(), &bad).contains("--run-id: expected a name"));
+        assert!(fails(CATS, test_dir.path(), &other).contains("was trained with different settings"));
+        let invalid = task.arguments("released", &["--run-id", "../mine"]);
+        assert!(fails(CATS, test_dir.path(), &invalid).contains("--run-id: expected a name"));
     }
 }

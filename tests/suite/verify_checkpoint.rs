@@ -1,4 +1,4 @@
-//! `verify-checkpoint` from outside.
+//! `verify-checkpoint`, and initial weights from checkpoints.
 
 use std::{path::Path, process::Output};
 
@@ -29,7 +29,7 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-/// The report of a file in which all is well.
+/// Asserts that the file is verified without problems. Returns the JSON report.
 #[track_caller]
 fn verify_ok(path: &Path, flags: &[&str]) -> Value {
     let shown = run(path, flags);
@@ -41,7 +41,7 @@ fn verify_ok(path: &Path, flags: &[&str]) -> Value {
     report
 }
 
-/// Asserts that the file is refused with a line that contains `expected`.
+/// Asserts that the file is rejected with a line that contains `expected`.
 #[track_caller]
 fn assert_rejected(path: &Path, flags: &[&str], expected: &str) {
     let output = run(path, flags);
@@ -73,15 +73,15 @@ fn legacy() -> TinyDitConfig {
     }
 }
 
-/// Weights as of a trained network: no layer is zero.
+/// Weights like those of a trained network: no layer is zero.
 fn trained(config: &TinyDitConfig) -> Weights {
-    moved(init(&NetworkConfig::TinyDit(config.clone()).specs().unwrap(), 1))
+    perturb(init(&NetworkConfig::TinyDit(config.clone()).specs().unwrap(), 1))
 }
 
-fn moved(mut weights: Weights) -> Weights {
+fn perturb(mut weights: Weights) -> Weights {
     for (i, array) in weights.values_mut().enumerate() {
         let n = array.data().len();
-        array.data_mut().iter_mut().zip(noise(2, i as u64, n)).for_each(|(x, e)| *x += 0.1 * e);
+        array.data_mut().iter_mut().zip(noise(2, i as u64, n)).for_each(|(x, noise)| *x += 0.1 * noise);
     }
     weights
 }
@@ -99,7 +99,7 @@ fn meta(config: &TinyDitConfig) -> ModelMeta {
 }
 
 #[test]
-fn a_released_model_and_its_onnx_file_are_well_until_either_is_changed() {
+fn a_released_model_and_its_onnx_file_are_valid_until_either_changes() {
     let dir = tempfile::tempdir().unwrap();
     let (config, mut weights) = (modern(), trained(&modern()));
     let path = dir.path().join("cat.safetensors");
@@ -134,7 +134,7 @@ fn a_released_model_and_its_onnx_file_are_well_until_either_is_changed() {
 }
 
 #[test]
-fn a_network_that_was_never_trained_is_well_and_called_untrained() {
+fn an_untrained_network_is_valid_and_reported_as_untrained() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("new.pt");
     let weights = init(&NetworkConfig::TinyDit(modern()).specs().unwrap(), 1);
@@ -149,7 +149,7 @@ fn a_network_that_was_never_trained_is_well_and_called_untrained() {
 }
 
 #[test]
-fn a_training_state_is_verified_in_both_its_weights() {
+fn raw_and_ema_weights_of_a_training_state_are_verified() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.safetensors");
     let mut ema = trained(&modern());
@@ -167,9 +167,9 @@ fn a_training_state_is_verified_in_both_its_weights() {
     assert_rejected(&path, &["--weights", "ema"], "no EMA weights");
 }
 
-/// Files of the Python project: what is in them is known by shapes, and whatever does not fit is listed.
+/// In files of the Python project, shapes identify the network, and every mismatch is listed.
 #[test]
-fn a_predecessors_checkpoint_is_recognised_and_checked_strictly() {
+fn a_legacy_generator_is_recognized_and_checked_strictly() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("old.pt");
     let weights = trained(&legacy());
@@ -198,26 +198,26 @@ fn a_predecessors_checkpoint_is_recognised_and_checked_strictly() {
     assert_eq!((&report["network"]["heads"], &report["step"]), (&json!(4), &json!(5)));
     assert_eq!(verify_ok(&path, &["--weights", "ema"])["averaged"], true);
 
-    let mut wrong = weights.clone();
-    wrong.remove("blocks.1.norm2.bias");
-    wrong.insert("blocks.7.odd".into(), Array::new([1], vec![0.0]).unwrap());
-    wrong.insert("final_layer.linear.bias".into(), Array::new([5], vec![0.0; 5]).unwrap());
-    save(&wrong);
+    let mut invalid = weights.clone();
+    invalid.remove("blocks.1.norm2.bias");
+    invalid.insert("blocks.7.odd".into(), Array::new([1], vec![0.0]).unwrap());
+    invalid.insert("final_layer.linear.bias".into(), Array::new([5], vec![0.0; 5]).unwrap());
+    save(&invalid);
     assert_rejected(&path, &[], "blocks.1.norm2.bias: missing");
     assert_rejected(&path, &[], "blocks.7.odd: unexpected");
     assert_rejected(&path, &[], "final_layer.linear.bias: shape [5], expected [768]");
 }
 
 #[test]
-fn a_classifier_its_onnx_file_and_its_untrained_beginning_are_well() {
+fn a_classifier_is_valid_trained_and_untrained_with_its_onnx_file() {
     let dir = tempfile::tempdir().unwrap();
     let (path, onnx) = (dir.path().join("breeds.pt"), dir.path().join("breeds.onnx"));
-    let (config, begun) = (resnet(), init(&resnet().specs().unwrap(), 1));
+    let (config, untrained) = (resnet(), init(&resnet().specs().unwrap(), 1));
     let meta = resnet_meta(&config);
-    checkpoint::write_torch(&path, &begun, &meta).unwrap();
+    checkpoint::write_torch(&path, &untrained, &meta).unwrap();
     assert_eq!(verify_ok(&path, &[])["untrained"], true);
 
-    let weights = moved(begun);
+    let weights = perturb(untrained);
     checkpoint::write_torch(&path, &weights, &meta).unwrap();
     std::fs::write(&onnx, to_onnx(&meta, &weights, 17).unwrap()).unwrap();
     let report = verify_ok(&path, &[]);
@@ -242,9 +242,9 @@ fn a_classifier_its_onnx_file_and_its_untrained_beginning_are_well() {
     assert_rejected(&path, &["--skip-onnx"], "layer1.0.bn1.running_var: 1 of 4 numbers are not finite");
 }
 
-/// The Python project's classifier is known by its shapes, whichever head it has, and its ONNX file says nothing about itself.
+/// Shapes identify the Python project's classifier with any head. Its ONNX file has no metadata.
 #[test]
-fn a_predecessors_classifier_is_recognised_and_checked_strictly() {
+fn a_legacy_classifier_is_recognized_and_checked_strictly() {
     let dir = tempfile::tempdir().unwrap();
     let (path, onnx) = (dir.path().join("cats_model.pt"), dir.path().join("cats_model.onnx"));
     let save = |weights: &Weights| {
@@ -264,7 +264,7 @@ fn a_predecessors_classifier_is_recognised_and_checked_strictly() {
         [(18, Head::Dropout, true), (34, Head::Plain, true), (50, Head::Plain, false)]
     {
         let config = ResNetConfig { depth, head, ..resnet() };
-        let weights = moved(init(&config.specs().unwrap(), 1));
+        let weights = perturb(init(&config.specs().unwrap(), 1));
         save(&weights);
         let network = serde_json::to_value(NetworkConfig::ResNet(config.clone())).unwrap();
         assert_eq!(verify_ok(&path, &["--skip-onnx"])["network"], network);
@@ -273,7 +273,7 @@ fn a_predecessors_classifier_is_recognised_and_checked_strictly() {
         assert_eq!((meta.image_size, meta.classes[6].as_str()), (224, "Maine_Coon"));
         assert_eq!(loaded.integers["bn1.num_batches_tracked"], [690]);
 
-        // As PyTorch exports it: no metadata, and normalisations folded or not.
+        // As PyTorch exports it: without metadata, with or without folded batch normalization.
         let (config, plain) =
             if folded { fold_batch_norm(&config, &weights).unwrap() } else { (config, weights.clone()) };
         let graph = OnnxGraph::new(17).unwrap();
@@ -286,11 +286,11 @@ fn a_predecessors_classifier_is_recognised_and_checked_strictly() {
         assert_eq!(report["problems"], json!([]));
         assert!(report["runtimes"].as_array().unwrap().iter().any(|r| r["runtime"] == "tract"), "{report}");
 
-        let mut wrong = weights.clone();
-        wrong.remove("layer2.0.bn1.bias");
-        wrong.insert("layer2.0.odd".into(), Array::new([1], vec![0.0]).unwrap());
-        wrong.insert("layer4.0.bn2.weight".into(), Array::new([5], vec![0.0; 5]).unwrap());
-        save(&wrong);
+        let mut invalid = weights.clone();
+        invalid.remove("layer2.0.bn1.bias");
+        invalid.insert("layer2.0.odd".into(), Array::new([1], vec![0.0]).unwrap());
+        invalid.insert("layer4.0.bn2.weight".into(), Array::new([5], vec![0.0; 5]).unwrap());
+        save(&invalid);
         assert_rejected(&path, &[], "layer2.0.bn1.bias: missing");
         assert_rejected(&path, &[], "layer2.0.odd: unexpected");
         assert_rejected(&path, &[], "layer4.0.bn2.weight: shape [5], expected [32]");
@@ -298,41 +298,47 @@ fn a_predecessors_classifier_is_recognised_and_checked_strictly() {
     }
 }
 
-/// A file that stores weights as halves is another model than the checkpoint's, by as much as rounding may make it.
+/// An ONNX file with f16 weights is accepted if it differs from the checkpoint by rounding only.
 #[test]
-fn a_file_of_halves_is_well_if_they_are_these_weights_rounded() {
+fn an_f16_onnx_file_is_valid_if_it_holds_the_rounded_weights() {
     let dir = tempfile::tempdir().unwrap();
     let options = ExportOptions { storage: WeightStorage::F16, ..ExportOptions::default() };
-    for (meta, begun, found) in [
+    for (meta, weights, metric) in [
         (meta(&modern()), trained(&modern()), "trajectory_psnr"),
-        (resnet_meta(&resnet()), moved(init(&resnet().specs().unwrap(), 1)), "other_class"),
+        (resnet_meta(&resnet()), perturb(init(&resnet().specs().unwrap(), 1)), "other_class"),
     ] {
         let path = dir.path().join("cat.safetensors");
-        checkpoint::write_safetensors(&path, &begun, &meta).unwrap();
-        export(&meta, &begun, &dir.path().join("cat.onnx"), &options).unwrap();
+        checkpoint::write_safetensors(&path, &weights, &meta).unwrap();
+        export(&meta, &weights, &dir.path().join("cat.onnx"), &options).unwrap();
         let report = verify_ok(&path, &[]);
-        assert!(report["rounding"]["passed"] == true && report["rounding"][found].is_number(), "{report}");
+        assert!(report["rounding"]["passed"] == true && report["rounding"][metric].is_number(), "{report}");
         assert!(report["runtimes"].as_array().unwrap().iter().any(|r| r["runtime"] == "tract"), "{report}");
-        assert!(text(&run(&path, &[])).contains("rounding weights to halves changes outputs by up to"));
+        assert!(
+            text(&run(&path, &[])).contains("rounding weights to half precision changes outputs by up to")
+        );
 
-        // As much as rounding changes, and it is another checkpoint.
-        let mut other = begun;
+        // A weight that changes by more than rounding makes it another checkpoint.
+        let mut other = weights;
         let (name, array) = other.iter_mut().find(|(_, array)| array.dims().len() > 1).unwrap();
         array.data_mut()[3] *= 1.01;
         let name = name.clone();
         checkpoint::write_safetensors(&path, &other, &meta).unwrap();
-        assert_rejected(&path, &[], &format!("cat.onnx holds another {name}"));
+        assert_rejected(&path, &[], &format!("cat.onnx: {name}: the values differ from the weights"));
         verify_ok(&path, &["--skip-onnx"]);
     }
 }
 
-/// What a ResNet `config` of `classes` begins with, from a file.
-fn initial(path: &Path, config: &ResNetConfig, classes: &[&str]) -> checkpoint::Result<InitialWeights> {
+/// The initial weights of a ResNet `config` with `classes`, from a file.
+fn initial_weights(
+    path: &Path,
+    config: &ResNetConfig,
+    classes: &[&str],
+) -> checkpoint::Result<InitialWeights> {
     let classes: Vec<String> = classes.iter().map(ToString::to_string).collect();
     InitFile::open(path)?.classifier(&ResNetConfig { classes: classes.len(), ..config.clone() }, &classes)
 }
 
-fn renamed(weights: &Weights, name: impl Fn(&str) -> String) -> Weights {
+fn rename(weights: &Weights, name: impl Fn(&str) -> String) -> Weights {
     weights.iter().map(|(key, array)| (name(key), array.clone())).collect()
 }
 
@@ -342,84 +348,84 @@ fn save_dictionary(path: &Path, weights: &Weights) {
 }
 
 #[test]
-fn a_classifier_begins_with_a_body_whatever_its_head_and_its_prefix() {
+fn a_classifier_starts_from_a_backbone_with_any_head_and_prefix() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("resnet18.pt");
-    let theirs = ResNetConfig { classes: 1000, ..resnet() };
-    let weights = moved(init(&theirs.specs().unwrap(), 1));
-    let mut body = weights.clone();
-    body.retain(|name, _| !name.starts_with("fc."));
-    let wanted = ResNetConfig { head: Head::Dropout, ..resnet() };
-    let begins = |weights: &Weights| {
+    let source_config = ResNetConfig { classes: 1000, ..resnet() };
+    let weights = perturb(init(&source_config.specs().unwrap(), 1));
+    let mut backbone = weights.clone();
+    backbone.retain(|name, _| !name.starts_with("fc."));
+    let target = ResNetConfig { head: Head::Dropout, ..resnet() };
+    let notes = |weights: &Weights| {
         save_dictionary(&path, weights);
         let file = InitFile::open(&path).unwrap();
-        let held = file.resnet().unwrap();
-        assert_eq!((held.depth, held.width, file.image_size()), (18, 4, None));
-        let found = initial(&path, &wanted, &["x", "y"]).unwrap();
-        assert!(found.weights == body);
+        let source = file.resnet().unwrap();
+        assert_eq!((source.depth, source.width, file.image_size()), (18, 4, None));
+        let found = initial_weights(&path, &target, &["x", "y"]).unwrap();
+        assert!(found.weights == backbone);
         found.notes
     };
-    // A head whose classes nobody knows is skipped, and so is anything else that is no part of the body; one line says so.
-    assert_eq!(begins(&weights), ["skipped 2 tensors that the network does not have: fc.bias, fc.weight"]);
-    assert!(begins(&body).is_empty());
+    // Tensors outside the backbone, such as a head with unknown classes, are skipped with one note.
+    assert_eq!(notes(&weights), ["skipped 2 tensors that are not in the network: fc.bias, fc.weight"]);
+    assert!(notes(&backbone).is_empty());
     let vector = |n| Array::new([n], vec![0.5; n]).unwrap();
-    let mut mlp = body.clone();
+    let mut mlp = backbone.clone();
     for i in 0..9 {
         mlp.insert(format!("fc.{i}.bias"), vector(3));
     }
-    let [line] = &begins(&mlp)[..] else { panic!() };
+    let [line] = &notes(&mlp)[..] else { panic!() };
     assert!(line.starts_with("skipped 9 tensors") && line.ends_with("fc.5.bias and 3 more"), "{line}");
-    let mut many = weights.clone();
-    many.insert("fc.weight".into(), Array::new([11_221, 32], vec![0.0; 11_221 * 32]).unwrap());
-    many.insert("fc.bias".into(), vector(11_221));
-    assert_eq!(begins(&many).len(), 1);
+    let mut large_head = weights.clone();
+    large_head.insert("fc.weight".into(), Array::new([11_221, 32], vec![0.0; 11_221 * 32]).unwrap());
+    large_head.insert("fc.bias".into(), vector(11_221));
+    assert_eq!(notes(&large_head).len(), 1);
     for prefix in ["encoder.", "model.", "module.", "_orig_mod.", "module.encoder_q.", "net.backbone."] {
-        assert_eq!(begins(&renamed(&weights, |name| format!("{prefix}{name}"))).len(), 1, "{prefix}");
+        assert_eq!(notes(&rename(&weights, |name| format!("{prefix}{name}"))).len(), 1, "{prefix}");
     }
 
-    let refused = |expected: &str| {
-        let line = initial(&path, &wanted, &["x", "y"]).unwrap_err().to_string();
+    let assert_error = |expected: &str| {
+        let line = initial_weights(&path, &target, &["x", "y"]).unwrap_err().to_string();
         assert_eq!(line, format!("{}: {expected}", path.display()));
     };
-    let deeper = ResNetConfig { depth: 34, ..theirs.clone() };
+    let deeper = ResNetConfig { depth: 34, ..source_config.clone() };
     save_dictionary(&path, &init(&deeper.specs().unwrap(), 1));
-    refused("holds a resnet34 of width 4; expected a resnet18 of width 4");
-    let (_, folded) = fold_batch_norm(&theirs, &weights).unwrap();
+    assert_error("expected a resnet18 of width 4, found a resnet34 of width 4");
+    let (_, folded) = fold_batch_norm(&source_config, &weights).unwrap();
     save_dictionary(&path, &folded);
-    refused("holds a resnet18 of width 4 without batch normalisation; expected a resnet18 of width 4");
+    assert_error("expected a resnet18 of width 4, found a resnet18 of width 4 without batch normalization");
     checkpoint::write_torch(&path, &trained(&modern()), &meta(&modern())).unwrap();
-    refused(
+    assert_error(
         "network: expected a ResNet-18, 34 or 50, found TinyDiT of 16 px in patches of 2 px, width 32, depth 2, 2 heads, 3 classes",
     );
     let mut other = weights.clone();
     other.insert("layer1.0.conv1.weight".into(), Array::new([4, 2, 3, 3], vec![0.0; 72]).unwrap());
     save_dictionary(&path, &other);
-    refused("layer1.0.conv1.weight: shape [4, 2, 3, 3], expected [4, 4, 3, 3]");
+    assert_error("layer1.0.conv1.weight: shape [4, 2, 3, 3], expected [4, 4, 3, 3]");
     other = weights.clone();
     other.remove("layer2.0.bn1.bias");
     save_dictionary(&path, &other);
-    refused("layer2.0.bn1.bias: missing");
+    assert_error("layer2.0.bn1.bias: missing");
     other = weights.clone();
     other.insert("layer1.2.conv1.weight".into(), weights["layer1.0.conv2.weight"].clone());
     save_dictionary(&path, &other);
-    refused("layers: expected the blocks of a ResNet-18, 34 or 50, found stages of [3, 2, 2, 2]");
+    assert_error("layers: expected the blocks of a ResNet-18, 34 or 50, found stages of [3, 2, 2, 2]");
     save_dictionary(&path, &Weights::from([("features.0.weight".into(), vector(1))]));
-    refused(
+    assert_error(
         "network: expected a ResNet-18, 34 or 50, found no tensor whose name ends in layer4.0.conv1.weight",
     );
 }
 
 #[test]
-fn classes_that_a_file_knows_by_name_keep_their_part_of_the_head() {
+fn classes_with_known_names_keep_their_rows_of_the_head() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("breeds.safetensors");
-    let theirs = ResNetConfig { classes: 3, ..resnet() };
-    let weights = moved(init(&theirs.specs().unwrap(), 1));
+    let source_config = ResNetConfig { classes: 3, ..resnet() };
+    let weights = perturb(init(&source_config.specs().unwrap(), 1));
     let names = ["Maine_Coon", "Siamese", "other"].map(String::from).to_vec();
-    checkpoint::write_safetensors(&path, &weights, &ModelMeta::resnet(&theirs, 48, names)).unwrap();
+    checkpoint::write_safetensors(&path, &weights, &ModelMeta::resnet(&source_config, 48, names)).unwrap();
     assert_eq!(InitFile::open(&path).unwrap().image_size(), Some(48));
     let config = ResNetConfig { head: Head::Dropout, ..resnet() };
-    let found = initial(&path, &config, &["tabby", "siamese", "Maine Coon", "calico"]).unwrap();
+    let found = initial_weights(&path, &config, &["tabby", "siamese", "Maine Coon", "calico"]).unwrap();
     assert_eq!(found.notes, ["2 of 4 classes are in the file; new: tabby, calico"]);
     let (old, new) = (&weights["fc.weight"], &found.weights["fc.1.weight"]);
     let row = |array: &Array, i: usize| array.data()[i * 32..(i + 1) * 32].to_vec();
@@ -431,29 +437,29 @@ fn classes_that_a_file_knows_by_name_keep_their_part_of_the_head() {
         assert!(row(new, i).iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "row {i}");
     }
     assert_eq!(found.weights["fc.1.bias"].data()[1], weights["fc.bias"].data()[1]);
-    // Where no class is known, the head is a new one.
-    let found = initial(&path, &config, &["tabby", "calico"]).unwrap();
+    // If no class is known, the head is initialized.
+    let found = initial_weights(&path, &config, &["tabby", "calico"]).unwrap();
     assert!(!found.weights.keys().any(|name| name.starts_with("fc.")));
-    assert_eq!(found.notes, ["skipped 2 tensors that the network does not have: fc.bias, fc.weight"]);
+    assert_eq!(found.notes, ["skipped 2 tensors that are not in the network: fc.bias, fc.weight"]);
 }
 
 #[test]
-fn a_generator_of_smaller_pictures_makes_of_enlarged_ones_what_it_made_enlarged() {
+fn a_generator_of_smaller_images_gives_enlarged_outputs_for_enlarged_inputs() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("small.safetensors");
-    let named = |side| TinyDitConfig::named("nano", side, 3).unwrap();
-    let (small, large) = (named(16), named(48));
+    let nano = |side| TinyDitConfig::named("nano", side, 3).unwrap();
+    let (small, large) = (nano(16), nano(48));
     let weights = trained(&small);
     checkpoint::write_safetensors(&path, &weights, &meta(&small)).unwrap();
     let classes = meta(&small).classes;
-    let begin = |config: &TinyDitConfig, classes: &[String]| {
+    let generator = |config: &TinyDitConfig, classes: &[String]| {
         InitFile::open(&path).unwrap().generator(config, classes)
     };
     assert_eq!(InitFile::open(&path).unwrap().tiny_dit().unwrap(), small);
-    let same = begin(&small, &classes).unwrap();
+    let same = generator(&small, &classes).unwrap();
     assert!(same.weights == weights && same.notes.is_empty());
-    let grown = begin(&large, &classes).unwrap().weights;
-    let enlarged = |x: &[f32]| -> Vec<f32> {
+    let large_weights = generator(&large, &classes).unwrap().weights;
+    let enlarge = |x: &[f32]| -> Vec<f32> {
         (0..3 * 48 * 48).map(|i| x[(i / (48 * 48) * 16 + i / 48 % 48 / 3) * 16 + i % 48 / 3]).collect()
     };
     let predict = |config: &TinyDitConfig, weights: &Weights, x: Vec<f32>, label: f32| {
@@ -465,22 +471,22 @@ fn a_generator_of_smaller_pictures_makes_of_enlarged_ones_what_it_made_enlarged(
     };
     let x = noise(1, 0, 3 * 16 * 16);
     let (expected, found) =
-        (predict(&small, &weights, x.clone(), 2.0), predict(&large, &grown, enlarged(&x), 2.0));
-    let expected = enlarged(expected.data());
+        (predict(&small, &weights, x.clone(), 2.0), predict(&large, &large_weights, enlarge(&x), 2.0));
+    let expected = enlarge(expected.data());
     assert!(expected.iter().any(|v| v.abs() > 0.1));
     for (found, expected) in found.data().iter().zip(&expected) {
         assert!((found - expected).abs() < 1e-4, "{found}, {expected}");
     }
 
-    // With other classes, those of the same name and the null class are drawn as before.
+    // With other classes, the outputs for classes of the same name and for the null class are unchanged.
     let others = ["new", "cat 2", "CAT-0", "newer", "newest"].map(String::from).to_vec();
     let config = TinyDitConfig { classes: 5, ..small.clone() };
-    let found = begin(&config, &others).unwrap();
+    let found = generator(&config, &others).unwrap();
     assert_eq!(found.notes, ["2 of 5 classes are in the file; new: new, newer, newest"]);
-    for (label, before) in [(1.0, 2.0), (2.0, 0.0), (5.0, 3.0)] {
+    for (label, old_label) in [(1.0, 2.0), (2.0, 0.0), (5.0, 3.0)] {
         assert!(
             predict(&config, &found.weights, x.clone(), label)
-                == predict(&small, &weights, x.clone(), before)
+                == predict(&small, &weights, x.clone(), old_label)
         );
     }
     let rows = |weights: &Weights| weights["breed_embedder.embedding.weight"].clone();
@@ -489,18 +495,18 @@ fn a_generator_of_smaller_pictures_makes_of_enlarged_ones_what_it_made_enlarged(
     assert!((0..128).all(|i| (rows(&found.weights).data()[3 * 128 + i] - mean(i)).abs() < 1e-6));
 
     for other in [
-        named(8),
-        named(40),
+        nano(8),
+        nano(40),
         TinyDitConfig::named("tiny", 16, 3).unwrap(),
-        TinyDitConfig { patch_size: 2, ..named(48) },
+        TinyDitConfig { patch_size: 2, ..nano(48) },
     ] {
-        let line = begin(&other, &classes).unwrap_err().to_string();
+        let line = generator(&other, &classes).unwrap_err().to_string();
         assert!(line.starts_with(&format!("{}: holds a TinyDiT of 16 px in", path.display())), "{line}");
     }
 }
 
 #[test]
-fn what_a_file_does_not_say_is_assumed_and_has_an_exit_code_of_its_own() {
+fn missing_settings_are_assumed_and_give_their_own_exit_code() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("bare.pt");
     save_dictionary(&path, &trained(&legacy()));
@@ -512,25 +518,25 @@ fn what_a_file_does_not_say_is_assumed_and_has_an_exit_code_of_its_own() {
     let report: Value = serde_json::from_slice(&run(&path, &["--json"]).stdout).unwrap();
     let fields: Vec<&Value> = report["assumed"].as_array().unwrap().iter().map(|a| &a["field"]).collect();
     assert_eq!(fields, ["image_size", "heads", "classes"]);
-    let given = ["--image-size", "32", "--heads", "4", "--classes", "a,b,c,d,e,f,g,h,i,j,k,l,m"];
-    let report = verify_ok(&path, &given);
+    let flags = ["--image-size", "32", "--heads", "4", "--classes", "a,b,c,d,e,f,g,h,i,j,k,l,m"];
+    let report = verify_ok(&path, &flags);
     assert_eq!((&report["network"]["heads"], &report["network"]["image_size"]), (&json!(4), &json!(32)));
     assert_rejected(&path, &["--heads", "5"], "heads: expected a divisor of width 64, found 5");
 
-    // An exported file holds what was given, and is verified as such.
+    // An exported file stores the given settings, and is verified with them.
     let export = |flags: &[&str]| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tiny-cats"));
         command.arg("export").arg(&path).args(flags).output().unwrap()
     };
     assert_eq!(export(&[]).status.code(), Some(3));
     assert!(text(&export(&[])).contains("assumed heads 1: the file does not say"), "{}", text(&export(&[])));
-    assert_eq!(export(&given).status.code(), Some(0));
+    assert_eq!(export(&flags).status.code(), Some(0));
     let meta = OnnxFile::open(&dir.path().join("bare.onnx")).unwrap().meta().unwrap();
     assert_eq!((meta.image_size, meta.classes[12].as_str()), (32, "m"));
-    verify_ok(&path, &given);
-    assert_rejected(&path, &[&given[..2], &["--heads", "2"], &given[4..]].concat(), "another network");
+    verify_ok(&path, &flags);
+    assert_rejected(&path, &[&flags[..2], &["--heads", "2"], &flags[4..]].concat(), "another network");
 
-    // As others write it: what it says is read, and what it does not say is assumed.
+    // As other programs write it: the metadata is read, and missing settings are assumed.
     let file = dir.path().join("hub.safetensors");
     let weights = trained(&legacy());
     let bytes: Vec<(String, Vec<usize>, Vec<u8>)> = weights
@@ -543,28 +549,28 @@ fn what_a_file_does_not_say_is_assumed_and_has_an_exit_code_of_its_own() {
         safetensors::tensor::TensorView::new(safetensors::Dtype::F32, dims.clone(), bytes).unwrap()
     };
     for (heads, code) in [(None, 3), (Some("4"), 0)] {
-        let mut said: std::collections::HashMap<String, String> =
+        let mut metadata: std::collections::HashMap<String, String> =
             [("image_size", "32"), ("embed_dim", "64"), ("format", "pt")]
                 .map(|(k, v)| (k.into(), v.into()))
                 .into();
-        said.extend(heads.map(|heads| ("num_heads".to_owned(), heads.to_owned())));
+        metadata.extend(heads.map(|heads| ("num_heads".to_owned(), heads.to_owned())));
         let views = bytes.iter().map(|(name, dims, bytes)| (name, view(dims, bytes)));
-        safetensors::serialize_to_file(views, Some(said), &file).unwrap();
+        safetensors::serialize_to_file(views, Some(metadata), &file).unwrap();
         let output = run(&file, &[]);
         assert_eq!(output.status.code(), Some(code), "{}", text(&output));
         assert!(text(&output).contains("32 px"), "{}", text(&output));
     }
 }
 
-/// One weight that differs may change no output by more than rounding does.
+/// A single different weight may change outputs by less than rounding does.
 #[test]
-fn an_onnx_file_with_one_other_weight_is_found() {
+fn an_onnx_file_with_one_different_weight_is_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let (path, onnx) = (dir.path().join("cat.safetensors"), dir.path().join("cat.onnx"));
     let weights = trained(&modern());
     checkpoint::write_safetensors(&path, &weights, &meta(&modern())).unwrap();
     let mut other = weights.clone();
-    // The row of a class that the verification's inputs do not use.
+    // In the row of a class that the inputs of the verification do not use.
     other.get_mut("breed_embedder.embedding.weight").unwrap().data_mut()[40] += 0.14;
     std::fs::write(&onnx, to_onnx(&meta(&modern()), &other, 17).unwrap()).unwrap();
     assert_rejected(&path, &[], "breed_embedder.embedding.weight: 1 of 128 values differ, by up to 1.40e-1");
@@ -575,7 +581,7 @@ fn an_onnx_file_with_one_other_weight_is_found() {
 
 /// Rounding errors grow with the values that are summed.
 #[test]
-fn a_network_of_large_outputs_is_held_to_a_tolerance_of_their_scale() {
+fn the_tolerance_scales_with_large_outputs() {
     let dir = tempfile::tempdir().unwrap();
     let (path, onnx) = (dir.path().join("cat.safetensors"), dir.path().join("cat.onnx"));
     let mut weights = trained(&modern());
@@ -589,7 +595,7 @@ fn a_network_of_large_outputs_is_held_to_a_tolerance_of_their_scale() {
 }
 
 #[test]
-fn what_is_no_checkpoint_gets_one_line() {
+fn invalid_checkpoints_give_one_line_errors() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.pt");
     assert_rejected(&path, &[], "x.pt");
@@ -600,7 +606,7 @@ fn what_is_no_checkpoint_gets_one_line() {
 }
 
 #[test]
-fn the_released_models_are_whole_and_their_onnx_files_compute_the_same() {
+fn the_released_models_match_their_onnx_files() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/pretrained");
     for name in ["tinydit", "resnet18-breeds"] {
         let report = verify_ok(&folder.join(name).with_extension("safetensors"), &[]);

@@ -1,6 +1,6 @@
 /**
- * The last of a build: the service worker is told which files are the page and what they are called together, and each large text file
- * and WebAssembly file gets a compressed one beside it, for servers that send such files.
+ * The last step of a build: writes the list of the page's files and its version into the service worker, and compresses large text and
+ * WebAssembly files with gzip, for servers that send compressed files.
  */
 import { createHash } from 'node:crypto';
 import { readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
@@ -9,8 +9,8 @@ import { gzipSync } from 'node:zlib';
 import type { Plugin } from 'vite';
 
 const COMPRESSED = /\.(wasm|mjs|js|css|html|json|md|svg|webmanifest)$/;
-const LEAST_BYTES = 1024;
-/** Models are kept by the page itself under their hash, and a runtime when it is used. */
+const MIN_BYTES = 1024;
+/** Files that the service worker does not cache at installation: the page stores models, and runtimes are cached on first use. */
 const NOT_SHELL = /^(models(\/|\.json$)|ort-|sw\.js$)|\.gz$/;
 
 export function finish(): Plugin {
@@ -30,15 +30,15 @@ export function finish(): Plugin {
       const worker = join(out, 'sw.js');
       const script = readFileSync(worker, 'utf8');
       const placeholder = /(["'`])__SHELL__\1/;
-      if (!placeholder.test(script)) throw new Error('sw.js has no place for the list of files');
-      const told = { version: hash.digest('hex').slice(0, 16), files: shell };
-      writeFileSync(worker, script.replace(placeholder, () => JSON.stringify(JSON.stringify(told))));
+      if (!placeholder.test(script)) throw new Error('sw.js: expected the placeholder __SHELL__');
+      const manifest = { version: hash.digest('hex').slice(0, 16), files: shell };
+      writeFileSync(worker, script.replace(placeholder, () => JSON.stringify(JSON.stringify(manifest))));
       for (const file of walk(out).filter((file) => COMPRESSED.test(file))) compress(join(out, file));
     },
   };
 }
 
-/** A worker's build may emit the runtime's files under hashed names as well; nothing refers to what is not used. */
+/** Removes copies of the runtime's files that no script refers to; the build of the worker may emit them. */
 function removeDuplicates(out: string): void {
   const files = walk(out);
   const texts = files.filter((file) => /\.(js|mjs|html)$/.test(file)).map((file) => readFileSync(join(out, file), 'utf8'));
@@ -50,9 +50,9 @@ function removeDuplicates(out: string): void {
 
 function compress(path: string): void {
   const bytes = readFileSync(path);
-  if (bytes.length < LEAST_BYTES) return;
-  const small = gzipSync(bytes, { level: 9 });
-  if (small.length < bytes.length) writeFileSync(`${path}.gz`, small);
+  if (bytes.length < MIN_BYTES) return;
+  const compressed = gzipSync(bytes, { level: 9 });
+  if (compressed.length < bytes.length) writeFileSync(`${path}.gz`, compressed);
 }
 
 function walk(folder: string, root = folder): string[] {

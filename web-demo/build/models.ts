@@ -1,6 +1,6 @@
 /**
- * The models that the page offers: every ONNX file of `../models/pretrained`, with its card and its report beside it, and `models.json`,
- * which says what they are. Another server may serve its own `models.json` and `models/` in these places.
+ * The models of the page: every ONNX file of `../models/pretrained` with its card and its report, and `models.json`, which lists them.
+ * A server may replace `models.json` and `models/` by its own.
  */
 import { createHash } from 'node:crypto';
 import { existsSync, readFileSync, readdirSync } from 'node:fs';
@@ -13,18 +13,18 @@ import type { ListedModel } from '../src/engine/protocol.ts';
 const FOLDER = resolve(import.meta.dirname, '../../models/pretrained');
 const TYPES: Record<string, string> = { onnx: 'application/octet-stream', md: 'text/markdown; charset=utf-8', json: 'application/json' };
 
-function list(): ListedModel[] {
+function listModels(): ListedModel[] {
   const files = readdirSync(FOLDER).filter((name) => name.endsWith('.onnx')).sort();
   const models = files.map((file): ListedModel => {
     const name = basename(file, '.onnx');
     const bytes = readFileSync(join(FOLDER, file));
     const { kind } = readMeta(readOnnx(bytes, file), file);
-    const beside = (ending: string) => (existsSync(join(FOLDER, name + ending)) ? `models/${name}${ending}` : undefined);
-    const [card, report] = [beside('.md'), beside('.report.json')];
+    const optionalFile = (suffix: string) => (existsSync(join(FOLDER, name + suffix)) ? `models/${name}${suffix}` : undefined);
+    const [card, report] = [optionalFile('.md'), optionalFile('.report.json')];
     const sha256 = createHash('sha256').update(bytes).digest('hex');
     return { name, kind, url: `models/${file}`, bytes: bytes.length, sha256, ...(card ? { card } : {}), ...(report ? { report } : {}) };
   });
-  // The page takes the first of each kind.
+  // The page uses the first model of each kind.
   return models.sort((a, b) => Number(a.kind === 'classifier') - Number(b.kind === 'classifier'));
 }
 
@@ -34,9 +34,9 @@ export function models(): Plugin {
   return {
     name: 'tiny-cats-models',
     generateBundle() {
-      const found = list();
-      this.emitFile({ type: 'asset', fileName: 'models.json', source: toJson(found) });
-      for (const path of found.flatMap(({ url, card, report }) => [url, card, report])) {
+      const list = listModels();
+      this.emitFile({ type: 'asset', fileName: 'models.json', source: toJson(list) });
+      for (const path of list.flatMap(({ url, card, report }) => [url, card, report])) {
         if (path) this.emitFile({ type: 'asset', fileName: path, source: readFileSync(join(FOLDER, basename(path))) });
       }
     },
@@ -46,7 +46,7 @@ export function models(): Plugin {
         const file = /^\/models\/([\w.-]+)$/.exec(path)?.[1];
         if (path === '/models.json') {
           response.setHeader('Content-Type', TYPES['json']!);
-          response.end(toJson(list()));
+          response.end(toJson(listModels()));
         } else if (file && existsSync(join(FOLDER, file))) {
           response.setHeader('Content-Type', TYPES[file.split('.').at(-1) ?? ''] ?? 'application/octet-stream');
           response.end(readFileSync(join(FOLDER, file)));

@@ -1,6 +1,6 @@
 import type { Plugin } from 'vite';
 
-/** The page's content security policy forbids what the development server's client does; a built page keeps it. */
+/** Removes the content security policy during development, because it blocks the development server's client. */
 export function policy(): Plugin {
   return {
     name: 'tiny-cats-policy',

@@ -1,47 +1,47 @@
-/** What the checks do with the page, in the visitor's terms. */
+/** Helpers for the checks: actions of a visitor, and image comparison. */
 import { readFile } from 'node:fs/promises';
 
-const PATIENCE = 120_000;
+const TIMEOUT_MS = 120_000;
 
-/** A new visitor's page, whose complaints are collected: errors, refused resources, and requests to other servers. */
+/** Opens the page as a new visitor, and collects console errors and requests to other servers. */
 export async function visit(browser, url, options = {}) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, acceptDownloads: true, permissions: [], ...options });
   const page = await context.newPage();
-  const complaints = [];
-  const foreign = [];
+  const errors = [];
+  const foreignRequests = [];
   const origin = new URL(url).origin;
-  page.on('console', (message) => message.type() === 'error' && complaints.push(message.text()));
-  page.on('pageerror', (error) => complaints.push(error.message));
+  page.on('console', (message) => message.type() === 'error' && errors.push(message.text()));
+  page.on('pageerror', (error) => errors.push(error.message));
   context.on('request', (request) => {
-    const address = request.url();
-    if (!address.startsWith(origin) && !/^(blob|data):/.test(address)) foreign.push(address);
+    const requestUrl = request.url();
+    if (!requestUrl.startsWith(origin) && !/^(blob|data):/.test(requestUrl)) foreignRequests.push(requestUrl);
   });
   await page.goto(url);
-  return { page, context, complaints, foreign, close: () => context.close() };
+  return { page, context, errors, foreignRequests, close: () => context.close() };
 }
 
-/** Waits until all pictures are drawn, or the page says what is wrong. */
-export async function drawn(page) {
+/** Waits until all images are finished; throws an error if the page shows one. */
+export async function waitForImages(page) {
   await page.waitForFunction(
     () => {
-      const pictures = document.querySelectorAll('.picture');
-      return (pictures.length > 0 && document.querySelectorAll('.picture.done').length === pictures.length) || !document.getElementById('notice').hidden;
+      const images = document.querySelectorAll('.image');
+      return (images.length > 0 && document.querySelectorAll('.image.done').length === images.length) || !document.getElementById('notice').hidden;
     },
     null,
-    { timeout: PATIENCE },
+    { timeout: TIMEOUT_MS },
   );
   const notice = await page.locator('#notice').textContent();
-  if (notice) throw new Error(`the page says: ${notice}`);
-  await page.waitForFunction(() => document.getElementById('pictures').getAttribute('aria-busy') === 'false');
+  if (notice) throw new Error(`the page shows: ${notice}`);
+  await page.waitForFunction(() => document.getElementById('images').getAttribute('aria-busy') === 'false');
 }
 
-/** Presses "Save PNG" of picture `at`. */
-export async function savePicture(page, at = 0) {
-  const [download] = await Promise.all([page.waitForEvent('download'), page.locator('.picture').nth(at).getByRole('button', { name: /^Save PNG/ }).click()]);
+/** Clicks "Save PNG" of image `at`. */
+export async function saveImage(page, at = 0) {
+  const [download] = await Promise.all([page.waitForEvent('download'), page.locator('.image').nth(at).getByRole('button', { name: /^Save PNG/ }).click()]);
   return { name: download.suggestedFilename(), bytes: await readFile(await download.path()) };
 }
 
-/** The pixels of a PNG file, by the browser. */
+/** Decodes a PNG file in the browser. */
 export function pixels(page, bytes) {
   return page.evaluate(async (base64) => {
     const data = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
@@ -52,14 +52,14 @@ export function pixels(page, bytes) {
   }, bytes.toString('base64'));
 }
 
-/** Peak signal to noise ratio of two pictures of the same size, in decibels. */
+/** The peak signal-to-noise ratio of two images of the same size, in dB. */
 export function psnr(a, b) {
-  if (a.width !== b.width || a.height !== b.height) throw new Error(`${a.width} x ${a.height} and ${b.width} x ${b.height} pixels`);
+  if (a.width !== b.width || a.height !== b.height) throw new Error(`expected images of the same size, found ${a.width} x ${a.height} and ${b.width} x ${b.height}`);
   const mean = a.data.reduce((sum, value, i) => sum + (value - b.data[i]) ** 2, 0) / a.data.length;
   return mean === 0 ? Infinity : 10 * Math.log10(255 ** 2 / mean);
 }
 
-/** Drops files onto the page. Each is `{ name, type, text }`, or `{ name, type, url, replace: [from, to] }` for one that the page fetches. */
+/** Drops files onto the page: `{ name, type, text }`, or `{ name, type, url, replace: [[from, to]] }` for a file that the page fetches. */
 export async function drop(page, files) {
   await page.evaluate(async (files) => {
     const transfer = new DataTransfer();
@@ -68,9 +68,9 @@ export async function drop(page, files) {
       if (base64 !== undefined) data = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
       if (url) data = new Uint8Array(await (await fetch(url)).arrayBuffer());
       for (const [from, to] of replace ?? []) {
-        const [find, put] = [from, to].map((t) => new TextEncoder().encode(t));
-        if (find.length !== put.length) throw new Error('texts of the same length only');
-        for (let at = 0; at + find.length <= data.length; at++) if (find.every((byte, i) => data[at + i] === byte)) data.set(put, at);
+        const [search, replacement] = [from, to].map((t) => new TextEncoder().encode(t));
+        if (search.length !== replacement.length) throw new Error('expected texts of the same length');
+        for (let at = 0; at + search.length <= data.length; at++) if (search.every((byte, i) => data[at + i] === byte)) data.set(replacement, at);
       }
       if (cut) data = data.subarray(0, cut);
       transfer.items.add(new File([data], name, { type }));
@@ -82,9 +82,9 @@ export async function drop(page, files) {
 export const text = (page, id) => page.locator(`#${id}`).textContent();
 
 /** Waits until the text of `id` matches. */
-export async function says(page, id, pattern, timeout = PATIENCE) {
+export async function waitForText(page, id, pattern, timeout = TIMEOUT_MS) {
   await page.waitForFunction(({ id, source }) => new RegExp(source).test(document.getElementById(id).textContent), { id, source: pattern.source }, { timeout }).catch(async () => {
-    throw new Error(`#${id} never says ${pattern}, but: ${await text(page, id)}`);
+    throw new Error(`#${id}: expected ${pattern}, found ${await text(page, id)}`);
   });
 }
 

@@ -3,12 +3,12 @@
  *
  *     npm run build && npm run test:e2e [-- --short] [-- NAME…]
  *
- * BASE_URL       a server to check; else the built page is served from here
- * REFERENCE_PNG  what `tiny-cats generate --breed Siamese -n 1 --seed 7` drew; or
- * TINY_CATS      the command line's program, which then draws and classifies for comparison
- * PHOTO          a photograph to classify; else one is drawn
- * SHOTS          where screenshots go (shots)
- * CHROMIUM       the browser's program (/usr/bin/chromium)
+ * BASE_URL       the server to check (default: this script serves the built page)
+ * REFERENCE_PNG  the image of `tiny-cats generate --breed Siamese -n 1 --seed 7`, or
+ * TINY_CATS      the program, which then generates and classifies for comparison
+ * PHOTO          a photograph to classify (default: a synthetic image)
+ * SHOTS          the folder for screenshots (shots)
+ * CHROMIUM       the browser (/usr/bin/chromium)
  */
 import { existsSync } from 'node:fs';
 import { resolve } from 'node:path';
@@ -25,24 +25,24 @@ const env = process.env;
 const base = env.BASE_URL?.replace(/\/?$/, '/');
 
 if (!base && !existsSync(dist)) {
-  console.error('there is no dist: npm run build');
+  console.error('dist is missing: run npm run build');
   process.exit(2);
 }
 
-const files = short ? ['basics'] : ['basics', 'drawing', 'models', 'classify', 'network', 'access', 'webgpu', 'measure', 'shots'];
+const files = short ? ['basics'] : ['basics', 'generating', 'models', 'classify', 'network', 'access', 'webgpu', 'measure', 'shots'];
 const checks = [];
 for (const file of files) {
-  const found = await import(`./checks/${file}.mjs`);
-  checks.push(...Object.entries(found).filter(([name]) => names.length === 0 || names.includes(name)));
+  const module = await import(`./checks/${file}.mjs`);
+  checks.push(...Object.entries(module).filter(([name]) => names.length === 0 || names.includes(name)));
 }
 
 const browser = await chromium.launch({
   executablePath: env.CHROMIUM ?? '/usr/bin/chromium',
-  // An address that is not this machine's own name is not secure: one check needs such a one.
+  // One check needs a host name that is not a secure context.
   args: ['--no-sandbox', '--host-resolver-rules=MAP insecure.test 127.0.0.1'],
 });
-const own = base ? null : await serve(dist);
-const tools = { browser, url: base ?? own.url, dist, short, hasOwn: existsSync(dist), shots: resolve(root, env.SHOTS ?? 'shots'), env };
+const server = base ? null : await serve(dist);
+const tools = { browser, url: base ?? server.url, dist, short, hasDist: existsSync(dist), shots: resolve(root, env.SHOTS ?? 'shots'), env };
 
 let failed = 0;
 for (const [name, check] of checks) {
@@ -60,6 +60,6 @@ for (const [name, check] of checks) {
   }
 }
 await browser.close();
-await own?.close();
+await server?.close();
 console.log(`${checks.length} checks, ${failed} failed`);
 process.exit(failed > 0 || checks.length === 0 ? 1 : 0);

@@ -1,4 +1,4 @@
-/** A static server whose faults can be chosen: no isolation headers, connections that break, no ranges, a folder below the root. */
+/** A static server that can omit isolation headers, break connections, ignore ranges, and serve below a path prefix. */
 import { createHash } from 'node:crypto';
 import { createReadStream, existsSync, readFileSync, statSync } from 'node:fs';
 import { createServer } from 'node:http';
@@ -17,8 +17,8 @@ const TYPES = {
 };
 
 /**
- * Serves `folder` on a free port. `faults` may be changed while it runs: `breakAfter` bytes of a model the connection is destroyed,
- * `ignoreRanges`, `replace` maps a path to other bytes. `requests` lists what was asked for.
+ * Serves `folder` on a free port. `faults` can change at any time: `breakAfter` closes the connection after that many bytes of a model,
+ * `ignoreRanges` disables ranges, `replace` maps paths to other contents. `requests` records the requests.
  */
 export async function serve(folder, { isolation = true, prefix = '/', headers = {} } = {}) {
   const faults = { breakAfter: null, ignoreRanges: false, replace: new Map() };
@@ -30,10 +30,10 @@ export async function serve(folder, { isolation = true, prefix = '/', headers = 
   };
   const server = createServer((request, response) => {
     const path = decodeURIComponent(new URL(request.url, 'http://localhost').pathname);
-    const note = { path, range: request.headers.range ?? null, ifRange: request.headers['if-range'] ?? null, status: 0, bytes: 0 };
-    requests.push(note);
+    const entry = { path, range: request.headers.range ?? null, ifRange: request.headers['if-range'] ?? null, status: 0, bytes: 0 };
+    requests.push(entry);
     const finish = (status, fields = {}) => {
-      note.status = status;
+      entry.status = status;
       response.writeHead(status, { ...fields, ...headers });
       return response;
     };
@@ -44,25 +44,25 @@ export async function serve(folder, { isolation = true, prefix = '/', headers = 
     const fields = { 'Content-Type': TYPES[extname(file)] ?? 'application/octet-stream', 'Cache-Control': 'no-cache' };
     if (isolation) Object.assign(fields, { 'Cross-Origin-Opener-Policy': 'same-origin', 'Cross-Origin-Embedder-Policy': 'require-corp' });
     if (faults.replace.has(name)) return finish(200, fields).end(faults.replace.get(name));
-    const zipped = `${file}.gz`;
-    if (existsSync(zipped) && /\bgzip\b/.test(request.headers['accept-encoding'] ?? '')) {
+    const compressed = `${file}.gz`;
+    if (existsSync(compressed) && /\bgzip\b/.test(request.headers['accept-encoding'] ?? '')) {
       finish(200, { ...fields, 'Content-Encoding': 'gzip', Vary: 'Accept-Encoding' });
-      return createReadStream(zipped).pipe(response);
+      return createReadStream(compressed).pipe(response);
     }
     const size = statSync(file).size;
     Object.assign(fields, { ETag: etagOf(file), 'Accept-Ranges': 'bytes' });
-    const range = /^bytes=(\d+)-$/.exec(note.range ?? '');
-    const current = note.ifRange === null || note.ifRange === fields.ETag;
+    const range = /^bytes=(\d+)-$/.exec(entry.range ?? '');
+    const isCurrent = entry.ifRange === null || entry.ifRange === fields.ETag;
     let start = 0;
-    if (range && current && !faults.ignoreRanges) {
+    if (range && isCurrent && !faults.ignoreRanges) {
       start = Number(range[1]);
       if (start >= size) return finish(416, { 'Content-Range': `bytes */${size}` }).end();
       finish(206, { ...fields, 'Content-Length': size - start, 'Content-Range': `bytes ${start}-${size - 1}/${size}` });
     } else finish(200, { ...fields, 'Content-Length': size });
     const stream = createReadStream(file, { start });
     stream.on('data', (chunk) => {
-      note.bytes += chunk.length;
-      if (faults.breakAfter !== null && extname(file) === '.onnx' && note.bytes > faults.breakAfter) {
+      entry.bytes += chunk.length;
+      if (faults.breakAfter !== null && extname(file) === '.onnx' && entry.bytes > faults.breakAfter) {
         stream.destroy();
         response.destroy();
       }

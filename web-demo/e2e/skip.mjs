@@ -1,2 +1,2 @@
-/** A check that cannot be made here, and why. */
+/** The reason why a check cannot run. */
 export class Skip extends Error {}

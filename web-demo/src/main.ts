@@ -1,4 +1,4 @@
-/** The page: puts its views together, keeps its address, and takes what is dropped onto it. */
+/** The page: creates the views, keeps the URL up to date, and handles dropped files. */
 import { describe } from './engine/errors.ts';
 import { Models } from './models.ts';
 import { type View, format, parse } from './state.ts';
@@ -8,47 +8,47 @@ import { Classify } from './ui/classify.ts';
 import { byId } from './ui/dom.ts';
 import { startDrops } from './ui/drops.ts';
 import { Generate } from './ui/generate.ts';
-import { rememberedBackend, startModelBar } from './ui/model-bar.ts';
-import { complain, forgive, hint } from './ui/notices.ts';
+import { savedBackend, startModelBar } from './ui/model-bar.ts';
+import { clearError, showError, showHint } from './ui/notices.ts';
 import { startOffline } from './ui/offline.ts';
 import { Tabs } from './ui/tabs.ts';
 import { startTheme } from './ui/theme.ts';
 
 startTheme();
 const models = new Models();
-// Before the views hear of it: they may have something new to complain of.
-models.on('loaded', forgive);
-models.configure({ backend: rememberedBackend(), threads: 0 });
-startModelBar(models, complain);
+// Registered before the views, which may show new errors.
+models.on('loaded', clearError);
+models.configure({ backend: savedBackend(), threads: 0 });
+startModelBar(models, showError);
 
 let lastHash = '';
 const tabs = new Tabs((view) => {
-  setHash(addressOf(view), true);
-  entered(view);
+  setHash(hashOf(view), true);
+  enter(view);
 });
-const classify = new Classify(models, complain);
+const classify = new Classify(models, showError);
 const generate = new Generate(models, {
-  address: (drawing, remember) => {
-    if (tabs.view === 'generate') setHash(format('generate', drawing, generate.hash), remember);
+  setUrl: (generation, addToHistory) => {
+    if (tabs.view === 'generate') setHash(format('generate', generation, generate.modelHash), addToHistory);
   },
   classify: (pixels, name) => {
     open('classify');
-    classify.drawn(pixels, name);
+    classify.classifyPixels(pixels, name);
   },
-  complain,
-  forgive,
-  visible: () => tabs.view === 'generate',
+  showError,
+  clearError,
+  isVisible: () => tabs.view === 'generate',
 });
-new Benchmark(models, (quiet) => generate.quiet(quiet));
+new Benchmark(models, (isPaused) => generate.setPaused(isPaused));
 startAbout(models);
 startDrops({
   view: () => tabs.view,
-  pictures: (files) => {
+  images: (files) => {
     open('classify');
-    classify.files(files);
+    classify.classifyFiles(files);
   },
   model: (file) => {
-    models.use(file).then(
+    models.useFile(file).then(
       ({ meta }) => open(meta.kind === 'generator' ? 'generate' : 'classify'),
       () => {},
     );
@@ -58,60 +58,60 @@ document.addEventListener('keydown', (event) => {
   if (event.key === 'Escape') generate.cancel();
 });
 
-function addressOf(view: View): string {
-  return view === 'generate' && generate.ready ? format(view, generate.drawing(), generate.hash) : format(view, null, null);
+function hashOf(view: View): string {
+  return view === 'generate' && generate.isReady ? format(view, generate.generation(), generate.modelHash) : format(view, null, null);
 }
 
-function setHash(hash: string, remember: boolean): void {
+function setHash(hash: string, addToHistory: boolean): void {
   if (hash === location.hash) return;
   lastHash = hash;
-  if (remember) history.pushState(null, '', hash);
+  if (addToHistory) history.pushState(null, '', hash);
   else history.replaceState(null, '', hash);
 }
 
 function open(view: View): void {
   if (tabs.view === view) return;
   tabs.show(view);
-  setHash(addressOf(view), true);
-  entered(view);
+  setHash(hashOf(view), true);
+  enter(view);
 }
 
-function entered(view: View): void {
-  if (view === 'classify') models.need('classifier').catch(() => {});
+function enter(view: View): void {
+  if (view === 'classify') models.ensureLoaded('classifier').catch(() => {});
   if (view !== 'generate') return;
-  models.need('generator').catch(() => {});
-  generate.entered();
+  models.ensureLoaded('generator').catch(() => {});
+  generate.enter();
 }
 
-/** The address was opened, changed by hand, or gone back to. */
-function follow(): void {
+/** Shows the view of the URL after it was opened, edited or restored from the history. */
+function followUrl(): void {
   if (location.hash === lastHash) return;
   lastHash = location.hash;
-  const { view, drawing, model } = parse(location.hash);
+  const { view, generation, model } = parse(location.hash);
   tabs.show(view);
-  if (drawing) generate.restore(drawing);
+  if (generation) generate.restore(generation);
   const current = models.current.generator?.sha256;
-  if (view === 'generate' && model && current && !current.startsWith(model)) otherModel(model);
-  entered(view);
+  if (view === 'generate' && model && current && !current.startsWith(model)) showOtherModelHint(model);
+  enter(view);
 }
 
-function otherModel(wanted: string): void {
-  hint(`This address was made with another model (${wanted}…), so its pictures differ here.`);
+function showOtherModelHint(hash: string): void {
+  showHint(`This link was made with another model (${hash}…), so the images are different here.`);
 }
 
-const opened = parse(location.hash).model;
+const linkedModel = parse(location.hash).model;
 models.on('loaded', ({ meta, sha256, notStored, device }) => {
   if (meta.kind !== 'generator') return;
-  if (opened && !sha256.startsWith(opened)) otherModel(opened);
-  else if (notStored) hint(`The model works, but could not be kept for the next visit: ${notStored}.`);
+  if (linkedModel && !sha256.startsWith(linkedModel)) showOtherModelHint(linkedModel);
+  else if (notStored) showHint(`The model works, but it could not be stored for the next visit: ${notStored}.`);
   byId('model-bar').title = device.notes.join(' ');
 });
-addEventListener('hashchange', follow);
-addEventListener('popstate', follow);
+addEventListener('hashchange', followUrl);
+addEventListener('popstate', followUrl);
 tabs.show('generate');
 lastHash = '-';
-follow();
-// A view that needs no model still gets one ready, unless the visitor saves data.
+followUrl();
+// Preload a model for views that need none, unless the visitor saves data.
 const { saveData } = (navigator as { connection?: { saveData?: boolean } }).connection ?? {};
-if (!saveData) models.need('generator').catch((error: unknown) => console.warn(describe(error)));
+if (!saveData) models.ensureLoaded('generator').catch((error: unknown) => console.warn(describe(error)));
 startOffline(models);

@@ -1,6 +1,6 @@
-/** Which models there are, which are in use, and the engine that runs them. */
+/** The available models, the loaded models, and the engine that runs them. */
 import { Engine, type Call } from './engine/client.ts';
-import { Cancelled, UserError, describe } from './engine/errors.ts';
+import { Canceled, UserError, describe } from './engine/errors.ts';
 import type { ModelMeta } from './engine/meta.ts';
 import type { BackendChoice, ListedModel, LoadedModel, ModelSource, Progress } from './engine/protocol.ts';
 
@@ -8,13 +8,13 @@ export type Kind = ModelMeta['kind'];
 
 export interface Settings {
   backend: BackendChoice;
-  /** 0 for as many as are of use. */
+  /** 0 for the default number. */
   threads: number;
 }
 
-/** Everything whose change others want to know about. */
+/** Events that views listen to. */
 interface Events {
-  /** How far loading a model has come; null when it is over. */
+  /** The progress of loading a model; null when loading ends. */
   progress: { kind: Kind | null; name: string; progress: Progress } | null;
   loaded: LoadedModel;
   failed: { name: string; error: string; kind: Kind | null };
@@ -22,7 +22,7 @@ interface Events {
 
 type Listener<K extends keyof Events> = (event: Events[K]) => void;
 
-/** Under one origin there may be several copies of this page. */
+/** The storage name includes the path, because an origin may host several copies of this page. */
 const STORAGE = `tiny-cats:${new URL('.', location.href).pathname}`;
 
 export class Models {
@@ -43,23 +43,23 @@ export class Models {
     for (const listener of this.listeners[name]) listener(event);
   }
 
-  /** Readies the engine; models are loaded when they are asked for. */
+  /** Configures the engine. Models are loaded on demand. */
   configure(settings: Settings): void {
     this.settings = settings;
     void this.engine.call('configure', { ...settings, storage: STORAGE }).result.catch(() => {});
   }
 
-  /** The model of this kind that is in use, loaded now if it is not yet. */
-  need(kind: Kind): Promise<LoadedModel> {
+  /** Returns the current model of a kind, and loads it first if necessary. */
+  ensureLoaded(kind: Kind): Promise<LoadedModel> {
     const loaded = this.current[kind];
     if (loaded) return Promise.resolve(loaded);
     const running = this.loading[kind];
     if (running) return running;
-    const started = this.load(kind).finally(() => {
-      if (this.loading[kind] === started) delete this.loading[kind];
+    const promise = this.load(kind).finally(() => {
+      if (this.loading[kind] === promise) delete this.loading[kind];
     });
-    this.loading[kind] = started;
-    return started;
+    this.loading[kind] = promise;
+    return promise;
   }
 
   private async load(kind: Kind): Promise<LoadedModel> {
@@ -76,9 +76,9 @@ export class Models {
     }
   }
 
-  /** That another engine took over is no failure. */
+  /** Emits a failure, except when another engine replaced this one. */
   private fail(name: string, error: unknown, kind: Kind | null): void {
-    if (!(error instanceof Cancelled)) this.emit('failed', { name, error: describe(error), kind });
+    if (!(error instanceof Canceled)) this.emit('failed', { name, error: describe(error), kind });
   }
 
   private async loadInto(engine: Engine, source: ModelSource, kind: Kind | null): Promise<LoadedModel> {
@@ -93,9 +93,9 @@ export class Models {
     return model;
   }
 
-  /** Loads a model into any engine, as a benchmark does. */
-  loadCall(engine: Engine, source: ModelSource, tell: (progress: Progress) => void): Call<LoadedModel> {
-    return engine.call('load', { source, listed: this.listed.map((model) => model.sha256) }, tell);
+  /** Loads a model into an engine. */
+  loadCall(engine: Engine, source: ModelSource, onProgress: (progress: Progress) => void): Call<LoadedModel> {
+    return engine.call('load', { source, listed: this.listed.map((model) => model.sha256) }, onProgress);
   }
 
   source(kind: Kind): ModelSource | undefined {
@@ -106,10 +106,10 @@ export class Models {
     await this.list();
     const model = this.listed.find((model) => model.kind === kind);
     if (model) return model;
-    throw new UserError(`models.json: expected a ${kind}, found none; a file of one can be dropped here`);
+    throw new UserError(`models.json: expected a ${kind}, found none; drop a model file here`);
   }
 
-  /** What the server offers; a failure is told and does not last. */
+  /** Loads the list of models once; after a failure, the next call retries. */
   list(): Promise<void> {
     this.listing ??= readList().then(
       (listed) => {
@@ -123,8 +123,8 @@ export class Models {
     return this.listing;
   }
 
-  /** Makes the model in a file that the visitor chose the current one of its kind. */
-  async use(file: File): Promise<LoadedModel> {
+  /** Loads a model file of the visitor and makes it the current model of its kind. */
+  async useFile(file: File): Promise<LoadedModel> {
     try {
       return await this.loadInto(this.engine, { from: 'file', name: file.name, file }, null);
     } catch (error) {
@@ -135,7 +135,7 @@ export class Models {
     }
   }
 
-  /** Begins anew with another backend or number of threads. The old engine's memory is freed. */
+  /** Restarts the engine with another backend or number of threads, and frees the memory of the old one. */
   async reconfigure(settings: Settings): Promise<void> {
     const kinds = (['generator', 'classifier'] as const).filter((kind) => this.current[kind] || this.loading[kind]);
     this.engine.close();
@@ -145,11 +145,11 @@ export class Models {
     }
     this.engine = new Engine();
     this.configure(settings);
-    await Promise.all(kinds.map((kind) => this.need(kind)));
+    await Promise.all(kinds.map((kind) => this.ensureLoaded(kind)));
   }
 
-  /** An engine of its own for a benchmark. */
-  spare(settings: Settings): Engine {
+  /** Creates a separate engine for a benchmark. */
+  createEngine(settings: Settings): Engine {
     const engine = new Engine();
     void engine.call('configure', { ...settings, storage: STORAGE }).result.catch(() => {});
     return engine;
@@ -169,27 +169,27 @@ async function readList(): Promise<ListedModel[]> {
   const json: unknown = await response.json().catch(() => null);
   const models = (json as { models?: unknown } | null)?.models;
   if (!Array.isArray(models)) throw new UserError('models.json: models: expected a list');
-  return models.map(checked);
+  return models.map(parseListedModel);
 }
 
-/** Addresses become absolute here, because the worker's own are relative to another folder. */
-function checked(value: unknown, i: number): ListedModel {
+/** Checks an entry of `models.json` and makes its URLs absolute: the worker resolves relative URLs against another folder. */
+function parseListedModel(value: unknown, i: number): ListedModel {
   const model = (value ?? {}) as Record<string, unknown>;
-  const wrong = (field: string, what: string) => new UserError(`models.json: models[${i}].${field}: expected ${what}`);
+  const error = (field: string, expected: string) => new UserError(`models.json: models[${i}].${field}: expected ${expected}`);
   const text = (field: string): string => {
-    const found = model[field];
-    if (typeof found !== 'string' || found === '') throw wrong(field, 'a text');
-    return found;
+    const value = model[field];
+    if (typeof value !== 'string' || value === '') throw error(field, 'a string');
+    return value;
   };
   const url = (field: string): string => {
-    const found = new URL(text(field), document.baseURI);
-    if (found.origin !== location.origin) throw wrong(field, "an address of this page's server");
-    return found.href;
+    const url = new URL(text(field), document.baseURI);
+    if (url.origin !== location.origin) throw error(field, "a URL of this page's server");
+    return url.href;
   };
   const { kind, bytes, card, report } = model;
-  if (kind !== 'generator' && kind !== 'classifier') throw wrong('kind', 'generator or classifier');
-  if (typeof bytes !== 'number' || !Number.isSafeInteger(bytes) || bytes <= 0) throw wrong('bytes', 'a number of bytes');
+  if (kind !== 'generator' && kind !== 'classifier') throw error('kind', 'generator or classifier');
+  if (typeof bytes !== 'number' || !Number.isSafeInteger(bytes) || bytes <= 0) throw error('bytes', 'a number of bytes');
   const sha256 = text('sha256').toLowerCase();
-  if (!/^[0-9a-f]{64}$/.test(sha256)) throw wrong('sha256', '64 hexadecimal digits');
+  if (!/^[0-9a-f]{64}$/.test(sha256)) throw error('sha256', '64 hexadecimal digits');
   return { name: text('name'), kind, url: url('url'), bytes, sha256, ...(card ? { card: url('card') } : {}), ...(report ? { report: url('report') } : {}) };
 }

@@ -1,43 +1,44 @@
 /**
- * What the page's address says: the view, and all that a picture depends on, so that whoever opens it sees the same. It stands behind the
- * `#`, which browsers do not send to servers. Whatever makes no sense in it is passed over.
+ * The state in the page's URL: the view and all settings of the images, so that a link reproduces them. It is in the part after `#`, which
+ * browsers do not send to servers. Invalid values are ignored.
  */
 import { SAMPLERS, type SamplerName } from './engine/meta.ts';
-import { MOST_NEIGHBOURS, wrap64 } from './engine/noise.ts';
+import { MAX_NEIGHBORS, wrap64 } from './engine/noise.ts';
 import { MAX_GUIDANCE, MAX_STEPS } from './engine/sampler.ts';
 
 export const VIEWS = ['generate', 'classify', 'benchmark', 'about'] as const;
 export type View = (typeof VIEWS)[number];
 
 export const ALL = 'all';
-export const MOST_PICTURES = 64;
-const MOST_DEPTH = 16;
+export const MAX_IMAGES = 64;
+const MAX_DEPTH = 16;
 
-export interface Drawing {
-  /** A class's name, or {@link ALL}: picture i is of class i modulo their number. */
+/** The settings of a generation of images. */
+export interface Generation {
+  /** The name of a class, or {@link ALL}: image i has class i modulo the number of classes. */
   breed: string;
   seed: bigint;
-  /** The number of the first picture. */
+  /** The index of the first image. */
   index: bigint;
   count: number;
   steps: number;
   guidance: number;
   sampler: SamplerName;
-  /** The way to a neighbour of that picture; empty for the picture itself. */
-  near: number[];
-  /** Whether the pictures are the neighbours of that one, the first being itself, instead of the following numbers. */
-  around: boolean;
+  /** The path to a neighbor of the first image; empty for the image itself. */
+  neighborPath: number[];
+  /** True if the images are that image and its neighbors, instead of images with consecutive indices. */
+  neighborhood: boolean;
 }
 
 export interface Address {
   view: View;
-  /** What the address says; what it leaves out is up to the model. Null where it asks for no drawing. */
-  drawing: globalThis.Partial<Drawing> | null;
-  /** The beginning of the model's hash. */
+  /** The settings in the URL; the model defines the defaults of the others. Null if the URL has none. */
+  generation: Partial<Generation> | null;
+  /** The first digits of the model's hash. */
   model: string | null;
 }
 
-/** Digits of a model's hash in an address. */
+/** The number of digits of the model's hash in a URL. */
 export const HASH_DIGITS = 12;
 
 export function parse(hash: string): Address {
@@ -46,66 +47,66 @@ export function parse(hash: string): Address {
   const name = cut < 0 ? text : text.slice(0, cut);
   const view = VIEWS.find((view) => view === name) ?? 'generate';
   const query = new URLSearchParams(cut < 0 ? '' : text.slice(cut + 1));
-  const drawing: globalThis.Partial<Drawing> = {};
+  const generation: Partial<Generation> = {};
   const breed = query.get('breed');
-  if (breed) drawing.breed = breed;
-  const seed = natural(query.get('seed'));
-  if (seed !== null) drawing.seed = seed;
-  const index = natural(query.get('index'));
-  if (index !== null) drawing.index = index;
-  const count = number(query.get('count'), 1, MOST_PICTURES);
-  if (count !== null) drawing.count = Math.trunc(count);
-  const steps = number(query.get('steps'), 1, MAX_STEPS);
-  if (steps !== null) drawing.steps = Math.trunc(steps);
-  const guidance = number(query.get('guidance'), -MAX_GUIDANCE, MAX_GUIDANCE);
-  if (guidance !== null) drawing.guidance = guidance;
+  if (breed) generation.breed = breed;
+  const seed = parseUint64(query.get('seed'));
+  if (seed !== null) generation.seed = seed;
+  const index = parseUint64(query.get('index'));
+  if (index !== null) generation.index = index;
+  const count = parseNumber(query.get('count'), 1, MAX_IMAGES);
+  if (count !== null) generation.count = Math.trunc(count);
+  const steps = parseNumber(query.get('steps'), 1, MAX_STEPS);
+  if (steps !== null) generation.steps = Math.trunc(steps);
+  const guidance = parseNumber(query.get('guidance'), -MAX_GUIDANCE, MAX_GUIDANCE);
+  if (guidance !== null) generation.guidance = guidance;
   const sampler = SAMPLERS.find((name) => name === query.get('sampler'));
-  if (sampler) drawing.sampler = sampler;
-  const near = path(query.get('near'));
-  if (near) Object.assign(drawing, near);
+  if (sampler) generation.sampler = sampler;
+  const neighbors = parseNeighbors(query.get('near'));
+  if (neighbors) Object.assign(generation, neighbors);
   const model = query.get('model');
   return {
     view,
-    drawing: Object.keys(drawing).length > 0 ? drawing : null,
+    generation: Object.keys(generation).length > 0 ? generation : null,
     model: model && /^[0-9a-f]{6,64}$/.test(model) ? model : null,
   };
 }
 
-export function format(view: View, drawing: Drawing | null, model: string | null): string {
-  if (!drawing) return `#${view}`;
+export function format(view: View, generation: Generation | null, model: string | null): string {
+  if (!generation) return `#${view}`;
   const query = new URLSearchParams({
-    breed: drawing.breed,
-    seed: String(drawing.seed),
-    index: String(drawing.index),
-    count: String(drawing.count),
-    steps: String(drawing.steps),
-    guidance: String(drawing.guidance),
-    sampler: drawing.sampler,
+    breed: generation.breed,
+    seed: String(generation.seed),
+    index: String(generation.index),
+    count: String(generation.count),
+    steps: String(generation.steps),
+    guidance: String(generation.guidance),
+    sampler: generation.sampler,
   });
-  const near = [...drawing.near.map(String), ...(drawing.around ? ['*'] : [])];
-  if (near.length > 0) query.set('near', near.join('.'));
+  const neighbors = [...generation.neighborPath.map(String), ...(generation.neighborhood ? ['*'] : [])];
+  if (neighbors.length > 0) query.set('near', neighbors.join('.'));
   if (model) query.set('model', model.slice(0, HASH_DIGITS));
   return `#${view}?${query.toString()}`;
 }
 
-/** A whole number from 0 that fits 64 bits. */
-export function natural(text: string | null): bigint | null {
+/** Parses an unsigned 64-bit integer. */
+export function parseUint64(text: string | null): bigint | null {
   if (text === null || !/^\d{1,20}$/.test(text.trim())) return null;
   const value = BigInt(text.trim());
   return value === wrap64(value) ? value : null;
 }
 
-function number(text: string | null, least: number, most: number): number | null {
+function parseNumber(text: string | null, min: number, max: number): number | null {
   if (text === null || text.trim() === '') return null;
   const value = Number(text);
-  return Number.isFinite(value) && value >= least && value <= most ? value : null;
+  return Number.isFinite(value) && value >= min && value <= max ? value : null;
 }
 
-/** `2.5` is one neighbour's way; `2.5.*` all that are around it. */
-function path(text: string | null): Pick<Drawing, 'near' | 'around'> | null {
+/** Parses the path of a neighbor, such as `2.5`, or of all neighbors of an image, such as `2.5.*`. */
+function parseNeighbors(text: string | null): Pick<Generation, 'neighborPath' | 'neighborhood'> | null {
   if (!text || !/^(\d{1,2}(\.\d{1,2})*(\.\*)?|\*)$/.test(text)) return null;
   const parts = text.split('.');
-  const around = parts.at(-1) === '*';
-  const near = (around ? parts.slice(0, -1) : parts).map(Number);
-  return near.length <= MOST_DEPTH && near.every((n) => n <= MOST_NEIGHBOURS) ? { near, around } : null;
+  const neighborhood = parts.at(-1) === '*';
+  const neighborPath = (neighborhood ? parts.slice(0, -1) : parts).map(Number);
+  return neighborPath.length <= MAX_DEPTH && neighborPath.every((n) => n <= MAX_NEIGHBORS) ? { neighborPath, neighborhood } : null;
 }

@@ -6,46 +6,46 @@ import { readOnnx } from '../src/engine/onnx-file.ts';
 import { bytes, classifier, classifierJson, generator, generatorJson, number } from './onnx-builder.ts';
 
 const read = (file: Uint8Array, name = 'cat.onnx') => readMeta(readOnnx(file, name), name);
-const released = (name: string) => readFileSync(new URL(`../../models/pretrained/${name}`, import.meta.url));
+const releasedModel = (name: string) => readFileSync(new URL(`../../models/pretrained/${name}`, import.meta.url));
 
-test('released models are read', () => {
-  const file = readOnnx(released('tinydit.onnx'), 'tinydit.onnx');
+test('released models can be read', () => {
+  const file = readOnnx(releasedModel('tinydit.onnx'), 'tinydit.onnx');
   const meta = readMeta(file, 'tinydit.onnx');
   if (meta.kind !== 'generator') throw new Error(meta.kind);
   expect(meta.classes).toHaveLength(12);
   expect(meta.nullLabel).toBe(12);
   expect(meta.defaults).toEqual({ sampler: 'heun', steps: 20, guidance: 4, guidanceInterval: [0, 0.9] });
   expect(meta.inputs).toEqual(['x', 't', 'label']);
-  // The card says 5,556,800, and constants of the graph count too.
+  // 5,556,800 parameters according to the card; constants of the graph count too.
   expect(file.parameters).toBeGreaterThanOrEqual(5_556_800);
   expect(file.parameters).toBeLessThan(5_556_800 * 1.01);
 
-  const breeds = read(released('resnet18-breeds.onnx'));
+  const breeds = read(releasedModel('resnet18-breeds.onnx'));
   if (breeds.kind !== 'classifier') throw new Error(breeds.kind);
   expect(breeds.classes).toHaveLength(13);
   expect(breeds.preprocessing).toEqual({ resize: 146, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] });
 });
 
-test('what follows from the network may be left out', () => {
+test('fields that follow from the network are optional', () => {
   const json = generatorJson();
   for (const field of ['image_size', 'null_label', 'prediction', 'value_range', 'sampler']) delete json[field];
-  expect(read(generator(json))).toMatchObject({ ...pick(read(generator())), imageSize: 8 });
+  expect(read(generator(json))).toMatchObject({ ...withoutJson(read(generator())), imageSize: 8 });
   json['config'] = { ...(json['config'] as object), layout: 'legacy' };
   expect(read(generator(json))).toMatchObject({ prediction: 'velocity', nullLabel: 1, defaults: { guidanceInterval: [0, 1] } });
 });
 
-function pick(meta: ReturnType<typeof read>) {
+function withoutJson(meta: ReturnType<typeof read>) {
   const { json: _, ...rest } = meta;
   return rest;
 }
 
-test('the names of the Python predecessor are known', () => {
+test('input names of the Python predecessor are accepted', () => {
   const inputs = [{ name: 'noise', dims: [null, 3, 8, 8] }, { name: 'timestep', dims: [null] }, { name: 'breed', type: 7, dims: [null] }];
   const outputs = [{ name: 'velocity', dims: [null, 3, 8, 8] }];
   expect(read(generator(generatorJson(), { inputs, outputs }))).toMatchObject({ inputs: ['noise', 'timestep', 'breed'], output: 'velocity' });
 });
 
-test('a wrong field is named with its file and what was expected', () => {
+test('errors name the file, the invalid field and the expected value', () => {
   type Change = (json: ReturnType<typeof generatorJson>) => void;
   const set = (path: string, value: unknown): Change => (json) => {
     const keys = path.split('.');
@@ -86,11 +86,11 @@ test('a wrong field is named with its file and what was expected', () => {
   }
 });
 
-test('a newer format says so', () => {
+test('a newer format version is reported', () => {
   expect(() => read(generator({ ...generatorJson(), format_version: 2 }))).toThrow('a newer version of this page reads it');
 });
 
-test('a class whose name is no part of a file name is refused in one line', () => {
+test('class names that are invalid in file names give one-line errors', () => {
   for (const name of ['', '.', '..', '/etc/cat', '../cat', '..\\cat', 'C:cat', 'a\0b', 'a\nb', '\x1b[2J', '\x85']) {
     try {
       read(generator({ ...generatorJson(), classes: [name, 'b'] }));
@@ -105,7 +105,7 @@ test('a class whose name is no part of a file name is refused in one line', () =
   }
 });
 
-test('a graph that does not fit its metadata is refused by the name of the input', () => {
+test('a mismatch of graph and metadata names the input', () => {
   const spec = (dims: (number | null)[], t = 1, label = 7) => ({
     inputs: [{ name: 'x', dims }, { name: 't', type: t, dims: [null] }, { name: 'label', type: label, dims: [null] }],
   });
@@ -114,13 +114,13 @@ test('a graph that does not fit its metadata is refused by the name of the input
   expect(() => read(generator(json, spec([1, 3, 8, 8])))).toThrow('graph.input.x');
   expect(() => read(generator(json, spec([null, 3, 8, 8], 7)))).toThrow('graph.input.t: expected float32');
   expect(() => read(generator(json, spec([null, 3, 8, 8], 1, 6)))).toThrow('graph.input.label: expected int64');
-  expect(() => read(generator(json, { inputs: [{ name: 'y', dims: [null] }] }))).toThrow('graph.input: expected one called x, found "y"');
+  expect(() => read(generator(json, { inputs: [{ name: 'y', dims: [null] }] }))).toThrow('graph.input: expected an input called x, found "y"');
   expect(() => read(generator(json, { outputs: [{ name: 'o', dims: [null, 3, 4, 4] }] }))).toThrow('graph.output: expected the shape');
   const extra = [...spec([null, 3, 8, 8]).inputs, { name: 'mask', dims: [null] }];
   expect(() => read(generator(json, { inputs: extra }))).toThrow('found also "mask"');
 });
 
-test('files that are no model say what was expected', () => {
+test('errors for other files say what was expected', () => {
   const text = new TextEncoder().encode('This is a text about cats, not a model.');
   expect(() => read(text)).toThrow(/^cat\.onnx: (format|graph): expected an ONNX model/);
   expect(() => read(new Uint8Array(0))).toThrow('cat.onnx: size: expected an ONNX model, found an empty file');
@@ -133,26 +133,26 @@ test('files that are no model say what was expected', () => {
   expect(() => read(generator(generatorJson(), { metadata: huge }))).toThrow('metadata_props: expected at most 1048576 bytes');
 });
 
-test('a file cut short or changed anywhere is a model or an error of ours, never anything else', () => {
-  for (const whole of [generator(), classifier()]) {
-    for (let end = 0; end < whole.length; end++) readOrRefuse(whole.subarray(0, end));
-    for (let at = 0; at < whole.length; at++) {
+test('truncated and changed files are models or give a UserError', () => {
+  for (const file of [generator(), classifier()]) {
+    for (let end = 0; end < file.length; end++) readOrReject(file.subarray(0, end));
+    for (let at = 0; at < file.length; at++) {
       for (let bit = 0; bit < 8; bit++) {
-        const changed = whole.slice();
+        const changed = file.slice();
         changed[at]! ^= 1 << bit;
-        readOrRefuse(changed);
+        readOrReject(changed);
       }
     }
   }
 });
 
-test('bytes by chance are refused', () => {
+test('random bytes are rejected', () => {
   let state = 1;
   const next = () => (state = (Math.imul(state, 1664525) + 1013904223) >>> 0);
-  for (let round = 0; round < 3000; round++) readOrRefuse(Uint8Array.from({ length: next() % 60 }, () => next() >>> 24));
+  for (let round = 0; round < 3000; round++) readOrReject(Uint8Array.from({ length: next() % 60 }, () => next() >>> 24));
 });
 
-function readOrRefuse(file: Uint8Array): void {
+function readOrReject(file: Uint8Array): void {
   try {
     read(file);
   } catch (error) {
@@ -162,7 +162,7 @@ function readOrRefuse(file: Uint8Array): void {
   }
 }
 
-test('many empty fields, great lengths and endless numbers are refused at once', () => {
+test('many empty fields, huge lengths and endless varints are rejected quickly', () => {
   const many = new Uint8Array(6_000_000);
   for (let i = 0; i < many.length; i += 2) many[i] = 0x0a;
   const start = performance.now();
@@ -172,7 +172,7 @@ test('many empty fields, great lengths and endless numbers are refused at once',
   file.set(graph);
   file.set(many, graph.length);
   expect(() => read(file)).toThrow('more than 2000000 fields');
-  expect(() => read(Uint8Array.from([0x3a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01, 1]))).toThrow('ends before a field does');
+  expect(() => read(Uint8Array.from([0x3a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01, 1]))).toThrow('ends within a field');
   expect(() => read(Uint8Array.from(Array.from({ length: 30 }, () => 0xff)))).toThrow('more than 64 bits');
   expect(() => read(Uint8Array.from([...bytes(7, []), ...bytes(7, []), ...number(1, 8)]))).toThrow('one graph, found 2');
   expect(performance.now() - start).toBeLessThan(5000);

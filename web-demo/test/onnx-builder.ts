@@ -1,4 +1,4 @@
-/** Writes small ONNX files, sound or not, for tests. */
+/** Builds small valid and invalid ONNX files for tests. */
 
 const encoder = new TextEncoder();
 

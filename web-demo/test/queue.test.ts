@@ -1,39 +1,39 @@
 import { expect, test } from 'vitest';
-import { Queue, breathe } from '../src/engine/queue.ts';
+import { Queue, yieldToMessages } from '../src/engine/queue.ts';
 
-test('jobs run one at a time, and those in the background when no other waits', async () => {
+test('jobs run one at a time, and background jobs run last', async () => {
   const queue = new Queue();
   const log: string[] = [];
   let running = 0;
   const job = (name: string) => async () => {
     expect(++running).toBe(1);
     log.push(name);
-    await breathe();
+    await yieldToMessages();
     running--;
     return name;
   };
-  const done = [queue.add(job('first')), queue.add(job('behind'), true), queue.add(job('second')), queue.add(job('third'))];
-  expect(await Promise.all(done)).toEqual(['first', 'behind', 'second', 'third']);
-  expect(log).toEqual(['first', 'second', 'third', 'behind']);
+  const results = [queue.add(job('first')), queue.add(job('background'), true), queue.add(job('second')), queue.add(job('third'))];
+  expect(await Promise.all(results)).toEqual(['first', 'background', 'second', 'third']);
+  expect(log).toEqual(['first', 'second', 'third', 'background']);
 });
 
-test('a job in the background learns that it must give way', async () => {
+test('a background job can see that a foreground job waits', async () => {
   const queue = new Queue();
-  const seen: boolean[] = [];
-  const behind = queue.add(async () => {
-    seen.push(queue.urgent);
-    while (!queue.urgent) await breathe();
-    seen.push(queue.urgent);
+  const states: boolean[] = [];
+  const background = queue.add(async () => {
+    states.push(queue.hasForegroundJob);
+    while (!queue.hasForegroundJob) await yieldToMessages();
+    states.push(queue.hasForegroundJob);
   }, true);
-  await breathe();
+  await yieldToMessages();
   await queue.add(async () => {
-    seen.push(queue.urgent);
+    states.push(queue.hasForegroundJob);
   });
-  await behind;
-  expect(seen).toEqual([false, true, false]);
+  await background;
+  expect(states).toEqual([false, true, false]);
 });
 
-test('a job that fails fails for its owner alone', async () => {
+test('a failed job does not affect others', async () => {
   const queue = new Queue();
   const bad = queue.add(() => Promise.reject(new Error('no')));
   const good = queue.add(async () => 'yes');

@@ -9,62 +9,62 @@ const LOWEST: u64 = 0x0101_0101_0101_0101;
 pub(super) struct BitReader<'a> {
     bytes: &'a [u8],
     /// Index of the next byte to read.
-    at: usize,
-    /// Next bits, the first one uppermost.
+    position: usize,
+    /// Next bits, the first one in the highest bit.
     buffer: u64,
     /// Number of valid bits in the buffer.
     count: u32,
 }
 
 impl<'a> BitReader<'a> {
-    /// Creates a reader of the data in `bytes` that begin at `at`.
-    pub(super) fn new(bytes: &'a [u8], at: usize) -> Self {
-        Self { bytes, at, buffer: 0, count: 0 }
+    /// Creates a reader of the data in `bytes` that begin at `position`.
+    pub(super) fn new(bytes: &'a [u8], position: usize) -> Self {
+        Self { bytes, position, buffer: 0, count: 0 }
     }
 
-    /// Returns the end of the bytes that were read: the position of a marker, once all data were read.
+    /// Returns the position after the bytes that were read. After all data, it is the position of a marker.
     pub(super) fn byte_position(&self) -> usize {
-        self.at
+        self.position
     }
 
-    /// Fills the buffer with at least 32 bits, if there are as many before the next marker.
+    /// Fills the buffer with at least 32 bits, unless the next marker comes earlier.
     #[inline]
     fn fill(&mut self) {
         if self.count >= 32 {
             return;
         }
-        if let Some(eight) = self.bytes.get(self.at..).and_then(<[u8]>::first_chunk) {
-            let word = u64::from_be_bytes(*eight);
-            // A byte is 0xff if its complement is 0, and this finds a zero byte.
+        if let Some(next) = self.bytes.get(self.position..).and_then(<[u8]>::first_chunk) {
+            let word = u64::from_be_bytes(*next);
+            // A byte is 0xff if its complement is 0; the condition detects zero bytes.
             let zero = !word;
             if zero.wrapping_sub(LOWEST) & word & (LOWEST << 7) == 0 {
-                // Bits beyond the valid ones are the following bits of the data, too.
+                // Bits beyond the valid ones are also the next bits of the data.
                 self.buffer |= word >> self.count;
                 let bytes = (64 - self.count) / 8;
-                self.at += bytes as usize;
+                self.position += bytes as usize;
                 self.count += 8 * bytes;
                 return;
             }
         }
-        self.fill_slowly();
+        self.fill_bytewise();
     }
 
     #[cold]
-    fn fill_slowly(&mut self) {
+    fn fill_bytewise(&mut self) {
         while self.count <= 56 {
-            let Some(&byte) = self.bytes.get(self.at) else { return };
+            let Some(&byte) = self.bytes.get(self.position) else { return };
             let last = match byte {
                 // In the data, a 0 byte follows 0xff.
                 0xff => match self.marker() {
                     Some(last) if self.bytes[last] == 0 => last,
                     _ => return,
                 },
-                _ => self.at,
+                _ => self.position,
             };
-            // The buffer may already hold bits of this byte: the same ones.
+            // The buffer may already contain bits of this byte, with the same values.
             self.buffer |= u64::from(byte) << 56 >> self.count;
             self.count += 8;
-            self.at = last + 1;
+            self.position = last + 1;
         }
     }
 
@@ -85,9 +85,9 @@ impl<'a> BitReader<'a> {
         for length in Table::SHORT + 1..=16 {
             let (end, offset) = table.longer[length as usize];
             if next < end {
-                let place = (next >> (16 - length)) as i32 + offset;
+                let index = (next >> (16 - length)) as i32 + offset;
                 self.drop(length)?;
-                return table.values.get(place as usize).copied().ok_or(ScanError::Damaged);
+                return table.values.get(index as usize).copied().ok_or(ScanError::Damaged);
             }
         }
         Err(if self.count < 16 { ScanError::Ended } else { ScanError::Damaged })
@@ -99,12 +99,12 @@ impl<'a> BitReader<'a> {
         let mut k = 1;
         while k < 64 {
             self.fill();
-            let [one, all] = table.steps[(self.buffer >> (64 - Table::SHORT)) as usize];
-            let step = match k + u32::from(all.coefficients) {
-                0..64 if all.bits > 0 => all,
-                _ if one.bits > 0 => one,
+            let [single, combined] = table.steps[(self.buffer >> (64 - Table::SHORT)) as usize];
+            let step = match k + u32::from(combined.coefficients) {
+                0..64 if combined.bits > 0 => combined,
+                _ if single.bits > 0 => single,
                 _ => {
-                    let step = CodeStep::of(self.long_symbol(table)?);
+                    let step = CodeStep::from_symbol(self.long_symbol(table)?);
                     self.fill();
                     step
                 }
@@ -118,7 +118,7 @@ impl<'a> BitReader<'a> {
         Ok(())
     }
 
-    /// Takes the next `n` bits, at most 16, as a number.
+    /// Reads the next `n` bits, at most 16, as a number.
     pub(super) fn take(&mut self, n: u32) -> Result<u32, ScanError> {
         self.fill();
         let value = if n == 0 { 0 } else { (self.buffer >> (64 - n)) as u32 };
@@ -129,16 +129,16 @@ impl<'a> BitReader<'a> {
     /// Skips `n` bits, at most 63.
     #[inline]
     pub(super) fn skip(&mut self, n: u32) -> Result<(), ScanError> {
-        let mut left = n;
-        while left > self.count {
-            left -= self.count;
+        let mut remaining = n;
+        while remaining > self.count {
+            remaining -= self.count;
             (self.buffer, self.count) = (0, 0);
             self.fill();
             if self.count == 0 {
                 return Err(ScanError::Ended);
             }
         }
-        self.drop(left)
+        self.drop(remaining)
     }
 
     #[inline]
@@ -151,29 +151,29 @@ impl<'a> BitReader<'a> {
         Ok(())
     }
 
-    /// Continues behind the restart marker that must be next.
+    /// Continues after the restart marker that must be next.
     pub(super) fn restart(&mut self) -> Result<(), ScanError> {
         self.fill();
-        if self.at_restart() {
-            self.at = self.marker().unwrap_or(self.at) + 1;
+        if self.is_at_restart() {
+            self.position = self.marker().unwrap_or(self.position) + 1;
             (self.buffer, self.count) = (0, 0);
             return Ok(());
         }
-        Err(if self.bytes.get(self.at).is_none_or(|&byte| byte == 0xff) {
+        Err(if self.bytes.get(self.position).is_none_or(|&byte| byte == 0xff) {
             ScanError::Ended
         } else {
             ScanError::Damaged
         })
     }
 
-    /// True if all data before the next marker have been read, and it is a restart marker.
-    pub(super) fn at_restart(&self) -> bool {
-        self.marker().is_some_and(|at| matches!(self.bytes[at], 0xd0..=0xd7))
+    /// True if all data before the next marker have been read, and this marker is a restart marker.
+    pub(super) fn is_at_restart(&self) -> bool {
+        self.marker().is_some_and(|position| matches!(self.bytes[position], 0xd0..=0xd7))
     }
 
     /// Returns the position of the second byte of the marker that is next.
     fn marker(&self) -> Option<usize> {
-        let rest = self.bytes.get(self.at..).filter(|rest| rest.first() == Some(&0xff))?;
-        rest.iter().position(|&byte| byte != 0xff).map(|place| self.at + place)
+        let rest = self.bytes.get(self.position..).filter(|rest| rest.first() == Some(&0xff))?;
+        rest.iter().position(|&byte| byte != 0xff).map(|offset| self.position + offset)
     }
 }

@@ -1,8 +1,8 @@
-//! The format of a file by its first bytes, and a check of its end.
+//! Detection of a file's format from its first bytes, and a check of its end.
 
 use image::ImageFormat;
 
-/// The formats that are decoded.
+/// A supported format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     Png,
@@ -11,9 +11,9 @@ pub(super) enum Format {
 }
 
 impl Format {
-    /// Detects the format by the content of `bytes`; the error describes the actual content.
-    pub(super) fn of(bytes: &[u8]) -> Result<Self, String> {
-        let foreign = match image::guess_format(bytes) {
+    /// Detects the format from the content of `bytes`; the error describes the actual content.
+    pub(super) fn detect(bytes: &[u8]) -> Result<Self, String> {
+        let found = match image::guess_format(bytes) {
             Ok(ImageFormat::Png) => return Ok(Self::Png),
             Ok(ImageFormat::Jpeg) => return Ok(Self::Jpeg),
             Ok(ImageFormat::WebP) => return Ok(Self::WebP),
@@ -28,12 +28,12 @@ impl Format {
             Ok(ImageFormat::Dds) => "a DDS",
             Ok(ImageFormat::Farbfeld) => "a farbfeld",
             Ok(ImageFormat::Qoi) => "a QOI",
-            _ => match brand(bytes) {
-                Some(foreign) => foreign,
-                None => return Err("not a picture".to_string()),
+            _ => match container_format(bytes) {
+                Some(found) => found,
+                None => return Err("not an image".to_string()),
             },
         };
-        Err(format!("{foreign} picture; expected PNG, JPEG or WebP"))
+        Err(format!("{found} image; expected PNG, JPEG or WebP"))
     }
 
     /// Returns the name of the format.
@@ -46,15 +46,16 @@ impl Format {
     }
 }
 
-/// Returns the description of a camera's container format, by the brands that its first box lists.
-fn brand(bytes: &[u8]) -> Option<&'static str> {
+/// Detects JPEG XL, and HEIF formats from the brands in their first box.
+fn container_format(bytes: &[u8]) -> Option<&'static str> {
     if bytes.starts_with(b"\0\0\0\x0cJXL \r\n\x87\n") || bytes.starts_with(b"\xff\x0a") {
         return Some("a JPEG XL");
     }
     let length: [u8; 4] = bytes.get(..4)?.try_into().ok()?;
     let length = (u32::from_be_bytes(length) as usize).min(256);
     let brands = bytes.get(..length)?.get(8..).filter(|_| bytes[4..].starts_with(b"ftyp"))?;
-    let has = |all: &[&[u8; 4]]| brands.chunks_exact(4).any(|brand| all.iter().any(|one| *one == brand));
+    let has =
+        |names: &[&[u8; 4]]| brands.chunks_exact(4).any(|brand| names.iter().any(|name| *name == brand));
     if has(&[b"avif", b"avis"]) {
         Some("an AVIF")
     } else if has(&[b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"]) {
@@ -66,15 +67,15 @@ fn brand(bytes: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// True if `bytes` contain the chunk that ends a PNG file.
-pub(super) fn png_ends(bytes: &[u8]) -> bool {
-    let mut at = 8;
-    while let Some([l3, l2, l1, l0, kind @ ..]) = bytes.get(at..at + 8) {
+/// True if `bytes` contain the final chunk of a PNG file.
+pub(super) fn has_png_end(bytes: &[u8]) -> bool {
+    let mut position = 8;
+    while let Some([l3, l2, l1, l0, kind @ ..]) = bytes.get(position..position + 8) {
         if kind == b"IEND" {
             return true;
         }
-        // Length, kind and checksum take 12 bytes.
-        at += u32::from_be_bytes([*l3, *l2, *l1, *l0]) as usize + 12;
+        // The length, kind and checksum take 12 bytes.
+        position += u32::from_be_bytes([*l3, *l2, *l1, *l0]) as usize + 12;
     }
     false
 }

@@ -1,12 +1,12 @@
 //! The end of the first image of a JPEG file, and a check that its data are complete.
 //!
-//! Decoders silently fill missing data with gray, so this module walks through the entropy-coded data. It reads and counts Huffman
-//! codes, and computes no coefficient. It ignores everything behind the first image, such as the video of a motion photo or the
+//! Decoders silently fill missing data with gray, so this module scans the entropy-coded data. It reads and counts Huffman
+//! codes, and computes no coefficients. It ignores everything after the first image, such as the video of a motion photo or the
 //! further images of an MPO file.
 
 use super::{MAX_PIXELS, bits::BitReader};
 
-/// Maximum number of scans; images with more are left to the decoder, which refuses them.
+/// Maximum number of scans; images with more are left to the decoder, which rejects them.
 const MAX_SCANS: usize = 100;
 
 const SOI: u8 = 0xd8;
@@ -24,13 +24,13 @@ pub(super) struct Extent {
     pub has_end_marker: bool,
 }
 
-/// The result of a walk through the data of an image.
+/// The completeness of an image's data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Completeness {
     /// All data of all components are present; the number of blocks of 64 coefficients.
     Complete(u64),
     /// The data end before the last block.
-    Cut,
+    Truncated,
     /// The data are damaged or of a kind that is not supported here, such as arithmetic coding.
     Unknown,
 }
@@ -38,26 +38,27 @@ pub(super) enum Completeness {
 /// The segments of a file, and the data between them.
 struct Segments<'a> {
     bytes: &'a [u8],
-    at: usize,
+    position: usize,
 }
 
 impl<'a> Segments<'a> {
-    /// Returns the next marker and its segment; `None` at the end of the file. As other decoders do, it skips bytes that are no
-    /// marker.
+    /// Returns the next marker and its segment; `None` at the end of the file. Like other decoders, it skips bytes that are
+    /// not part of a marker.
     fn next(&mut self) -> Option<(u8, &'a [u8])> {
         loop {
-            self.at += self.bytes.get(self.at..)?.iter().position(|&byte| byte == 0xff)?;
-            self.at += self.bytes[self.at..].iter().position(|&byte| byte != 0xff)?;
-            let marker = self.bytes[self.at];
-            self.at += 1;
+            self.position += self.bytes.get(self.position..)?.iter().position(|&byte| byte == 0xff)?;
+            self.position += self.bytes[self.position..].iter().position(|&byte| byte != 0xff)?;
+            let marker = self.bytes[self.position];
+            self.position += 1;
             match marker {
                 0 => {}
                 0x01 | 0xd0..=EOI => return Some((marker, &[])),
                 _ => {
-                    let length: [u8; 2] = self.bytes.get(self.at..self.at + 2)?.try_into().ok()?;
+                    let length: [u8; 2] =
+                        self.bytes.get(self.position..self.position + 2)?.try_into().ok()?;
                     let length = usize::from(u16::from_be_bytes(length));
-                    let segment = self.bytes.get(self.at + 2..self.at + length.max(2))?;
-                    self.at += length.max(2);
+                    let segment = self.bytes.get(self.position + 2..self.position + length.max(2))?;
+                    self.position += length.max(2);
                     return Some((marker, segment));
                 }
             }
@@ -65,62 +66,63 @@ impl<'a> Segments<'a> {
     }
 }
 
-/// Finds the end of the first image of the file `bytes`, by its markers alone.
+/// Finds the end of the first image of the file `bytes`, from its markers.
 pub(super) fn extent(bytes: &[u8]) -> Extent {
-    let mut segments = Segments { bytes, at: 0 };
+    let mut segments = Segments { bytes, position: 0 };
     let mut scans = 0;
     while let Some((marker, _)) = segments.next() {
         match marker {
             SOS => scans += 1,
-            EOI => return Extent { end: segments.at, has_end_marker: true },
-            // Another image begins.
-            SOI if scans > 0 => return Extent { end: segments.at - 2, has_end_marker: false },
+            EOI => return Extent { end: segments.position, has_end_marker: true },
+            // The next image begins.
+            SOI if scans > 0 => return Extent { end: segments.position - 2, has_end_marker: false },
             _ => {}
         }
     }
     Extent { end: bytes.len(), has_end_marker: false }
 }
 
-/// Checks that the data of the image `bytes` are complete. The time is proportional to the length of `bytes` and the number of
+/// Determines the completeness of the data of the image `bytes`. The time is proportional to the length of `bytes` and the number of
 /// blocks. A progressive image needs 8 bytes of memory for each block.
-pub(super) fn walk(bytes: &[u8]) -> Completeness {
-    let mut walk = ScanChecker { frame: None, dc: Default::default(), ac: Default::default(), interval: 0 };
-    let mut segments = Segments { bytes, at: 0 };
+pub(super) fn completeness(bytes: &[u8]) -> Completeness {
+    let mut checker =
+        ScanChecker { frame: None, dc: Default::default(), ac: Default::default(), interval: 0 };
+    let mut segments = Segments { bytes, position: 0 };
     let mut scans = 0;
     while let Some((marker, segment)) = segments.next() {
-        let done = match marker {
+        let supported = match marker {
             EOI => break,
-            0xc0..=0xc2 if walk.frame.is_none() => walk.read_frame(marker == 0xc2, segment),
-            DHT => walk.read_tables(segment),
+            0xc0..=0xc2 if checker.frame.is_none() => checker.read_frame(marker == 0xc2, segment),
+            DHT => checker.read_tables(segment),
             // Further frames, and those of lossless, hierarchical and arithmetic coding.
             0xc0..=0xcf => None,
-            DRI => segment.first_chunk().map(|&interval| walk.interval = u16::from_be_bytes(interval)),
+            DRI => segment.first_chunk().map(|&interval| checker.interval = u16::from_be_bytes(interval)),
             SOS if scans == MAX_SCANS => None,
             SOS => {
                 scans += 1;
-                match walk.scan(segment, bytes, segments.at) {
-                    Ok(at) => segments.at = at,
-                    Err(ScanError::Ended) => return Completeness::Cut,
+                match checker.check_scan(segment, bytes, segments.position) {
+                    Ok(end) => segments.position = end,
+                    Err(ScanError::Ended) => return Completeness::Truncated,
                     Err(ScanError::Damaged) => return Completeness::Unknown,
                 }
                 Some(())
             }
             _ => Some(()),
         };
-        if done.is_none() {
+        if supported.is_none() {
             return Completeness::Unknown;
         }
     }
-    match &walk.frame {
+    match &checker.frame {
         Some(frame) if frame.components.iter().all(|component| component.missing == [0; 64]) => {
             Completeness::Complete(frame.components.iter().map(|c| (c.stride * c.rows) as u64).sum())
         }
-        Some(_) => Completeness::Cut,
+        Some(_) => Completeness::Truncated,
         None => Completeness::Unknown,
     }
 }
 
-/// The reason why the walk through the data of a scan stopped early.
+/// The reason why a scan could not be read to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ScanError {
     /// A marker, or the end of the file, comes before the last block.
@@ -131,13 +133,13 @@ pub(super) enum ScanError {
 
 /// A Huffman table.
 pub(super) struct Table {
-    /// Length of the code in the upper byte and its value in the lower one, by the next bits; 0 for longer codes.
+    /// The code's length in the upper byte and its value in the lower one, indexed by the next bits; 0 for longer codes.
     pub short: Vec<u16>,
     /// For each length, the first code that is longer, in 16 bits, and the offset from a code to its index in the values.
     pub longer: [(u32, i32); 17],
     /// The values, in the order of their codes.
     pub values: Vec<u8>,
-    /// Effect on the coefficients of a sequential image, by the next bits; filled when needed.
+    /// Effect on the coefficients of a sequential image, indexed by the next bits; filled when needed.
     pub steps: Vec<[CodeStep; 2]>,
 }
 
@@ -153,8 +155,8 @@ pub(super) struct CodeStep {
 }
 
 impl CodeStep {
-    /// Returns the effect of a value of a table, without the bits of its code.
-    pub(super) fn of(value: u8) -> Self {
+    /// Returns the effect of a table's value, without the bits of its code.
+    pub(super) fn from_symbol(value: u8) -> Self {
         let (run, size) = (value >> 4, value & 15);
         Self { bits: size, coefficients: run + 1, end: size == 0 && run < 15 }
     }
@@ -167,66 +169,68 @@ impl Table {
     /// Builds a table from the number of codes of each length, 1 to 16 bits, and the values.
     fn new(counts: &[u8; 16], values: &[u8]) -> Option<Self> {
         let (mut short, mut longer) = (vec![0; 1 << Self::SHORT], [(0, 0); 17]);
-        let (mut code, mut place) = (0u32, 0usize);
+        let (mut code, mut index) = (0u32, 0usize);
         for (length, &count) in (1u32..).zip(counts) {
-            longer[length as usize].1 = place as i32 - code as i32;
-            for &value in values.get(place..place + usize::from(count))? {
+            longer[length as usize].1 = index as i32 - code as i32;
+            for &value in values.get(index..index + usize::from(count))? {
                 if code >> length != 0 {
                     return None;
                 }
-                if let Some(free) = Self::SHORT.checked_sub(length) {
-                    short[(code << free) as usize..((code + 1) << free) as usize]
+                if let Some(free_bits) = Self::SHORT.checked_sub(length) {
+                    short[(code << free_bits) as usize..((code + 1) << free_bits) as usize]
                         .fill((length as u16) << 8 | u16::from(value));
                 }
                 code += 1;
             }
-            place += usize::from(count);
+            index += usize::from(count);
             longer[length as usize].0 = code << (16 - length);
             code <<= 1;
         }
         Some(Self { short, longer, values: values.to_vec(), steps: Vec::new() })
     }
 
-    /// Fills both entries of [`steps`](Self::steps): that of one code, and that of all codes that fit.
+    /// Fills [`steps`](Self::steps). The first entry is the effect of one code, the second that of all codes that fit.
     fn prepare(&mut self) {
         if !self.steps.is_empty() {
             return;
         }
         let code = |next: usize| {
             let short = self.short[next & ((1 << Self::SHORT) - 1)];
-            let step = CodeStep::of(short as u8);
+            let step = CodeStep::from_symbol(short as u8);
             if short == 0 {
                 CodeStep::default()
             } else {
                 CodeStep { bits: step.bits + (short >> 8) as u8, ..step }
             }
         };
-        let both = |next: usize| {
-            let one = code(next);
-            let mut all = CodeStep::default();
-            while !all.end {
+        let step_pair = |next: usize| {
+            let single = code(next);
+            let mut combined = CodeStep::default();
+            while !combined.end {
                 // The bits shifted in are unknown: a code that includes them does not fit.
-                let more = code(next << all.bits);
-                if more.bits == 0 || u32::from(all.bits + more.bits) > Self::SHORT {
+                let more = code(next << combined.bits);
+                if more.bits == 0 || u32::from(combined.bits + more.bits) > Self::SHORT {
                     break;
                 }
-                let (bits, coefficients) = (all.bits + more.bits, all.coefficients + more.coefficients);
-                all = CodeStep { bits, coefficients, end: more.end };
+                let (bits, coefficients) =
+                    (combined.bits + more.bits, combined.coefficients + more.coefficients);
+                combined = CodeStep { bits, coefficients, end: more.end };
             }
-            [one, if all.bits == 0 { one } else { all }]
+            [single, if combined.bits == 0 { single } else { combined }]
         };
-        self.steps = (0..1 << Self::SHORT).map(both).collect();
+        self.steps = (0..1 << Self::SHORT).map(step_pair).collect();
     }
 }
 
 struct Component {
     id: u8,
-    /// Blocks of an MCU across and down.
+    /// Sampling factors: the blocks of an MCU, horizontally and vertically.
     sampling: [usize; 2],
-    /// Blocks that are coded if the component is alone in a scan, across and down.
-    blocks_alone: [usize; 2],
-    /// Blocks across and down in whole MCUs.
+    /// Blocks that a non-interleaved scan codes, horizontally and vertically.
+    noninterleaved_blocks: [usize; 2],
+    /// Blocks of all MCUs, horizontally.
     stride: usize,
+    /// Blocks of all MCUs, vertically.
     rows: usize,
     /// Number of missing bits for each coefficient, 255 for all.
     missing: [u8; 64],
@@ -236,7 +240,7 @@ struct Component {
 
 struct Frame {
     progressive: bool,
-    /// MCUs across and down.
+    /// MCUs, horizontally and vertically.
     mcus: [usize; 2],
     components: Vec<Component>,
 }
@@ -249,9 +253,9 @@ struct ScanChecker {
     interval: u16,
 }
 
-/// The part of a block that a scan codes.
+/// The kind of a scan: the part of a block that it codes.
 #[derive(Clone, Copy)]
-enum Kind {
+enum ScanKind {
     Sequential,
     DcFirst,
     DcRefine,
@@ -260,7 +264,7 @@ enum Kind {
 }
 
 impl ScanChecker {
-    /// Reads a frame header. Here and below, `None` means that the frame is not supported.
+    /// Reads a frame header. `None` here and in [`read_tables`](Self::read_tables) means that the image is not supported.
     fn read_frame(&mut self, progressive: bool, segment: &[u8]) -> Option<()> {
         let (&[8, h1, h0, w1, w0, count], rest) = segment.split_first_chunk()? else { return None };
         let (width, height) =
@@ -273,7 +277,7 @@ impl ScanChecker {
             .map(|part| Component {
                 id: part[0],
                 sampling: [usize::from(part[1] >> 4), usize::from(part[1] & 15)],
-                blocks_alone: [0; 2],
+                noninterleaved_blocks: [0; 2],
                 stride: 0,
                 rows: 0,
                 missing: [255; 64],
@@ -283,12 +287,13 @@ impl ScanChecker {
         if components.iter().flat_map(|c| c.sampling).any(|n| !(1..=4).contains(&n)) {
             return None;
         }
-        let most = |axis: usize| components.iter().map(|c| c.sampling[axis]).max();
-        let (across, down) = (most(0)?, most(1)?);
-        let mcus = [width.div_ceil(8 * across), height.div_ceil(8 * down)];
+        let max_sampling = |axis: usize| components.iter().map(|c| c.sampling[axis]).max();
+        let (max_h, max_v) = (max_sampling(0)?, max_sampling(1)?);
+        let mcus = [width.div_ceil(8 * max_h), height.div_ceil(8 * max_v)];
         for component in &mut components {
             let [h, v] = component.sampling;
-            component.blocks_alone = [(width * h).div_ceil(8 * across), (height * v).div_ceil(8 * down)];
+            component.noninterleaved_blocks =
+                [(width * h).div_ceil(8 * max_h), (height * v).div_ceil(8 * max_v)];
             (component.stride, component.rows) = (mcus[0] * h, mcus[1] * v);
             if progressive {
                 component.nonzero = vec![0; component.stride * component.rows];
@@ -300,30 +305,30 @@ impl ScanChecker {
 
     fn read_tables(&mut self, mut segment: &[u8]) -> Option<()> {
         while !segment.is_empty() {
-            let (&place, rest) = segment.split_first()?;
+            let (&id, rest) = segment.split_first()?;
             let (counts, rest) = rest.split_first_chunk::<16>()?;
             let (values, rest) = rest.split_at_checked(counts.iter().map(|&n| usize::from(n)).sum())?;
-            let tables = if place >> 4 == 0 { &mut self.dc } else { &mut self.ac };
-            *tables.get_mut(usize::from(place & 15))? = Some(Table::new(counts, values)?);
+            let tables = if id >> 4 == 0 { &mut self.dc } else { &mut self.ac };
+            *tables.get_mut(usize::from(id & 15))? = Some(Table::new(counts, values)?);
             segment = rest;
         }
         Some(())
     }
 
-    /// Walks through the scan with the header `header` and data that begin at `at`. Returns the end of the data.
-    fn scan(&mut self, header: &[u8], bytes: &[u8], at: usize) -> Result<usize, ScanError> {
+    /// Checks the scan with this `header` and the data from `position`. Returns the end of the data.
+    fn check_scan(&mut self, header: &[u8], bytes: &[u8], position: usize) -> Result<usize, ScanError> {
         let frame = self.frame.as_mut().ok_or(ScanError::Damaged)?;
         let (&count, rest) = header.split_first().ok_or(ScanError::Damaged)?;
-        let (chosen, rest) = rest.split_at_checked(2 * usize::from(count)).ok_or(ScanError::Damaged)?;
+        let (selectors, rest) = rest.split_at_checked(2 * usize::from(count)).ok_or(ScanError::Damaged)?;
         let (&[start, end, bits], _) = rest.split_first_chunk().ok_or(ScanError::Damaged)?;
         let (high, low) = (bits >> 4, bits & 15);
         let (start, end, low, kind) = match (frame.progressive, start, high) {
             // Some programs write other values for sequential images.
-            (false, ..) => (0, 63, 0, Kind::Sequential),
-            (true, 0, 0) => (0, 0, low, Kind::DcFirst),
-            (true, 0, _) => (0, 0, low, Kind::DcRefine),
-            (true, _, 0) => (start, end, low, Kind::AcFirst),
-            (true, _, _) => (start, end, low, Kind::AcRefine),
+            (false, ..) => (0, 63, 0, ScanKind::Sequential),
+            (true, 0, 0) => (0, 0, low, ScanKind::DcFirst),
+            (true, 0, _) => (0, 0, low, ScanKind::DcRefine),
+            (true, _, 0) => (start, end, low, ScanKind::AcFirst),
+            (true, _, _) => (start, end, low, ScanKind::AcRefine),
         };
         if end < start || end > 63 || count == 0 || (start > 0 && count > 1) {
             return Err(ScanError::Damaged);
@@ -332,7 +337,7 @@ impl ScanChecker {
             self.ac.iter_mut().flatten().for_each(Table::prepare);
         }
         let mut parts: Vec<ScanComponent> = Vec::new();
-        for pair in chosen.chunks_exact(2) {
+        for pair in selectors.chunks_exact(2) {
             let index = frame.components.iter().position(|c| c.id == pair[0]).ok_or(ScanError::Damaged)?;
             let component = &mut frame.components[index];
             let [dc, ac] = [pair[1] >> 4, pair[1] & 15].map(usize::from);
@@ -348,71 +353,71 @@ impl ScanChecker {
             });
         }
         let [columns, rows] =
-            if count == 1 { frame.components[parts[0].index].blocks_alone } else { frame.mcus };
-        let mut bits = BitReader::new(bytes, at);
+            if count == 1 { frame.components[parts[0].index].noninterleaved_blocks } else { frame.mcus };
+        let mut bits = BitReader::new(bytes, position);
         let band = Band { kind, start: start.into(), end: end.into() };
-        let walked = band.walk(&mut bits, &mut parts, [columns, rows], self.interval.into());
+        let result = band.check(&mut bits, &mut parts, [columns, rows], self.interval.into());
         for part in parts {
             frame.components[part.index].nonzero = part.nonzero;
         }
-        walked.map(|()| bits.byte_position())
+        result.map(|()| bits.byte_position())
     }
 }
 
-/// A component in a scan.
+/// A component of a scan.
 struct ScanComponent<'a> {
     dc: Option<&'a Table>,
     ac: Option<&'a Table>,
-    /// Blocks of an MCU across and down.
+    /// Blocks of an MCU, horizontally and vertically.
     blocks: [usize; 2],
-    /// Blocks of the component across.
+    /// Blocks of all MCUs of the component, horizontally.
     stride: usize,
     nonzero: Vec<u64>,
     /// Index of the component.
     index: usize,
 }
 
-/// The coefficients of a scan.
+/// The coefficients that a scan codes.
 struct Band {
-    kind: Kind,
+    kind: ScanKind,
     start: u32,
     end: u32,
 }
 
 impl Band {
-    fn walk(
+    fn check(
         &self,
         bits: &mut BitReader,
         parts: &mut [ScanComponent],
         [columns, rows]: [usize; 2],
         interval: usize,
     ) -> Result<(), ScanError> {
-        let mut left = interval;
-        // `skip` counts blocks for which nothing is coded; `lost` is true if the rest of an interval is lost.
+        let mut remaining = interval;
+        // `skip` counts blocks without coded data; `lost` is true if the rest of a restart interval is lost.
         let (mut skip, mut lost) = (0, false);
         for row in 0..rows {
             for column in 0..columns {
                 if interval > 0 {
-                    if left == 0 {
+                    if remaining == 0 {
                         bits.restart()?;
-                        (left, skip, lost) = (interval, 0, false);
+                        (remaining, skip, lost) = (interval, 0, false);
                     }
-                    left -= 1;
+                    remaining -= 1;
                 }
                 if lost {
                     continue;
                 }
-                match self.mcu(bits, parts, [column, row], &mut skip) {
-                    // Damage within an interval is not a missing end.
-                    Err(ScanError::Ended) if interval > 0 && bits.at_restart() => lost = true,
-                    walked => walked?,
+                match self.check_mcu(bits, parts, [column, row], &mut skip) {
+                    // Damage within an interval does not mean that the end is missing.
+                    Err(ScanError::Ended) if interval > 0 && bits.is_at_restart() => lost = true,
+                    result => result?,
                 }
             }
         }
         Ok(())
     }
 
-    fn mcu(
+    fn check_mcu(
         &self,
         bits: &mut BitReader,
         parts: &mut [ScanComponent],
@@ -420,26 +425,26 @@ impl Band {
         skip: &mut u32,
     ) -> Result<(), ScanError> {
         for part in parts {
-            let [across, down] = part.blocks;
-            for y in 0..down {
-                for x in 0..across {
+            let [horizontal, vertical] = part.blocks;
+            for y in 0..vertical {
+                for x in 0..horizontal {
                     match (self.kind, part.dc, part.ac) {
-                        (Kind::Sequential, Some(dc), Some(ac)) => {
+                        (ScanKind::Sequential, Some(dc), Some(ac)) => {
                             let size = bits.symbol(dc)?;
                             bits.skip(u32::from(size & 15))?;
                             bits.skip_block(ac)?;
                         }
-                        (Kind::DcFirst, Some(dc), _) => {
+                        (ScanKind::DcFirst, Some(dc), _) => {
                             let size = bits.symbol(dc)?;
                             bits.skip(u32::from(size & 15))?;
                         }
-                        (Kind::DcRefine, ..) => bits.skip(1)?,
-                        (kind @ (Kind::AcFirst | Kind::AcRefine), _, Some(ac)) => {
-                            let block = (row * down + y) * part.stride + column * across + x;
+                        (ScanKind::DcRefine, ..) => bits.skip(1)?,
+                        (kind @ (ScanKind::AcFirst | ScanKind::AcRefine), _, Some(ac)) => {
+                            let block = (row * vertical + y) * part.stride + column * horizontal + x;
                             let nonzero = part.nonzero.get_mut(block).ok_or(ScanError::Damaged)?;
                             match kind {
-                                Kind::AcFirst => self.first(bits, ac, nonzero, skip)?,
-                                _ => self.refine(bits, ac, nonzero, skip)?,
+                                ScanKind::AcFirst => self.read_first(bits, ac, nonzero, skip)?,
+                                _ => self.read_refinement(bits, ac, nonzero, skip)?,
                             }
                         }
                         // The table is missing.
@@ -451,8 +456,8 @@ impl Band {
         Ok(())
     }
 
-    /// Reads a block of the first scan of coefficients of a progressive image.
-    fn first(
+    /// Reads a block of a first scan of AC coefficients of a progressive image.
+    fn read_first(
         &self,
         bits: &mut BitReader,
         ac: &Table,
@@ -487,8 +492,8 @@ impl Band {
         Ok(())
     }
 
-    /// Reads a block of a scan that adds a bit to coefficients of a progressive image.
-    fn refine(
+    /// Reads a block of a scan that adds a bit to AC coefficients of a progressive image.
+    fn read_refinement(
         &self,
         bits: &mut BitReader,
         ac: &Table,
@@ -504,7 +509,7 @@ impl Band {
                 *skip = (1 << run) + bits.take(run)?;
                 break;
             }
-            // The sign of the new coefficient; each coefficient passed that is not 0 has one more bit.
+            // The sign of the new coefficient. Each nonzero coefficient that is passed has one more bit.
             bits.skip(size)?;
             let mut zeros = run;
             while k <= self.end {

@@ -10,8 +10,8 @@ const MAX_RESIZE: usize = 2 * MAX_IMAGE_SIZE;
 
 /// The preprocessing of a photograph for the network, as in torchvision.
 ///
-/// The shorter side is resized, and the other in proportion, by the triangle filter that widens as it shrinks (torchvision's
-/// `bilinear` with antialiasing, Pillow's `BILINEAR`). A square of the network's image size is cut from the center. Values from 0
+/// The shorter side is resized, and the other in proportion, with a triangle filter (torchvision's `bilinear` with
+/// antialiasing, Pillow's `BILINEAR`). A square of the network's image size is cropped from the center. Values from 0
 /// to 1 are normalized, channel by channel (red, green, blue), as `(value − mean) / std`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Preprocessing {
@@ -19,7 +19,7 @@ pub struct Preprocessing {
     pub resize: usize,
     /// Mean of each channel, which is subtracted.
     pub mean: [f32; 3],
-    /// Standard deviation of each channel, by which is divided.
+    /// Standard deviation of each channel, which divides the difference.
     pub std: [f32; 3],
 }
 
@@ -35,7 +35,7 @@ impl Preprocessing {
 /// The metadata that a program needs to classify with a network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClassifierMeta {
-    /// From photograph to input.
+    /// Conversion of a photograph to the network's input.
     pub preprocessing: Preprocessing,
 }
 
@@ -51,10 +51,10 @@ impl ClassifierMeta {
             return Err(("preprocessing.resize", message));
         }
         // The normalized values of black and white must be finite.
-        let ends = mean.iter().zip(std).flat_map(|(mean, std)| [-mean / std, (1.0 - mean) / std]);
-        if !(ends.into_iter().all(f32::is_finite) && std.iter().all(|&std| std > 0.0)) {
+        let extremes = mean.iter().zip(std).flat_map(|(mean, std)| [-mean / std, (1.0 - mean) / std]);
+        if !(extremes.into_iter().all(f32::is_finite) && std.iter().all(|&std| std > 0.0)) {
             let message =
-                format!("expected finite means and positive deviations, found {mean:?} and {std:?}");
+                format!("expected finite means and positive standard deviations, found {mean:?} and {std:?}");
             return Err(("preprocessing", message));
         }
         Ok(())

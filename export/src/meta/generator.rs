@@ -6,16 +6,16 @@ use tiny_cats_models::{PredictionType, TinyDitConfig};
 use super::FieldError;
 use crate::{Error, Result};
 
-/// The method that integrates the path from noise to image on a uniform grid.
+/// The method of integration from noise to image, on a uniform grid of times.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Sampler {
-    /// Euler's method, one evaluation a step.
+    /// Euler's method, one evaluation per step.
     Euler,
-    /// Heun's trapezoidal method, two evaluations a step.
+    /// Heun's trapezoidal method, two evaluations per step.
     #[default]
     Heun,
-    /// The midpoint method, two evaluations a step.
+    /// The midpoint method, two evaluations per step.
     Midpoint,
 }
 
@@ -65,7 +65,7 @@ impl Default for SamplerDefaults {
 /// The metadata that a program needs to generate with a network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GeneratorMeta {
-    /// Label of the unconditional pass in guidance: the number of classes if the null class is a class of its own.
+    /// Label of the unconditional pass in guidance: the number of classes if there is a separate null class.
     pub null_label: usize,
     /// The values of black and white.
     pub value_range: [f32; 2],
@@ -74,8 +74,8 @@ pub struct GeneratorMeta {
     /// Recommended sampling settings.
     #[serde(default)]
     pub sampler: SamplerDefaults,
-    /// True if the network applies classifier-free guidance itself. It is then sampled with weight 1, because guidance would be
-    /// applied twice otherwise.
+    /// True if the network applies classifier-free guidance itself. It is then sampled with weight 1; otherwise guidance would
+    /// be applied twice.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub guided: bool,
 }
@@ -93,10 +93,10 @@ impl GeneratorMeta {
         }
     }
 
-    /// Returns the guidance weight for sampling: `wanted`, or by default the recommended one. It is always 1 for a network that is
-    /// [guided](Self::guided) already.
-    pub fn guidance(&self, wanted: Option<f32>) -> f32 {
-        if self.guided { 1.0 } else { wanted.unwrap_or(self.sampler.guidance) }
+    /// Returns the guidance weight for sampling: `requested`, or by default the recommended one. It is always 1 for a network
+    /// that applies guidance [itself](Self::guided).
+    pub fn guidance(&self, requested: Option<f32>) -> f32 {
+        if self.guided { 1.0 } else { requested.unwrap_or(self.sampler.guidance) }
     }
 
     pub(super) fn check(

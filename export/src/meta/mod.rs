@@ -1,4 +1,4 @@
-//! The metadata of a model, which every file carries.
+//! The metadata of a model, which are stored in every model file.
 
 mod classifier;
 mod generator;
@@ -17,7 +17,7 @@ pub const META_KEY: &str = "tiny-cats";
 /// The version of [`ModelMeta`] that this crate writes, and the newest that it reads.
 pub const FORMAT_VERSION: u32 = 1;
 
-/// The class names of the Python project tiny-cats-model, in the order of its labels; its files do not hold them.
+/// The class names of the Python project tiny-cats-model, in the order of its labels; its files do not contain them.
 pub const PREDECESSOR_CLASSES: [&str; 13] = [
     "Abyssinian",
     "Bengal",
@@ -40,7 +40,7 @@ pub(crate) const MAX_CLASSES: usize = 4096;
 /// Maximum number of classes that an error lists.
 const MAX_LISTED: usize = 40;
 
-/// An invalid field, and what was expected.
+/// An invalid field, and a message with the expected and found values.
 type FieldError = (&'static str, String);
 
 /// The metadata that a program needs to use a model's file.
@@ -48,13 +48,13 @@ type FieldError = (&'static str, String);
 pub struct ModelMeta {
     /// Version of this structure, [`FORMAT_VERSION`].
     pub format_version: u32,
-    /// The network's kind and sizes, from which the definition can be built again.
+    /// The network's kind and sizes, which determine the definition.
     pub config: NetworkConfig,
     /// Side of the square images, in pixels.
     pub image_size: usize,
     /// Names of the classes; a label is an index here.
     pub classes: Vec<String>,
-    /// Task of the model, with its own fields, which are stored among these.
+    /// Task of the model; serialized as fields of this structure.
     #[serde(flatten)]
     pub task: TaskMeta,
     /// Origin of the model: crate version, command, data fingerprint; no clock times.
@@ -92,7 +92,7 @@ impl ModelMeta {
         Self { format_version: FORMAT_VERSION, config, image_size, classes, task, provenance }
     }
 
-    /// Returns the metadata for generating, if it is a generator.
+    /// Returns the metadata for generating, if the model is a generator.
     pub fn generator(&self) -> Option<&GeneratorMeta> {
         match &self.task {
             TaskMeta::Generator(task) => Some(task),
@@ -100,7 +100,7 @@ impl ModelMeta {
         }
     }
 
-    /// Returns the metadata for classifying, if it is a classifier.
+    /// Returns the metadata for classifying, if the model is a classifier.
     pub fn classifier(&self) -> Option<&ClassifierMeta> {
         match &self.task {
             TaskMeta::Classifier(task) => Some(task),
@@ -111,22 +111,22 @@ impl ModelMeta {
     /// Returns the label of the class called `name`; case, spaces, `_` and `-` do not matter.
     ///
     /// # Errors
-    /// [`Error::Request`] that suggests a class if one is close, and lists them otherwise.
+    /// [`Error::Request`] that suggests a similar class, or lists the classes if none is similar.
     pub fn label(&self, name: &str) -> Result<usize> {
-        // A longer name matches no class, and would take long to compare and to read.
+        // A longer name matches no class, and is slow to compare.
         let name: String = name.chars().take(100).collect();
-        let plain = |s: &str| s.to_lowercase().replace([' ', '-'], "_");
-        let wanted = plain(&name);
+        let normalize = |s: &str| s.to_lowercase().replace([' ', '-'], "_");
+        let normalized = normalize(&name);
         let classes = &self.classes;
-        if let Some(label) = classes.iter().position(|class| plain(class) == wanted) {
+        if let Some(label) = classes.iter().position(|class| normalize(class) == normalized) {
             return Ok(label);
         }
-        let known = match closest(&name, classes.iter().map(String::as_str)) {
+        let hint = match closest(&name, classes.iter().map(String::as_str)) {
             Some(class) => format!("did you mean {class}?"),
-            None if classes.len() > MAX_LISTED => format!("there are {}", classes.len()),
-            None => format!("there are {}", classes.join(", ")),
+            None if classes.len() > MAX_LISTED => format!("there are {} classes", classes.len()),
+            None => format!("expected one of {}", classes.join(", ")),
         };
-        Err(Error::request("breed", excerpt(&format!("no class is called {name:?}; {known}"))))
+        Err(Error::request("breed", excerpt(&format!("no class is called {name:?}; {hint}"))))
     }
 
     /// Returns a description for messages: "a generator of 13 classes".
@@ -141,26 +141,26 @@ impl ModelMeta {
 
     /// Returns the JSON text that is stored under [`META_KEY`]; equal contents give equal text.
     pub fn to_json(&self) -> String {
-        // A struct of strings, numbers and JSON values cannot fail to serialize, which serde's signature does not express.
+        // A struct of strings, numbers and JSON values cannot fail to serialize, although serde's signature allows errors.
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// Parses and checks the text that is stored under [`META_KEY`] in `file`, whose name errors use.
+    /// Parses and validates the text stored under [`META_KEY`]; errors name `file`.
     ///
     /// # Errors
-    /// [`Error::File`] if the text is too long, not JSON, of a newer format, or describes no model.
+    /// [`Error::File`] if the text is too long, not JSON, of a newer format, or has invalid fields.
     pub fn from_json(text: &str, file: impl std::fmt::Display) -> Result<Self> {
-        let wrong =
+        let invalid =
             |field: &str, message: String| Err(Error::file(&file, format!("{META_KEY}.{field}"), message));
         if text.len() > MAX_BYTES {
-            return wrong("", format!("expected at most {MAX_BYTES} bytes, found {}", text.len()));
+            return invalid("", format!("expected at most {MAX_BYTES} bytes, found {}", text.len()));
         }
         let json = serde_json::from_str(text).map_err(|e| ("", e.to_string()));
-        json.and_then(Self::read).or_else(|(field, message)| wrong(field, message))
+        json.and_then(Self::read).or_else(|(field, message)| invalid(field, message))
     }
 
     fn read(mut json: serde_json::Value) -> Result<Self, FieldError> {
-        /// The fields of every file.
+        /// The fields that all files have.
         #[derive(Deserialize)]
         struct Common {
             format_version: u32,
@@ -208,11 +208,11 @@ fn parse<T: DeserializeOwned>(json: &serde_json::Value) -> Result<T, FieldError>
     T::deserialize(json).map_err(|e| ("", e.to_string()))
 }
 
-/// True if a class may be called `name`. Names become part of file names and are printed. So none is empty or a folder, and none
-/// holds a path separator (of any system) or a control character.
+/// True if a class may be called `name`. Names become part of file names and are printed. They must not be empty
+/// or relative folders, or contain a path separator of any system or a control character.
 pub fn is_class_name(name: &str) -> bool {
-    let harmless = |c: char| !c.is_control() && !matches!(c, '/' | '\\' | ':');
-    !matches!(name, "" | "." | "..") && name.chars().all(harmless)
+    let is_allowed = |c: char| !c.is_control() && !matches!(c, '/' | '\\' | ':');
+    !matches!(name, "" | "." | "..") && name.chars().all(is_allowed)
 }
 
 /// Fills in the fields that a file leaves out and that follow from a generator's network.
@@ -222,10 +222,10 @@ fn fill_defaults(json: &mut serde_json::Value) -> serde_json::Result<()> {
         fields.get("config").and_then(|c| NetworkConfig::deserialize(c).ok())
     {
         let classes = fields.get("classes").and_then(|c| c.as_array()).map_or(0, Vec::len);
-        let implied = serde_json::to_value(GeneratorMeta::tiny_dit(&config, classes))?;
+        let defaults = serde_json::to_value(GeneratorMeta::tiny_dit(&config, classes))?;
         fields.entry("image_size").or_insert(config.image_size.into());
         for field in ["null_label", "prediction", "value_range"] {
-            fields.entry(field).or_insert_with(|| implied[field].clone());
+            fields.entry(field).or_insert_with(|| defaults[field].clone());
         }
     }
     fields.retain(|_, value| !value.is_null());
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn metadata_survive_a_round_trip() {
         assert_eq!(ModelMeta::from_json(&meta().to_json(), "m").unwrap(), meta());
     }
 
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_from_the_network_may_be_left_out() {
+    fn fields_that_follow_from_the_network_are_optional() {
         let mut json: serde_json::Value = serde_json::from_str(&meta().to_json()).unwrap();
         for field in ["image_size", "null_label", "prediction", "value_range", "provenance"] {
             json.as_object_mut().unwrap().remove(field);
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_generator_that_guides_itself_says_so_and_no_other_says_anything() {
+    fn only_guided_generators_store_the_guided_field() {
         let mut meta = meta();
         assert!(!meta.to_json().contains("guided"));
         let TaskMeta::Generator(task) = &mut meta.task else { panic!("a generator") };
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_classifier_says_how_a_photograph_becomes_its_input() {
+    fn a_classifier_stores_its_preprocessing() {
         let meta = resnet();
         assert_eq!(ModelMeta::from_json(&meta.to_json(), "m").unwrap(), meta);
         assert_eq!(meta.classifier().unwrap().preprocessing.resize, 256);
@@ -296,9 +296,9 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_field_is_named_with_its_file() {
+    fn errors_name_the_file_and_the_invalid_field() {
         type Change = fn(&mut serde_json::Value);
-        let of_generators: [(&str, Change); 9] = [
+        let generator_changes: [(&str, Change); 9] = [
             ("format_version", |m| m["format_version"] = 9.into()),
             ("classes", |m| m["classes"] = json!([])),
             ("classes", |m| m["classes"] = json!(["Abyssinian"])),
@@ -309,7 +309,7 @@ mod tests {
             ("value_range", |m| m["value_range"] = json!([1.0, -1.0])),
             ("sampler", |m| m["sampler"]["steps"] = 0.into()),
         ];
-        let of_classifiers: [(&str, Change); 7] = [
+        let classifier_changes: [(&str, Change); 7] = [
             ("classes", |m| m["classes"] = json!(["Abyssinian"])),
             ("config", |m| m["config"]["depth"] = 19.into()),
             ("image_size", |m| m["image_size"] = 31.into()),
@@ -318,8 +318,9 @@ mod tests {
             ("preprocessing.resize", |m| m["preprocessing"]["resize"] = (1u64 << 40).into()),
             ("preprocessing", |m| m["preprocessing"]["std"][1] = 0.into()),
         ];
-        let wrong = of_generators.iter().map(|w| (meta(), w));
-        for (meta, (field, change)) in wrong.chain(of_classifiers.iter().map(|w| (resnet(), w))) {
+        let cases = generator_changes.iter().map(|change| (meta(), change));
+        for (meta, (field, change)) in cases.chain(classifier_changes.iter().map(|change| (resnet(), change)))
+        {
             let mut json = serde_json::from_str(&meta.to_json()).unwrap();
             change(&mut json);
             let error = ModelMeta::from_json(&json.to_string(), "cat.onnx").unwrap_err().to_string();
@@ -329,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_class_whose_name_is_no_part_of_a_file_name_is_refused_in_one_line() {
+    fn class_names_that_are_unsuitable_for_file_names_are_rejected() {
         let read = |name: &str| {
             let mut meta = meta();
             meta.classes[0] = name.into();

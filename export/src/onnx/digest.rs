@@ -1,7 +1,7 @@
 //! The digest of an ONNX file, which covers its content rather than its bytes.
 //!
-//! It covers the weights, the nodes, the inputs and outputs, the operator sets and the metadata of the model. A program may read
-//! the file and write it again, and add metadata of its own: the digest still matches.
+//! It covers the weights, the nodes, the inputs and outputs, the operator sets and the metadata of the model. If another program
+//! rewrites the file or adds metadata, the digest still matches.
 
 use prost::Message;
 use sha2::{Digest, Sha256};
@@ -11,7 +11,7 @@ use crate::{CHECKSUM_MISMATCH, DIGEST_KEY, Error, Integrity, META_KEY, Result, i
 
 /// Returns the digest of `model`, in hexadecimal.
 pub fn digest(model: &ModelProto) -> String {
-    let mut hash = Parts(Sha256::new());
+    let mut hash = PartHasher(Sha256::new());
     if let Some(meta) = value(model, META_KEY) {
         hash.part("meta", meta.as_bytes());
     }
@@ -30,18 +30,18 @@ pub fn digest(model: &ModelProto) -> String {
     }
     for tensor in &graph.initializer {
         let TensorProto { name, dims, data_type, float_data, raw_data, .. } = tensor;
-        let about = TensorProto {
+        let header = TensorProto {
             name: name.clone(),
             dims: dims.clone(),
             data_type: *data_type,
             ..Default::default()
         };
-        hash.part("tensor", &about.encode_to_vec());
-        // Equal values give equal bytes here, however the file stores them.
+        hash.part("tensor", &header.encode_to_vec());
+        // Equal values give equal bytes, independently of their storage in the file.
         if raw_data.is_empty() {
             hash.begin("values", 4 * float_data.len());
-            for some in float_data.chunks(1 << 12) {
-                let bytes: Vec<u8> = some.iter().flat_map(|v| v.to_le_bytes()).collect();
+            for chunk in float_data.chunks(1 << 12) {
+                let bytes: Vec<u8> = chunk.iter().flat_map(|v| v.to_le_bytes()).collect();
                 hash.0.update(bytes);
             }
         } else {
@@ -54,7 +54,7 @@ pub fn digest(model: &ModelProto) -> String {
 /// Compares `model` with the digest that it carries.
 ///
 /// # Errors
-/// [`Error::File`] with the name `file` if they differ.
+/// [`Error::File`] for `file` if they differ.
 pub fn check_digest(model: &ModelProto, file: &str) -> Result<Integrity> {
     match value(model, DIGEST_KEY) {
         None => Ok(Integrity::Unchecked),
@@ -63,15 +63,15 @@ pub fn check_digest(model: &ModelProto, file: &str) -> Result<Integrity> {
     }
 }
 
-/// Returns a value of the metadata; of several under one key the last, which is the one that is used.
+/// Returns the metadata value under `key`: the last one if there are several.
 fn value<'a>(model: &'a ModelProto, key: &str) -> Option<&'a str> {
     model.metadata_props.iter().rfind(|entry| entry.key == key).map(|entry| entry.value.as_str())
 }
 
 /// A hash of labeled parts. The length of each part precedes it, so that no two sequences of parts have the same bytes.
-struct Parts(Sha256);
+struct PartHasher(Sha256);
 
-impl Parts {
+impl PartHasher {
     fn begin(&mut self, label: &str, len: usize) {
         self.0.update(label);
         self.0.update([0]);
@@ -105,23 +105,25 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_another_program_wrote_again_still_matches() {
-        let mut again = model();
-        for tensor in &mut again.graph.as_mut().unwrap().initializer {
+    fn a_file_rewritten_by_another_program_still_matches() {
+        let mut rewritten = model();
+        for tensor in &mut rewritten.graph.as_mut().unwrap().initializer {
             tensor.float_data =
                 tensor.raw_data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
             tensor.raw_data.clear();
         }
-        again.producer_name = "other".into();
-        again.metadata_props.insert(0, StringStringEntryProto { key: "note".into(), value: "mine".into() });
-        again.metadata_props.reverse();
-        assert_eq!(load(&again).unwrap(), Integrity::Verified);
-        again.metadata_props.retain(|entry| entry.key != DIGEST_KEY);
-        assert_eq!(load(&again).unwrap(), Integrity::Unchecked);
+        rewritten.producer_name = "other".into();
+        rewritten
+            .metadata_props
+            .insert(0, StringStringEntryProto { key: "note".into(), value: "mine".into() });
+        rewritten.metadata_props.reverse();
+        assert_eq!(load(&rewritten).unwrap(), Integrity::Verified);
+        rewritten.metadata_props.retain(|entry| entry.key != DIGEST_KEY);
+        assert_eq!(load(&rewritten).unwrap(), Integrity::Unchecked);
     }
 
     #[test]
-    fn whatever_changes_what_a_file_means_is_noticed() {
+    fn changes_to_the_content_of_a_file_are_detected() {
         type Change = fn(&mut ModelProto);
         let changes: [Change; 10] = [
             |m| m.opset_import[0].version = 18,

@@ -1,8 +1,8 @@
-//! External data: tensors whose values are in another file beside the model, as PyTorch writes them (`NAME.onnx.data`). They become
-//! part of the model, so that every runtime reads one self-contained file.
+//! External data: tensors whose values are in another file beside the model, as PyTorch writes them (`NAME.onnx.data`). They are
+//! moved into the model, so that every runtime reads one self-contained file.
 //!
-//! The name of the other file is untrusted input from an untrusted file. It must be in the model's own folder. Nothing is allocated
-//! before every offset and length has been compared with the file's size.
+//! The name of the other file is untrusted input from an untrusted file. It must be in the model's folder. Memory is allocated
+//! only after every offset and length has been compared with the file's size.
 
 use std::{
     borrow::Cow,
@@ -27,13 +27,13 @@ use crate::{Error, Result};
 /// Number of the field with a tensor's values.
 const RAW_DATA: u32 = 9;
 
-/// Returns the model in `bytes`, which `scan` has checked, with the values of all its tensors inside. `file` is its path, `folder`
-/// the folder of that.
+/// Returns the model in `bytes` with the values of all its tensors inside. [`scan`](super::scan::scan) has checked `bytes`. `file` is
+/// the path of the model, and `folder` its folder.
 ///
 /// # Errors
-/// [`Error::File`] with the name of a tensor whose values are not at the given location, and [`Error::Io`].
+/// [`Error::File`] with the name of a tensor whose values are not at the stated location, and [`Error::Io`].
 pub fn inline_external_data(bytes: &[u8], file: &str, folder: &Path) -> Result<Vec<u8>> {
-    let mut reader = Reader { file, folder, files: BTreeMap::new(), total: bytes.len() };
+    let mut reader = ExternalDataReader { file, folder, files: BTreeMap::new(), total: bytes.len() };
     let Some(parts) = reader.message(bytes, MessageKind::Model)? else { return Ok(bytes.to_vec()) };
     let mut out = Vec::with_capacity(parts.iter().map(Chunk::len).sum());
     for part in parts {
@@ -69,15 +69,15 @@ struct ExternalFile {
     unread_bytes: u64,
 }
 
-struct Reader<'a> {
+struct ExternalDataReader<'a> {
     file: &'a str,
     folder: &'a Path,
     files: BTreeMap<String, ExternalFile>,
-    /// Size of the whole model, in bytes.
+    /// Size of the model with its external data, in bytes.
     total: usize,
 }
 
-impl Reader<'_> {
+impl ExternalDataReader<'_> {
     /// Returns the parts of a message; `None` if nothing in it changes.
     fn message<'b>(&mut self, mut bytes: &'b [u8], kind: MessageKind) -> Result<Option<Vec<Chunk<'b>>>> {
         if kind == MessageKind::Tensor {
@@ -86,19 +86,23 @@ impl Reader<'_> {
         let (mut parts, mut changed) = (Vec::new(), false);
         while !bytes.is_empty() {
             let Some(raw) = RawField::next(&mut bytes) else {
-                return Err(Error::file(self.file, "ONNX", "the file is truncated, or no ONNX model"));
+                return Err(Error::file(
+                    self.file,
+                    "ONNX",
+                    "expected an ONNX model, found a truncated or malformed file",
+                ));
             };
-            let inside = match (field(kind, raw.number), raw.value) {
-                (Field::Message(kind), WireValue::Bytes(inside)) => self.message(inside, kind)?,
+            let content = match (field(kind, raw.number), raw.value) {
+                (Field::Message(kind), WireValue::Bytes(content)) => self.message(content, kind)?,
                 _ => None,
             };
-            match inside {
-                None => parts.push(Chunk::Bytes(raw.whole.into())),
-                Some(inside) => {
+            match content {
+                None => parts.push(Chunk::Bytes(raw.bytes.into())),
+                Some(content) => {
                     changed = true;
-                    let len = inside.iter().map(Chunk::len).sum();
+                    let len = content.iter().map(Chunk::len).sum();
                     parts.push(Chunk::Bytes(field_header(raw.number as u32, len).into()));
-                    parts.extend(inside);
+                    parts.extend(content);
                 }
             }
         }
@@ -136,74 +140,78 @@ impl Reader<'_> {
             )));
         }
         if !self.files.contains_key(location) {
-            let other = self.open(location).map_err(|e| match e {
-                ExternalError::Because(why) => invalid(format!("external data in {location:?}: {why}")),
+            let external = self.open(location).map_err(|e| match e {
+                ExternalError::Invalid(message) => {
+                    invalid(format!("external data in {location:?}: {message}"))
+                }
                 ExternalError::Io(e) => e,
             })?;
-            self.files.insert(location.to_owned(), other);
+            self.files.insert(location.to_owned(), external);
         }
-        let other = self.files.get_mut(location).ok_or_else(|| invalid("external data".into()))?;
-        let size = other.size;
+        let external = self.files.get_mut(location).ok_or_else(|| invalid("external data".into()))?;
+        let size = external.size;
         if offset.checked_add(len as u64).is_none_or(|end| end > size) {
-            let place = format!("{len} bytes from byte {offset} on");
+            let range = format!("{len} bytes from byte {offset}");
             return Err(invalid(format!(
-                "external data in {location:?}: expected {place}, found a file of {size}"
+                "external data in {location:?}: expected {range}, found a file of {size} bytes"
             )));
         }
-        // Otherwise a small file could be read into memory again and again.
-        other.unread_bytes = other.unread_bytes.checked_sub(len as u64).ok_or_else(|| {
+        // Otherwise a small file could be read into memory many times.
+        external.unread_bytes = external.unread_bytes.checked_sub(len as u64).ok_or_else(|| {
             invalid(format!("external data in {location:?}: expected tensors that do not overlap"))
         })?;
-        let plain =
+        let header =
             TensorProto { external_data: Vec::new(), data_location: 0, raw_data: Vec::new(), ..tensor };
-        let mut start = plain.encode_to_vec();
+        let mut start = header.encode_to_vec();
         start.extend(field_header(RAW_DATA, len));
         let values = Chunk::Values { location: location.to_owned(), offset, len };
         Ok(Some(vec![Chunk::Bytes(start.into()), values]))
     }
 
-    /// Opens the file at `location`, which must be a file in the model's folder or in one below it.
+    /// Opens the file at `location`, which must be a file in the model's folder or a subfolder.
     fn open(&self, location: &str) -> Result<ExternalFile, ExternalError> {
         let relative = Path::new(location);
-        let inside =
+        let is_inside =
             relative.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
         // A backslash is a separator on some systems and part of a name on others.
-        if location.is_empty() || !inside || location.contains(['\\', ':', '\0']) {
-            return Err(ExternalError::Because("expected a path inside the model's folder"));
+        if location.is_empty() || !is_inside || location.contains(['\\', ':', '\0']) {
+            return Err(ExternalError::Invalid("expected a path inside the model's folder"));
         }
-        let named = self.folder.join(relative);
-        let io = |e| ExternalError::Io(Error::io(&named)(e));
-        let (folder, path) = (self.folder.canonicalize().map_err(io)?, named.canonicalize().map_err(io)?);
+        let joined = self.folder.join(relative);
+        let io = |e| ExternalError::Io(Error::io(&joined)(e));
+        let (folder, path) = (self.folder.canonicalize().map_err(io)?, joined.canonicalize().map_err(io)?);
         if !path.starts_with(&folder) {
-            return Err(ExternalError::Because("it is a link that leaves the model's folder"));
+            return Err(ExternalError::Invalid(
+                "expected a path inside the model's folder, found a link to outside",
+            ));
         }
-        // Checked before opening: opening a pipe would wait for its other end.
+        // This check comes before opening, because opening a pipe blocks.
         if !path.metadata().map_err(io)?.is_file() {
-            return Err(ExternalError::Because("expected a file"));
+            return Err(ExternalError::Invalid("expected a file"));
         }
         let file = File::open(&path).map_err(io)?;
         let size = file.metadata().map_err(io)?.len();
-        Ok(ExternalFile { path: named, file, size, unread_bytes: size })
+        Ok(ExternalFile { path: joined, file, size, unread_bytes: size })
     }
 
     fn copy(&mut self, location: &str, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
-        let Some(other) = self.files.get_mut(location) else { return Ok(()) };
+        let Some(external) = self.files.get_mut(location) else { return Ok(()) };
         let mut copy = || {
-            other.file.seek(SeekFrom::Start(offset))?;
-            let read = (&other.file).take(len as u64).read_to_end(out)?;
+            external.file.seek(SeekFrom::Start(offset))?;
+            let read = (&external.file).take(len as u64).read_to_end(out)?;
             if read == len { Ok(()) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) }
         };
-        copy().map_err(Error::io(&other.path))
+        copy().map_err(Error::io(&external.path))
     }
 }
 
 /// An error of reading external data.
 enum ExternalError {
-    Because(&'static str),
+    Invalid(&'static str),
     Io(Error),
 }
 
-/// Encodes the header of a field with `len` bytes: tag and length.
+/// Encodes the header of a field of `len` bytes: tag and length.
 fn field_header(number: u32, len: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     encode_key(number, WireType::LengthDelimited, &mut bytes);
@@ -254,7 +262,7 @@ mod tests {
     }
 
     /// Moves the values of all weights into one file, at offsets that are multiples of 64.
-    fn moved(location: &str) -> (ModelProto, Vec<u8>, Weights) {
+    fn with_external_data(location: &str) -> (ModelProto, Vec<u8>, Weights) {
         let (mut model, weights) = model();
         let mut data = Vec::new();
         for tensor in
@@ -275,17 +283,17 @@ mod tests {
     }
 
     #[test]
-    fn values_in_another_file_are_read_and_the_model_is_then_in_one() {
+    fn external_data_are_moved_into_the_model() {
         let dir = tempfile::tempdir().unwrap();
         for location in ["m.onnx.data", "parts/m.data"] {
-            let (model, data, weights) = moved(location);
+            let (model, data, weights) = with_external_data(location);
             fs::create_dir_all(dir.path().join("parts")).unwrap();
             fs::write(dir.path().join(location), data).unwrap();
             let path = dir.path().join("m.onnx");
             fs::write(&path, model.encode_to_vec()).unwrap();
             let file = OnnxFile::open(&path).unwrap();
             assert_eq!((file.weights().unwrap(), file.integrity()), (weights.clone(), Integrity::Unchecked));
-            // Runtimes get the model as it was before the move, to the byte.
+            // Runtimes get exactly the model before the move.
             assert_eq!(ModelProto::decode(file.bytes()).unwrap(), self::model().0);
             let error = OnnxFile::from_bytes(fs::read(&path).unwrap(), "m").unwrap_err().to_string();
             assert!(error.starts_with("m: external_data: ") && error.contains("by its path"), "{error}");
@@ -293,10 +301,10 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_covers_values_wherever_they_are() {
+    fn a_digest_covers_external_data() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.onnx");
-        let (mut model, mut data, _) = moved("m.onnx.data");
+        let (mut model, mut data, _) = with_external_data("m.onnx.data");
         let digest = super::super::digest::digest(&self::model().0);
         model.metadata_props.extend(entries(&[(DIGEST_KEY, &digest)]));
         fs::write(&path, model.encode_to_vec()).unwrap();
@@ -309,13 +317,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_read_from_outside_the_folder_or_from_beyond_the_file() {
+    fn external_data_outside_the_folder_or_the_file_are_rejected() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("model");
         fs::create_dir_all(folder.join("folder")).unwrap();
-        let (_, data, _) = moved("");
-        for place in ["outside.data", "model/m.data"] {
-            fs::write(dir.path().join(place), &data).unwrap();
+        let (_, data, _) = with_external_data("");
+        for name in ["outside.data", "model/m.data"] {
+            fs::write(dir.path().join(name), &data).unwrap();
         }
         let outside = dir.path().join("outside.data").display().to_string();
         #[cfg(unix)]
@@ -326,18 +334,18 @@ mod tests {
         }
         let path = folder.join("m.onnx");
         let open = |change: &dyn Fn(&mut TensorProto)| {
-            let (mut model, ..) = moved("m.data");
+            let (mut model, ..) = with_external_data("m.data");
             change(&mut model.graph.as_mut().unwrap().initializer[0]);
             fs::write(&path, model.encode_to_vec()).unwrap();
             OnnxFile::open(&path).map_err(|e| e.to_string())
         };
-        let at = |location: &str, offset: &str, length: &str| {
+        let open_at = |location: &str, offset: &str, length: &str| {
             let entries = entries(&[("location", location), ("offset", offset), ("length", length)]);
             open(&|tensor| tensor.external_data = entries.clone())
         };
-        assert!(at("m.data", "0", "24").is_ok() && at("./m.data", "0", "24").is_ok());
+        assert!(open_at("m.data", "0", "24").is_ok() && open_at("./m.data", "0", "24").is_ok());
         #[cfg(unix)]
-        assert!(at("inside.data", "0", "24").is_ok());
+        assert!(open_at("inside.data", "0", "24").is_ok());
         let mut invalid = vec![
             (outside.as_str(), "0", "24", "inside the model's folder"),
             ("../outside.data", "0", "24", "inside the model's folder"),
@@ -350,19 +358,24 @@ mod tests {
             ("missing\n.data", "0", "24", "No such file"),
             ("m.data", "0", "25", "expected 24 bytes for the shape [2, 3], found 25"),
             ("m.data", "0", "18446744073709551615", "found 18446744073709551615"),
-            ("m.data", "18446744073709551615", "24", "expected 24 bytes from byte 18446744073709551615 on"),
+            (
+                "m.data",
+                "18446744073709551615",
+                "24",
+                "expected 24 bytes from byte 18446744073709551615, found",
+            ),
             ("m.data", "73", "24", "found a file of 96"),
             ("m.data", "-1", "24", "expected a number as offset, found \"-1\""),
             ("m.data", "0", "ten", "expected a number as length, found \"ten\""),
         ];
         if cfg!(unix) {
-            invalid.push(("link.data", "0", "24", "leaves the model's folder"));
-            invalid.push(("links/outside.data", "0", "24", "leaves the model's folder"));
+            invalid.push(("link.data", "0", "24", "found a link to outside"));
+            invalid.push(("links/outside.data", "0", "24", "found a link to outside"));
         }
-        for (location, offset, length, said) in invalid {
-            let error = at(location, offset, length).unwrap_err();
-            assert!(error.contains(said) && !error.contains(char::is_control), "{location:?}: {error}");
-            // An error of the system names the other file, all others the model's.
+        for (location, offset, length, message) in invalid {
+            let error = open_at(location, offset, length).unwrap_err();
+            assert!(error.contains(message) && !error.contains(char::is_control), "{location:?}: {error}");
+            // A system error names the external file, all other errors the model file.
             assert!(error.starts_with(&folder.display().to_string()), "{error}");
         }
         let error = open(&|tensor| tensor.external_data.clear()).unwrap_err();
@@ -374,26 +387,26 @@ mod tests {
             tensor.external_data.retain(|entry| entry.key != "length");
         });
         assert!(error.unwrap_err().contains("expected a model of at most"));
-        // A hundred tensors at one location would be read a hundred times.
-        let (mut model, ..) = moved("m.data");
+        // A hundred tensors at one location would otherwise be read a hundred times.
+        let (mut model, ..) = with_external_data("m.data");
         let initializers = &mut model.graph.as_mut().unwrap().initializer;
-        let many: Vec<_> =
+        let copies: Vec<_> =
             (0..100).map(|i| TensorProto { name: i.to_string(), ..initializers[0].clone() }).collect();
-        initializers.extend(many);
+        initializers.extend(copies);
         fs::write(&path, model.encode_to_vec()).unwrap();
         assert!(OnnxFile::open(&path).unwrap_err().to_string().contains("do not overlap"));
     }
 
     #[test]
-    fn a_model_changed_in_one_bit_is_an_error_in_one_line_or_a_model() {
+    fn models_with_one_changed_bit_load_or_give_one_line_errors() {
         let dir = tempfile::tempdir().unwrap();
-        let (model, data, _) = moved("m.data");
+        let (model, data, _) = with_external_data("m.data");
         fs::write(dir.path().join("m.data"), data).unwrap();
         let bytes = model.encode_to_vec();
         let mut read = 0;
-        for place in 0..8 * bytes.len() {
+        for bit in 0..8 * bytes.len() {
             let mut changed = bytes.clone();
-            changed[place / 8] ^= 1 << (place % 8);
+            changed[bit / 8] ^= 1 << (bit % 8);
             match OnnxFile::read(changed, "m", Some(dir.path())).and_then(|file| file.weights()) {
                 Ok(_) => read += 1,
                 Err(e) => assert!(!e.to_string().contains(char::is_control), "{e:?}"),

@@ -25,13 +25,13 @@ const FLOAT: i32 = DataType::Float as i32;
 pub struct ValueInfo {
     /// Name of the input or output.
     pub name: String,
-    /// Element type; `None` for those that we do not write.
+    /// Element type; `None` for types that we do not write.
     pub dtype: Option<DataType>,
     /// Sizes; `None` for an axis of any size, such as the batch.
     pub dims: Vec<Option<usize>>,
 }
 
-/// An ONNX file that has been checked: complete, of bounded size, without subgraphs. External data are part of it.
+/// A validated ONNX file: complete, of bounded size, without subgraphs. It includes external data.
 #[derive(Clone, Debug)]
 pub struct OnnxFile {
     name: String,
@@ -39,13 +39,13 @@ pub struct OnnxFile {
     opset: u32,
     inputs: Vec<ValueInfo>,
     outputs: Vec<ValueInfo>,
-    halves: BTreeSet<String>,
+    f16_names: BTreeSet<String>,
     metadata: BTreeMap<String, String>,
     integrity: Integrity,
 }
 
 impl OnnxFile {
-    /// Reads a file, and the values that it keeps in other files of its folder.
+    /// Reads a file and its external data, which must be in the same folder.
     ///
     /// # Errors
     /// [`Error::Io`], and as [`from_bytes`](Self::from_bytes).
@@ -53,11 +53,11 @@ impl OnnxFile {
         Self::read(crate::load::read(path)?, &path.display().to_string(), path.parent())
     }
 
-    /// Reads and checks a file in memory; `name` stands for it in errors.
+    /// Reads and validates a file in memory; errors call it `name`.
     ///
     /// # Errors
-    /// [`Error::File`] if it is no ONNX model, does not match its digest, or is one that we do not run: with external data, with
-    /// control flow, without inputs.
+    /// [`Error::File`] if it is not an ONNX model, does not match its digest, or is not supported: with external data, with control
+    /// flow, or without inputs.
     pub fn from_bytes(bytes: Vec<u8>, name: &str) -> Result<Self> {
         Self::read(bytes, name, None)
     }
@@ -78,11 +78,13 @@ impl OnnxFile {
         };
         let model = decode(&bytes, name)?;
         let integrity = digest::check_digest(&model, name)?;
-        let Some(graph) = &model.graph else { return Err(Error::file(name, "graph", "it has none")) };
+        let Some(graph) = &model.graph else {
+            return Err(Error::file(name, "graph", "expected a graph, found none"));
+        };
         let opset = model.opset_import.iter().find(|o| o.domain.is_empty() || o.domain == "ai.onnx");
         let opset = opset.and_then(|o| u32::try_from(o.version).ok());
         let Some(opset) = opset else {
-            return Err(Error::file(name, "opset_import", "it names no operator set"));
+            return Err(Error::file(name, "opset_import", "expected an operator set, found none"));
         };
         // Old files list their initializers among the inputs.
         let inputs: Vec<ValueInfo> = graph
@@ -99,10 +101,10 @@ impl OnnxFile {
             check_size(tensor, name)?;
         }
         let casts = casts(graph);
-        let halves = graph.initializer.iter().filter(|t| t.data_type == FLOAT16);
-        let halves = halves.filter_map(|t| casts.get(&t.name).cloned()).collect();
+        let f16_tensors = graph.initializer.iter().filter(|t| t.data_type == FLOAT16);
+        let f16_names = f16_tensors.filter_map(|t| casts.get(&t.name).cloned()).collect();
         let metadata = model.metadata_props.iter().map(|e| (e.key.clone(), e.value.clone())).collect();
-        Ok(Self { name: name.into(), opset, inputs, outputs, halves, metadata, integrity, bytes })
+        Ok(Self { name: name.into(), opset, inputs, outputs, f16_names, metadata, integrity, bytes })
     }
 
     /// Returns the name that errors use.
@@ -110,7 +112,7 @@ impl OnnxFile {
         &self.name
     }
 
-    /// Returns whether the file carries a digest that its contents match.
+    /// Returns the result of the check of the file's digest.
     pub fn integrity(&self) -> Integrity {
         self.integrity
     }
@@ -136,8 +138,8 @@ impl OnnxFile {
     }
 
     /// Returns the names of the weights that are stored in half precision (f16).
-    pub fn halves(&self) -> &BTreeSet<String> {
-        &self.halves
+    pub fn f16_names(&self) -> &BTreeSet<String> {
+        &self.f16_names
     }
 
     /// Returns the `metadata_props` of the file.
@@ -157,11 +159,11 @@ impl OnnxFile {
     pub fn meta(&self) -> Result<ModelMeta> {
         match self.meta_text() {
             Some(text) => ModelMeta::from_json(text, &self.name),
-            None => Err(Error::file(&self.name, META_KEY, "the file does not say what its model is")),
+            None => Err(Error::file(&self.name, META_KEY, "expected the metadata of the model, found none")),
         }
     }
 
-    /// Returns all floating-point initializers by name, except scalars. Those in [half precision](Self::halves) are converted to
+    /// Returns all floating-point initializers by name, except scalars. Those in [half precision](Self::f16_names) are converted to
     /// f32, under the name of the conversion's result.
     ///
     /// # Errors
@@ -175,7 +177,7 @@ impl OnnxFile {
                 let (name, values) = match t.data_type {
                     FLOAT if t.raw_data.is_empty() => (t.name, t.float_data),
                     FLOAT => (t.name, floats(&t.raw_data)),
-                    // Once for each weight, however often the graph converts it.
+                    // A weight is read once, even if the graph converts it several times.
                     FLOAT16 => (casts.remove(&t.name)?, from_f16(&t.raw_data)),
                     _ => return None,
                 };
@@ -188,11 +190,11 @@ impl OnnxFile {
             .collect()
     }
 
-    /// True if the graph applies classifier-free guidance itself. From the inputs called `picture` and `label` it computes
-    /// predictions with and without the label, and returns a combination.
-    pub(crate) fn is_guided(&self, picture: &str, label: &str) -> Result<bool> {
+    /// True if the graph applies classifier-free guidance itself. From its inputs `image` and `label` it computes
+    /// predictions with and without the label, and returns a combination of the two.
+    pub(crate) fn is_guided(&self, image: &str, label: &str) -> Result<bool> {
         let graph = decode(&self.bytes, &self.name)?.graph.unwrap_or_default();
-        Ok(guidance::is_guided(&graph, picture, label))
+        Ok(guidance::is_guided(&graph, image, label))
     }
 
     /// Returns the number of rows of the table that the input called `label` indexes, if there is one.
@@ -221,8 +223,8 @@ fn floats(raw: &[u8]) -> Vec<f32> {
     raw.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
 }
 
-/// Checks that a tensor holds as many bytes as its shape requires. Runtimes differ in their handling of others, and some trust the
-/// shape.
+/// Checks that a tensor holds as many bytes as its shape requires. Runtimes handle other tensors differently, and some trust
+/// the shape.
 fn check_size(tensor: &TensorProto, file: &str) -> Result<()> {
     let expected = tensor.size().map_err(|message| Error::file(file, &tensor.name, message))?;
     let found = tensor.raw_data.len();
@@ -265,10 +267,10 @@ mod tests {
     use tiny_cats_models::{Init, Scope, Tensor};
 
     fn file() -> (Vec<u8>, Weights) {
-        stored(WeightStorage::F32)
+        file_with(WeightStorage::F32)
     }
 
-    fn stored(storage: WeightStorage) -> (Vec<u8>, Weights) {
+    fn file_with(storage: WeightStorage) -> (Vec<u8>, Weights) {
         let array = Array::new([2, 3], (0..6).map(|v| v as f32).collect()).unwrap();
         let weights = Weights::from([("head.weight".to_owned(), array)]);
         let graph = OnnxGraph::new(DEFAULT_OPSET).unwrap();
@@ -280,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_holds_the_weights_and_ports_it_was_written_with() {
+    fn a_file_contains_the_weights_and_ports_that_were_written() {
         let (bytes, weights) = file();
         let file = OnnxFile::from_bytes(bytes, "f").unwrap();
         assert_eq!(file.weights().unwrap(), weights);
@@ -289,14 +291,14 @@ mod tests {
         assert_eq!(file.inputs()[0].dims, [None, Some(3)]);
         assert_eq!(file.outputs()[0].name, "y");
         assert_eq!(file.opset(), DEFAULT_OPSET);
-        assert!(file.halves().is_empty());
+        assert!(file.f16_names().is_empty());
     }
 
     #[test]
-    fn halves_are_read_under_the_parameters_name_and_only_if_all_are_there() {
-        let (bytes, weights) = stored(WeightStorage::F16);
+    fn f16_weights_are_read_by_parameter_name_and_only_if_complete() {
+        let (bytes, weights) = file_with(WeightStorage::F16);
         let file = OnnxFile::from_bytes(bytes.clone(), "f").unwrap();
-        assert!(file.halves().iter().eq(["head.weight"]));
+        assert!(file.f16_names().iter().eq(["head.weight"]));
         assert_eq!(file.weights().unwrap(), weights);
         assert_eq!((file.inputs().len(), &file.inputs()[0].dims), (1, &vec![None, Some(3)]));
 
@@ -307,7 +309,7 @@ mod tests {
             OnnxFile::from_bytes(model.encode_to_vec(), "f")
         };
         let initializer = "head.weight/halves";
-        for (left, change) in [
+        for (len, change) in [
             (11, (|g| g.initializer[0].raw_data.truncate(11)) as fn(&mut GraphProto)),
             (6, |g| g.initializer[0].raw_data.truncate(6)),
             (0, |g| g.initializer[0].raw_data.clear()),
@@ -319,7 +321,7 @@ mod tests {
                 error.starts_with(&format!("f: {initializer}: expected the values of shape ")),
                 "{error}"
             );
-            assert!(error.ends_with(&format!("found {left} bytes")), "{error}");
+            assert!(error.ends_with(&format!("found {len} bytes")), "{error}");
         }
         // A weight that is converted several times is read once.
         let file = changed(|g| {
@@ -329,20 +331,20 @@ mod tests {
             }
         });
         assert_eq!(file.unwrap().weights().unwrap().len(), 1);
-        // Cast to another type, or by an operator of another domain, it is no stored weight.
+        // A tensor that is cast to another type, or by an operator of another domain, is not a stored weight.
         for change in [(|g| g.node[0].attribute[0].i = 11) as fn(&mut GraphProto), |g| {
             g.node[0].domain = "other".into()
         }] {
             let file = changed(change).unwrap();
-            assert!(file.halves().is_empty() && file.weights().unwrap().is_empty());
+            assert!(file.f16_names().is_empty() && file.weights().unwrap().is_empty());
         }
     }
 
     #[test]
-    fn a_file_cut_short_or_changed_in_one_bit_is_an_error_or_means_the_same() {
+    fn truncated_or_altered_files_are_rejected_or_equivalent() {
         let load = |bytes: Vec<u8>| OnnxFile::from_bytes(bytes, "f").and_then(|f| Ok((f.weights()?, f)));
-        for (bytes, _) in [stored(WeightStorage::F32), stored(WeightStorage::F16)] {
-            let (weights, whole) = load(bytes.clone()).unwrap();
+        for (bytes, _) in [file_with(WeightStorage::F32), file_with(WeightStorage::F16)] {
+            let (weights, original) = load(bytes.clone()).unwrap();
             let check = |bytes: Vec<u8>| match load(bytes) {
                 Err(e) => {
                     let e = e.to_string();
@@ -350,30 +352,30 @@ mod tests {
                     1
                 }
                 Ok((found, file)) => {
-                    assert_eq!((&found, file.meta_text()), (&weights, whole.meta_text()));
-                    assert_eq!((file.inputs(), file.outputs()), (whole.inputs(), whole.outputs()));
-                    assert_eq!((file.opset(), file.halves()), (whole.opset(), whole.halves()));
+                    assert_eq!((&found, file.meta_text()), (&weights, original.meta_text()));
+                    assert_eq!((file.inputs(), file.outputs()), (original.inputs(), original.outputs()));
+                    assert_eq!((file.opset(), file.f16_names()), (original.opset(), original.f16_names()));
                     0
                 }
             };
             for end in 0..bytes.len() {
                 assert_eq!(check(bytes[..end].to_vec()), 1, "cut after {end} bytes");
             }
-            let mut refused = 0;
-            for place in 0..bytes.len() {
+            let mut rejected = 0;
+            for byte in 0..bytes.len() {
                 for bit in 0..8 {
                     let mut changed = bytes.clone();
-                    changed[place] ^= 1 << bit;
-                    refused += check(changed);
+                    changed[byte] ^= 1 << bit;
+                    rejected += check(changed);
                 }
             }
-            // All bits count but those in the names of the program and the graph.
-            assert!(refused > bytes.len() * 8 * 3 / 4, "{refused} of {}", bytes.len() * 8);
+            // All bits matter except those in the names of the program and the graph.
+            assert!(rejected > bytes.len() * 8 * 3 / 4, "{rejected} of {}", bytes.len() * 8);
         }
     }
 
     #[test]
-    fn many_empty_nodes_are_refused_before_they_are_decoded() {
+    fn many_empty_nodes_are_rejected_before_decoding() {
         let nodes = [0x0a, 0].repeat(3_000_000);
         let mut bytes = vec![0x3a];
         prost::encoding::encode_varint(nodes.len() as u64, &mut bytes);

@@ -1,4 +1,4 @@
-//! The graph that grows while a definition is evaluated in the ONNX backend.
+//! The graph that the ONNX backend builds when it evaluates a definition.
 
 use std::{
     cell::RefCell,
@@ -40,12 +40,12 @@ pub(super) struct GraphBuilder {
 }
 
 impl GraphBuilder {
-    /// Returns `wanted`, with a number appended if that name is in use.
-    fn unique(&mut self, wanted: &str) -> Rc<str> {
-        let mut name = wanted.to_owned();
+    /// Returns `base`, with a number appended if it is in use.
+    fn unique_name(&mut self, base: &str) -> Rc<str> {
+        let mut name = base.to_owned();
         while let Some(n) = self.names.get_mut(&name) {
             *n += 1;
-            name = format!("{wanted}_{n}");
+            name = format!("{base}_{n}");
         }
         self.names.insert(name.clone(), 0);
         name.into()
@@ -59,8 +59,8 @@ impl GraphBuilder {
         inputs: &[&str],
         attribute: Vec<AttributeProto>,
     ) -> Rc<str> {
-        let wanted = if module.is_empty() { op.to_owned() } else { format!("{module}/{op}") };
-        let name = self.unique(&wanted);
+        let base = if module.is_empty() { op.to_owned() } else { format!("{module}/{op}") };
+        let name = self.unique_name(&base);
         self.push(&name, op, inputs, &name, attribute);
         name
     }
@@ -82,13 +82,13 @@ impl GraphBuilder {
         if let Some(name) = self.constants.get(&key) {
             return name.clone();
         }
-        let name = self.unique("constant");
+        let name = self.unique_name("constant");
         self.initializers.push(TensorProto { name: name.to_string(), ..tensor });
         self.constants.insert(key, name.clone());
         name
     }
 
-    /// Returns a constant of whole numbers, such as a shape; equal constants are written once.
+    /// Returns a constant of integers, such as a shape; equal constants are written once.
     pub fn ints(&mut self, values: &[i64]) -> Rc<str> {
         self.constant(DataType::Int64, TensorProto::ints("", values))
     }
@@ -103,15 +103,15 @@ impl GraphBuilder {
         self.constant(DataType::Float, TensorProto::floats("", dims, values))
     }
 
-    /// Adds an initializer. With `f16_names` it is in half precision, and the node called `name` converts it to f32.
-    fn parameter(&mut self, name: &str, array: &Array, f16_names: bool) -> Result<Param, ModelError> {
+    /// Adds an initializer. If `is_f16`, it is stored in half precision, and a cast to f32 has the output `name`.
+    fn parameter(&mut self, name: &str, array: &Array, is_f16: bool) -> Result<Param, ModelError> {
         if self.names.contains_key(name) {
-            let (what, found) = ("a name used once".into(), name.into());
-            return Err(ModelError::Shape { op: "parameter", expected: what, found });
+            let (expected, found) = ("a unique name".into(), name.into());
+            return Err(ModelError::Shape { op: "parameter", expected, found });
         }
         self.names.insert(name.to_owned(), 0);
-        if f16_names {
-            let stored = self.unique(&format!("{name}/halves"));
+        if is_f16 {
+            let stored = self.unique_name(&format!("{name}/halves"));
             self.initializers.push(TensorProto::f16(&stored, array.dims(), array.data()));
             let to = vec![AttributeProto::int("to", DataType::Float as i64)];
             self.push(&format!("{name}/Cast"), "Cast", &[&stored], name, to);
@@ -176,7 +176,7 @@ impl OnnxGraph {
         self.input(name, DataType::Float, dims)
     }
 
-    /// Adds an input `[batch, dims..]` of 64-bit whole numbers.
+    /// Adds an input `[batch, dims..]` of 64-bit integers.
     ///
     /// # Errors
     /// If the name is in use.
@@ -187,7 +187,7 @@ impl OnnxGraph {
     fn input(&self, name: &str, dtype: DataType, dims: &[usize]) -> Result<Value> {
         let mut builder = self.builder.borrow_mut();
         if builder.names.insert(name.to_owned(), 0).is_some() {
-            return Err(Error::request("input", format!("the name {name} is taken")));
+            return Err(Error::request("input", format!("expected a unique name, found {name} twice")));
         }
         builder.inputs.push(ValueInfoProto::batched(name, dtype, dims));
         Ok(Value::new(self.builder.clone(), name.into(), dims.into(), dtype, "".into()))
@@ -203,7 +203,7 @@ impl OnnxGraph {
         }
     }
 
-    /// Returns the bytes of the file, equal for equal definitions, weights and metadata. The graph's outputs get the given names.
+    /// Returns the bytes of the file, equal for equal definitions, weights and metadata. `outputs` names the graph's outputs.
     /// `metadata` becomes `metadata_props`, together with the file's digest under [`DIGEST_KEY`].
     ///
     /// # Errors
@@ -213,9 +213,9 @@ impl OnnxGraph {
         let mut infos = Vec::with_capacity(outputs.len());
         for &(name, value) in outputs {
             if builder.names.insert(name.to_owned(), 0).is_some() {
-                return Err(Error::request("output", format!("the name {name} is taken")));
+                return Err(Error::request("output", format!("expected a unique name, found {name} twice")));
             }
-            // A separate node, because an input, or one value under two names, may be an output too.
+            // A separate node is needed, because an output may also be an input, or one value under two names.
             let identity = builder.node("", "Identity", &[&value.name], Vec::new());
             builder.rename(&identity, name);
             infos.push(ValueInfoProto::batched(name, value.dtype, &value.dims));
@@ -244,7 +244,7 @@ impl OnnxGraph {
             }),
         };
         let digest = StringStringEntryProto { key: DIGEST_KEY.into(), value: digest(&model) };
-        // Before the graph, though its field has a higher number: a file that is cut short keeps its digest.
+        // The digest is written before the graph, although its field has a higher number: a truncated file keeps its digest.
         let head = ModelProto {
             ir_version: std::mem::take(&mut model.ir_version),
             metadata_props: std::iter::once(digest)
@@ -258,7 +258,7 @@ impl OnnxGraph {
             }
             n => {
                 let mut bytes = Vec::with_capacity(n);
-                // Encoding cannot fail, because the buffer has the capacity.
+                // Encoding cannot fail, because the buffer has sufficient capacity.
                 let _ = head.encode(&mut bytes).and_then(|()| model.encode(&mut bytes));
                 Ok(bytes)
             }
@@ -276,7 +276,7 @@ pub struct OnnxSource<'a> {
 }
 
 impl OnnxSource<'_> {
-    /// Stores the weights `f16_names` in half precision; [`round_to_f16`](super::round_to_f16) has rounded them.
+    /// Stores the weights `f16_names` in half precision. [`round_to_f16`](super::round_to_f16) must have rounded them.
     pub(crate) fn with_f16_weights(self, f16_names: BTreeSet<String>) -> Self {
         Self { f16_names, ..self }
     }
@@ -303,8 +303,8 @@ impl Source<Value> for OnnxSource<'_> {
             let found = array.dims().to_vec();
             return Err(ModelError::ParameterShape { name: spec.name, expected: spec.dims, found });
         }
-        let f16_names = self.f16_names.contains(&spec.name);
-        let param = self.builder.borrow_mut().parameter(&spec.name, array, f16_names)?;
+        let is_f16 = self.f16_names.contains(&spec.name);
+        let param = self.builder.borrow_mut().parameter(&spec.name, array, is_f16)?;
         self.used.insert(spec.name);
         Ok(param)
     }

@@ -1,4 +1,4 @@
-//! The ONNX backend, which exports a definition to a graph that any runtime can load, and the reading of ONNX files.
+//! The ONNX backend, which exports a definition to a graph that any runtime can load, and a reader of ONNX files.
 
 mod digest;
 mod external;

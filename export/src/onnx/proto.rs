@@ -1,7 +1,7 @@
 //! The part of ONNX's protobuf schema (`onnx.proto3`, IR version 8 and later) that our files use.
 //!
-//! Field numbers are those of the schema. Other fields are skipped in reading, which is why [`scan`](super::scan) looks for those
-//! that would change a file's meaning.
+//! Field numbers are those of the schema. The decoder skips other fields, so [`scan`](super::scan) rejects those that would change a
+//! file's meaning.
 
 use prost::Message;
 
@@ -212,17 +212,17 @@ impl TensorProto {
     /// Returns the number of bytes of the values, by shape and type.
     ///
     /// # Errors
-    /// What was expected, and what was found.
+    /// The expected and found type or shape.
     pub fn size(&self) -> Result<usize, String> {
         let count = self.dims.iter().try_fold(1usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?));
-        let each = match self.data_type {
+        let item_size = match self.data_type {
             1 | 6 | 12 => 4,
             7 | 11 | 13 => 8,
             2 | 3 | 9 => 1,
             4 | 5 | 10 | 16 => 2,
-            found => return Err(format!("expected plain numbers, found type {found}")),
+            found => return Err(format!("expected a numeric type, found type {found}")),
         };
-        let size = count.and_then(|n| n.checked_mul(each));
+        let size = count.and_then(|n| n.checked_mul(item_size));
         size.ok_or_else(|| format!("expected a shape, found {:?}", self.dims))
     }
 

@@ -1,7 +1,7 @@
-//! Checks of a protobuf message, without allocation, before anything else decodes it.
+//! Checks of a protobuf message, without allocation, before it is decoded.
 //!
-//! A decoder turns an empty node of two bytes into some hundred bytes, so a small hostile file could fill the memory. It also skips
-//! unknown fields, so a subgraph or a function would go unnoticed. Both are refused here.
+//! A decoder allocates about a hundred bytes for an empty node of two bytes, so a small malicious file could exhaust the memory. It also
+//! skips unknown fields, so a subgraph or a function would be ignored. This module rejects both.
 
 use super::proto::EXTERNAL;
 use crate::{Error, Result};
@@ -9,7 +9,7 @@ use crate::{Error, Result};
 /// Maximum number of fields of all kinds in a file, without the contents of tensors.
 const MAX_FIELDS: usize = 2_000_000;
 
-/// A kind of message in the schema, as far as counting needs it.
+/// The kind of a message in the schema, as far as the checks need it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum MessageKind {
     Model,
@@ -17,32 +17,32 @@ pub(super) enum MessageKind {
     Node,
     Attribute,
     Tensor,
-    /// A message of which only the fields are counted.
-    Plain,
+    /// A message whose fields are only counted.
+    Other,
 }
 
 /// The content of a field of a message.
 pub(super) enum Field {
     Message(MessageKind),
-    Refused(&'static str),
+    Unsupported(&'static str),
     Other,
 }
 
 pub(super) fn field(kind: MessageKind, number: u64) -> Field {
-    use Field::{Message, Other, Refused};
+    use Field::{Message, Other, Unsupported};
     match (kind, number) {
         (MessageKind::Model, 7) => Message(MessageKind::Graph),
-        (MessageKind::Model, 8 | 14) => Message(MessageKind::Plain),
-        (MessageKind::Model, 20) => Refused("training information"),
-        (MessageKind::Model, 25) => Refused("functions of its own"),
+        (MessageKind::Model, 8 | 14) => Message(MessageKind::Other),
+        (MessageKind::Model, 20) => Unsupported("training information"),
+        (MessageKind::Model, 25) => Unsupported("local functions"),
         (MessageKind::Graph, 1) => Message(MessageKind::Node),
         (MessageKind::Graph, 5) => Message(MessageKind::Tensor),
-        (MessageKind::Graph, 11..=14) => Message(MessageKind::Plain),
-        (MessageKind::Graph, 15) => Refused("sparse weights"),
+        (MessageKind::Graph, 11..=14) => Message(MessageKind::Other),
+        (MessageKind::Graph, 15) => Unsupported("sparse weights"),
         (MessageKind::Node, 5) => Message(MessageKind::Attribute),
         (MessageKind::Attribute, 5 | 10) => Message(MessageKind::Tensor),
-        (MessageKind::Attribute, 6 | 11) => Refused("a subgraph"),
-        (MessageKind::Tensor, 13) => Message(MessageKind::Plain),
+        (MessageKind::Attribute, 6 | 11) => Unsupported("a subgraph"),
+        (MessageKind::Tensor, 13) => Message(MessageKind::Other),
         _ => Other,
     }
 }
@@ -70,14 +70,14 @@ impl Scan {
             if self.fields > MAX_FIELDS {
                 return Err(format!("expected at most {MAX_FIELDS} fields"));
             }
-            let raw =
-                RawField::next(&mut bytes).ok_or("the file is truncated, or no ONNX model".to_owned())?;
+            let raw = RawField::next(&mut bytes)
+                .ok_or("expected an ONNX model, found a truncated or malformed file".to_owned())?;
             match (field(kind, raw.number), raw.value) {
-                (Field::Message(kind), WireValue::Bytes(inside)) => self.message(inside, kind)?,
-                (Field::Refused(what), _) => {
-                    return Err(format!("expected one plain graph, found {what}"));
+                (Field::Message(kind), WireValue::Bytes(content)) => self.message(content, kind)?,
+                (Field::Unsupported(found), _) => {
+                    return Err(format!("expected a single graph without control flow, found {found}"));
                 }
-                // An int32 is the low half of the varint.
+                // An int32 is the lower 32 bits of the varint.
                 (_, WireValue::Varint(value)) if kind == MessageKind::Tensor && raw.number == 14 => {
                     self.external |= value as i32 == EXTERNAL;
                 }
@@ -93,7 +93,7 @@ pub(super) struct RawField<'a> {
     pub number: u64,
     pub value: WireValue<'a>,
     /// All bytes: tag and value.
-    pub whole: &'a [u8],
+    pub bytes: &'a [u8],
 }
 
 /// The value of a field.
@@ -116,13 +116,13 @@ impl<'a> RawField<'a> {
             5 => fixed(bytes, 4)?,
             2 => {
                 let length = usize::try_from(varint(bytes)?).ok()?;
-                let (inside, rest) = bytes.split_at_checked(length)?;
+                let (content, rest) = bytes.split_at_checked(length)?;
                 *bytes = rest;
-                WireValue::Bytes(inside)
+                WireValue::Bytes(content)
             }
             _ => return None,
         };
-        Some(Self { number: tag >> 3, value, whole: &start[..start.len() - bytes.len()] })
+        Some(Self { number: tag >> 3, value, bytes: &start[..start.len() - bytes.len()] })
     }
 }
 

@@ -34,8 +34,8 @@ fn shape_error(op: &'static str, expected: impl Into<String>, found: impl std::f
     Error::Shape { op, expected: expected.into(), found: format!("{found:?}") }
 }
 
-fn expect(holds: bool, op: &'static str, expected: &str, found: impl std::fmt::Debug) -> Result<()> {
-    if holds { Ok(()) } else { Err(shape_error(op, expected, found)) }
+fn ensure(condition: bool, op: &'static str, expected: &str, found: impl std::fmt::Debug) -> Result<()> {
+    if condition { Ok(()) } else { Err(shape_error(op, expected, found)) }
 }
 
 /// Returns the module of a parameter: its name without the last part.
@@ -88,7 +88,7 @@ impl Value {
         self.binary(op, &scalar)
     }
 
-    /// Computes the mean over the last axis, which is kept with size 1.
+    /// Computes the mean over the last axis, which remains with size 1.
     fn mean_last(&self) -> Self {
         let mut dims = self.dims.clone();
         if let Some(last) = dims.last_mut() {
@@ -97,7 +97,7 @@ impl Value {
         self.reduce_mean(self.dims.len(), true, dims)
     }
 
-    /// Computes the mean over `axis`, which counts the batch.
+    /// Computes the mean over `axis`, where axis 0 is the batch.
     fn reduce_mean(&self, axis: usize, keep: bool, dims: Vec<usize>) -> Self {
         let keep = Attribute::int("keepdims", keep.into());
         if self.graph.borrow().opset < 18 {
@@ -109,21 +109,21 @@ impl Value {
     }
 
     /// Computes `x / √(mean(x²) + eps)` over the last axis.
-    fn over_root_mean_square(&self, eps: f64) -> Self {
+    fn divide_by_root_mean_square(&self, eps: f64) -> Self {
         let root = self.binary_scalar("Pow", 2.0).mean_last().binary_scalar("Add", eps).unary("Sqrt");
         self.binary("Div", &root.name)
     }
 
-    fn floats(&self, op: &'static str) -> Result<()> {
-        expect(self.dtype == DataType::Float, op, "floating-point numbers", self.dtype)
+    fn check_floats(&self, op: &'static str) -> Result<()> {
+        ensure(self.dtype == DataType::Float, op, "floating-point numbers", self.dtype)
     }
 
     /// Checks that `self` and `others` are floating-point values of this graph.
-    fn with(&self, op: &'static str, others: &[&Self]) -> Result<()> {
-        self.floats(op)?;
+    fn check_operands(&self, op: &'static str, others: &[&Self]) -> Result<()> {
+        self.check_floats(op)?;
         for other in others {
-            other.floats(op)?;
-            expect(
+            other.check_floats(op)?;
+            ensure(
                 Rc::ptr_eq(&self.graph, &other.graph),
                 op,
                 "values of one graph",
@@ -133,13 +133,13 @@ impl Value {
         Ok(())
     }
 
-    fn same(&self, op: &'static str, other: &Self) -> Result<()> {
-        self.with(op, &[other])?;
-        expect(self.dims == other.dims, op, "two values of one shape", (&self.dims, &other.dims))
+    fn check_same_shape(&self, op: &'static str, other: &Self) -> Result<()> {
+        self.check_operands(op, &[other])?;
+        ensure(self.dims == other.dims, op, "two values of one shape", (&self.dims, &other.dims))
     }
 
-    /// Reshapes `[width]` for each item to `[1, width]`, which is broadcast over the tokens of `self`.
-    fn over_tokens(&self, item: &Self) -> Result<Self> {
+    /// Reshapes `item` from `[batch, width]` to `[batch, 1, width]`, to be broadcast over the tokens of `self`.
+    fn broadcast_over_tokens(&self, item: &Self) -> Result<Self> {
         let width = item.dims.iter().product();
         self.in_module(item).reshape(&[1, width])
     }
@@ -171,10 +171,10 @@ impl Tensor for Value {
     }
 
     fn linear(&self, weight: &Param, bias: Option<&Param>) -> Result<Self> {
-        self.floats("linear")?;
+        self.check_floats("linear")?;
         let dims = shape::linear(&self.dims, &weight.dims, bias.map(|b| &*b.dims))?;
         let path = module(weight);
-        // The file holds the parameter unchanged; every runtime folds the transposition of a constant when it loads the file.
+        // The file stores the parameter unchanged; runtimes fold the transposition of a constant when they load the file.
         let perm = vec![Attribute::ints("perm", [1, 0])];
         let transposed = self.graph.borrow_mut().node(path, "Transpose", &[&weight.name], perm);
         let y = self.node_in(path, "MatMul", &[&transposed], Vec::new(), dims.clone());
@@ -185,7 +185,7 @@ impl Tensor for Value {
     }
 
     fn conv2d(&self, weight: &Param, bias: Option<&Param>, stride: usize, padding: usize) -> Result<Self> {
-        self.floats("conv2d")?;
+        self.check_floats("conv2d")?;
         let dims = shape::conv2d(&self.dims, &weight.dims, bias.map(|b| &*b.dims), stride, padding)?;
         let attributes = vec![
             Attribute::ints("kernel_shape", weight.dims[2..].iter().copied()),
@@ -197,7 +197,7 @@ impl Tensor for Value {
     }
 
     fn batch_norm(&self, norm: &BatchNorm<Param>) -> Result<Self> {
-        self.floats("batch_norm")?;
+        self.check_floats("batch_norm")?;
         let params = [&norm.weight, &norm.bias, &norm.running_mean, &norm.running_var];
         let dims = shape::batch_norm(&self.dims, params.map(|p| &*p.dims))?;
         let epsilon = vec![Attribute::float("epsilon", norm.eps as f32)];
@@ -205,12 +205,12 @@ impl Tensor for Value {
     }
 
     fn layer_norm(&self, affine: Option<(&Param, &Param)>, eps: f64) -> Result<Self> {
-        self.floats("layer_norm")?;
+        self.check_floats("layer_norm")?;
         let params: Vec<&[usize]> = affine.iter().flat_map(|(w, b)| [&*w.dims, &*b.dims]).collect();
         shape::norm("layer_norm", &self.dims, &params)?;
         let x = affine.map_or_else(|| self.clone(), |(weight, _)| self.scoped(module(weight)));
         let centered = x.binary("Sub", &x.mean_last().name);
-        let mut y = centered.over_root_mean_square(eps);
+        let mut y = centered.divide_by_root_mean_square(eps);
         if let Some((weight, bias)) = affine {
             y = y.binary("Mul", &weight.name).binary("Add", &bias.name);
         }
@@ -218,11 +218,11 @@ impl Tensor for Value {
     }
 
     fn rms_norm(&self, weight: Option<&Param>, eps: f64) -> Result<Self> {
-        self.floats("rms_norm")?;
+        self.check_floats("rms_norm")?;
         let params: Vec<&[usize]> = weight.iter().map(|w| &*w.dims).collect();
         shape::norm("rms_norm", &self.dims, &params)?;
         let x = weight.map_or_else(|| self.clone(), |weight| self.scoped(module(weight)));
-        let mut y = x.over_root_mean_square(eps);
+        let mut y = x.divide_by_root_mean_square(eps);
         if let Some(weight) = weight {
             y = y.binary("Mul", &weight.name);
         }
@@ -230,24 +230,24 @@ impl Tensor for Value {
     }
 
     fn scale_shift(&self, scale: &Self, shift: &Self) -> Result<Self> {
-        self.with("scale_shift", &[scale, shift])?;
+        self.check_operands("scale_shift", &[scale, shift])?;
         shape::modulation("scale_shift", &self.dims, [&scale.dims, &shift.dims])?;
-        let scale = self.over_tokens(scale)?.binary_scalar("Add", 1.0);
-        let shift = self.over_tokens(shift)?;
+        let scale = self.broadcast_over_tokens(scale)?.binary_scalar("Add", 1.0);
+        let shift = self.broadcast_over_tokens(shift)?;
         Ok(self.binary("Mul", &scale.name).binary("Add", &shift.name))
     }
 
     fn gated_residual(&self, branch: &Self, gate: &Self) -> Result<Self> {
-        self.same("gated_residual", branch)?;
-        self.with("gated_residual", &[gate])?;
+        self.check_same_shape("gated_residual", branch)?;
+        self.check_operands("gated_residual", &[gate])?;
         shape::modulation("gated_residual", &self.dims, [&gate.dims, &gate.dims])?;
-        let gate = self.over_tokens(gate)?;
+        let gate = self.broadcast_over_tokens(gate)?;
         let gated = self.in_module(branch).binary("Mul", &gate.name);
         Ok(self.binary("Add", &gated.name))
     }
 
     fn attention(&self, key: &Self, value: &Self) -> Result<Self> {
-        self.with("attention", &[key, value])?;
+        self.check_operands("attention", &[key, value])?;
         shape::attention(&self.dims, &key.dims, &value.dims)?;
         let (tokens, heads, d) = (self.dims[0], self.dims[1], self.dims[2]);
         let (key, value) = (self.in_module(key), self.in_module(value));
@@ -262,7 +262,7 @@ impl Tensor for Value {
     }
 
     fn embedding(&self, table: &Param) -> Result<Self> {
-        expect(self.dtype == DataType::Int64, "embedding", "whole numbers", self.dtype)?;
+        ensure(self.dtype == DataType::Int64, "embedding", "integers", self.dtype)?;
         let dims = shape::embedding(&self.dims, &table.dims)?;
         let axis = vec![Attribute::int("axis", 0)];
         let name = self.graph.borrow_mut().node(module(table), "Gather", &[&table.name, &self.name], axis);
@@ -270,7 +270,7 @@ impl Tensor for Value {
     }
 
     fn sinusoids(&self, width: usize, period: f64, scale: f64) -> Result<Self> {
-        self.floats("sinusoids")?;
+        self.check_floats("sinusoids")?;
         shape::sinusoids(&self.dims, width)?;
         let half = width / 2;
         let frequency = |i| (scale * period.powf(-(i as f64) / half as f64)) as f32;
@@ -281,8 +281,8 @@ impl Tensor for Value {
     }
 
     fn add_param(&self, param: &Param) -> Result<Self> {
-        self.floats("add_param")?;
-        expect(
+        self.check_floats("add_param")?;
+        ensure(
             param.dims == self.dims,
             "add_param",
             &format!("a parameter of shape {:?}", self.dims),
@@ -292,17 +292,17 @@ impl Tensor for Value {
     }
 
     fn add(&self, other: &Self) -> Result<Self> {
-        self.same("add", other)?;
+        self.check_same_shape("add", other)?;
         Ok(self.binary("Add", &other.name))
     }
 
     fn mul(&self, other: &Self) -> Result<Self> {
-        self.same("mul", other)?;
+        self.check_same_shape("mul", other)?;
         Ok(self.binary("Mul", &other.name))
     }
 
     fn affine(&self, factor: f64, offset: f64) -> Result<Self> {
-        self.floats("affine")?;
+        self.check_floats("affine")?;
         let mut y = self.clone();
         if factor != 1.0 {
             y = y.binary_scalar("Mul", factor);
@@ -314,38 +314,38 @@ impl Tensor for Value {
     }
 
     fn gelu(&self) -> Result<Self> {
-        self.floats("gelu")?;
+        self.check_floats("gelu")?;
         let erf = self.binary_scalar("Div", std::f64::consts::SQRT_2).unary("Erf").binary_scalar("Add", 1.0);
         Ok(self.binary("Mul", &erf.name).binary_scalar("Mul", 0.5))
     }
 
     fn silu(&self) -> Result<Self> {
-        self.floats("silu")?;
+        self.check_floats("silu")?;
         Ok(self.binary("Mul", &self.unary("Sigmoid").name))
     }
 
     fn relu(&self) -> Result<Self> {
-        self.floats("relu")?;
+        self.check_floats("relu")?;
         Ok(self.unary("Relu"))
     }
 
     fn swiglu(&self) -> Result<Self> {
-        self.floats("swiglu")?;
+        self.check_floats("swiglu")?;
         shape::swiglu(&self.dims)?;
-        let halves = self.chunk(2, self.dims.len() - 1)?;
-        halves[0].silu()?.mul(&halves[1])
+        let parts = self.chunk(2, self.dims.len() - 1)?;
+        parts[0].silu()?.mul(&parts[1])
     }
 
     fn softmax(&self) -> Result<Self> {
-        self.floats("softmax")?;
+        self.check_floats("softmax")?;
         let dims = shape::softmax(&self.dims)?;
         Ok(self.node("Softmax", &[], vec![Attribute::int("axis", -1)], dims))
     }
 
     fn reshape(&self, dims: &[usize]) -> Result<Self> {
         let dims = shape::reshape(&self.dims, dims)?;
-        expect(!dims.contains(&0), "reshape", "a shape that holds something", &dims)?;
-        // 0 stands for the input's own size of that axis: the batch.
+        ensure(!dims.contains(&0), "reshape", "a shape without 0", &dims)?;
+        // 0 means the input's size of that axis: the batch.
         let sizes: Vec<i64> = std::iter::once(0).chain(dims.iter().map(|&d| d as i64)).collect();
         let sizes = self.graph.borrow_mut().ints(&sizes);
         Ok(Self { dtype: self.dtype, ..self.node("Reshape", &[&sizes], Vec::new(), dims) })
@@ -361,7 +361,7 @@ impl Tensor for Value {
         let dims = shape::concat(&parts.iter().map(|p| &*p.dims).collect::<Vec<_>>(), axis)?;
         let (first, rest) =
             parts.split_first().ok_or_else(|| shape_error("concat", "at least one part", 0))?;
-        first.with("concat", &rest.iter().collect::<Vec<_>>())?;
+        first.check_operands("concat", &rest.iter().collect::<Vec<_>>())?;
         let names: Vec<&str> = rest.iter().map(|p| &*p.name).collect();
         Ok(first.node("Concat", &names, vec![Attribute::int("axis", axis as i64 + 1)], dims))
     }
@@ -375,24 +375,24 @@ impl Tensor for Value {
         let dims = shape::slice(&self.dims, axis, start, len)?;
         let [starts, ends, axes] =
             [start, start + len, axis + 1].map(|v| self.graph.borrow_mut().ints(&[v as i64]));
-        let cut = self.node("Slice", &[&starts, &ends, &axes], Vec::new(), dims);
-        Ok(Self { dtype: self.dtype, ..cut })
+        let sliced = self.node("Slice", &[&starts, &ends, &axes], Vec::new(), dims);
+        Ok(Self { dtype: self.dtype, ..sliced })
     }
 
     fn mean(&self, axis: usize) -> Result<Self> {
-        self.floats("mean")?;
+        self.check_floats("mean")?;
         let dims = shape::mean(&self.dims, axis)?;
         Ok(self.reduce_mean(axis + 1, false, dims))
     }
 
     fn max_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
-        self.floats("max_pool2d")?;
+        self.check_floats("max_pool2d")?;
         let dims = shape::pool2d(&self.dims, kernel, stride, padding)?;
-        // candle-onnx pads by reflection only. If a window that reaches over the edge also holds the mirrored pixels, reflection
-        // changes no maximum.
-        let mirrored = 2 * padding < kernel && self.dims[1..].iter().all(|&size| size > padding);
+        // candle-onnx supports only padding by reflection. If every window beyond the edge also contains the reflected pixels,
+        // reflection does not change the maximum.
+        let can_reflect = 2 * padding < kernel && self.dims[1..].iter().all(|&size| size > padding);
         let (mut x, mut pads) = (self.clone(), padding);
-        if padding > 0 && mirrored {
+        if padding > 0 && can_reflect {
             let p = padding as i64;
             let amounts = self.graph.borrow_mut().ints(&[0, 0, p, p, 0, 0, p, p]);
             let padded = vec![self.dims[0], self.dims[1] + 2 * padding, self.dims[2] + 2 * padding];
@@ -403,7 +403,7 @@ impl Tensor for Value {
     }
 
     fn avg_pool2d(&self, kernel: usize, stride: usize) -> Result<Self> {
-        self.floats("avg_pool2d")?;
+        self.check_floats("avg_pool2d")?;
         let dims = shape::pool2d(&self.dims, kernel, stride, 0)?;
         Ok(self.pool("AveragePool", kernel, stride, 0, dims))
     }

@@ -1,4 +1,4 @@
-//! The candle runtime: the definition, computed by candle.
+//! The candle runtime, which evaluates the definition with candle.
 
 use candle_core::{DType, Device, Tensor};
 use tiny_cats_models::{
@@ -54,10 +54,12 @@ impl Classify for CandleModel<ResNet<CandleValue>> {
 
 impl Denoiser for CandleModel<TinyDit<CandleValue>> {
     fn predict(&mut self, x: &Array, t: &[f32], label: &[i64]) -> Result<Array> {
-        let whole = |&label: &i64| {
-            u32::try_from(label).map_err(|_| RuntimeKind::Candle.error(format!("label {label}")))
+        let to_u32 = |&label: &i64| {
+            u32::try_from(label).map_err(|_| {
+                RuntimeKind::Candle.error(format!("expected a label from 0 to {}, found {label}", u32::MAX))
+            })
         };
-        let label = label.iter().map(whole).collect::<Result<Vec<u32>>>()?;
+        let label = label.iter().map(to_u32).collect::<Result<Vec<u32>>>()?;
         let vectors = || -> candle_core::Result<_> {
             Ok((
                 Tensor::from_slice(t, t.len(), &self.device)?,

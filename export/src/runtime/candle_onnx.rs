@@ -7,7 +7,7 @@ use candle_onnx::onnx::ModelProto;
 use prost::Message;
 use tiny_cats_models::Array;
 
-use super::{InputTensor, RuntimeKind, Session, check_inputs, panicked};
+use super::{InputTensor, RuntimeKind, Session, check_inputs, panic_error};
 use crate::{Result, guard::catch_in_pool, onnx::OnnxFile};
 
 const KIND: RuntimeKind = RuntimeKind::CandleOnnx;
@@ -22,7 +22,11 @@ pub struct CandleOnnxSession {
 impl CandleOnnxSession {
     pub fn load(file: &OnnxFile) -> Result<Self> {
         if file.opset() > KIND.max_opset() {
-            return Err(KIND.error(format!("it computes operator sets up to 17, not {}", file.opset())));
+            return Err(KIND.error(format!(
+                "expected an operator set up to {}, found {}",
+                KIND.max_opset(),
+                file.opset()
+            )));
         }
         let model = ModelProto::decode(file.bytes()).map_err(|e| KIND.error(e))?;
         let names = file.inputs().iter().map(|port| port.name.clone()).collect();
@@ -50,13 +54,14 @@ impl Session for CandleOnnxSession {
                 values.insert(name.to_owned(), value);
             }
             let outputs = candle_onnx::simple_eval(&self.model, values)?;
-            let missing = || candle_core::Error::Msg(format!("the graph returns no {}", self.output));
+            let missing =
+                || candle_core::Error::Msg(format!("expected an output {}, found none", self.output));
             let output = outputs.get(&self.output).ok_or_else(missing)?;
             Ok((output.dims().to_vec(), output.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?))
         };
-        // candle computes on rayon's threads.
+        // candle computes on rayon's threads, so their panics must be caught too.
         let result = catch_in_pool(|| run().map_err(|e| KIND.error(e)));
-        let (dims, data) = result.unwrap_or_else(|message| Err(panicked(KIND, &message)))?;
+        let (dims, data) = result.unwrap_or_else(|message| Err(panic_error(KIND, &message)))?;
         Ok(Array::new(dims, data)?)
     }
 }

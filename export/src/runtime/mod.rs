@@ -1,5 +1,5 @@
-//! The runtimes that compute a model file: its graph or its definition.
-// Without any of these features, their shared code is unused.
+//! The runtimes of model files. A runtime runs the graph, or evaluates the definition with the file's weights.
+// Without any of these features, the shared code is unused.
 #![cfg_attr(
     not(any(feature = "tract", feature = "ort", feature = "candle-onnx")),
     allow(dead_code, unused_variables)
@@ -24,19 +24,19 @@ use tiny_cats_models::Array;
 
 use crate::{Error, Result, excerpt, guard::catch, onnx::OnnxFile};
 
-/// A runtime that computes a model.
+/// A runtime of model files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum RuntimeKind {
-    /// The definition, computed by our own kernels; built in.
+    /// Evaluates the definition with our own kernels; built in.
     Native,
     /// tract; built in, pure Rust.
     Tract,
     /// ONNX Runtime, a shared library that is found at first use.
     Ort,
-    /// The definition, computed by candle with the weights of the file.
+    /// Evaluates the definition with candle.
     Candle,
-    /// candle's interpreter of ONNX, for verification.
+    /// candle's interpreter of ONNX graphs, for verification.
     CandleOnnx,
 }
 
@@ -72,7 +72,7 @@ impl RuntimeKind {
             #[cfg(feature = "candle-onnx")]
             Self::CandleOnnx => Ok(candle::VERSION.into()),
             #[allow(unreachable_patterns)]
-            _ => Err(self.not_available()),
+            _ => Err(self.unavailable_error()),
         }
     }
 
@@ -88,8 +88,8 @@ impl RuntimeKind {
     /// Loads a graph into this runtime.
     ///
     /// # Errors
-    /// [`Error::Runtime`] if it is not available, or refuses the graph. [`Native`](Self::Native) and [`Candle`](Self::Candle)
-    /// compute definitions, not graphs.
+    /// [`Error::Runtime`] if it is not available, or rejects the graph. [`Native`](Self::Native) and [`Candle`](Self::Candle)
+    /// evaluate definitions, not graphs.
     pub fn load(self, file: &OnnxFile) -> Result<Box<dyn Session>> {
         catch_panics(self, || match self {
             #[cfg(feature = "tract")]
@@ -99,30 +99,30 @@ impl RuntimeKind {
             #[cfg(feature = "candle-onnx")]
             Self::CandleOnnx => Ok(Box::new(candle_onnx::CandleOnnxSession::load(file)?) as Box<dyn Session>),
             Self::Native | Self::Candle if self.version().is_ok() => {
-                Err(self.error("it computes definitions, not graphs"))
+                Err(self.error("expected a runtime of graphs, found one that evaluates definitions"))
             }
             #[allow(unreachable_patterns)]
-            _ => Err(self.not_available()),
+            _ => Err(self.unavailable_error()),
         })
     }
 
-    /// True if the runtime computes any graph, rather than the definition.
-    pub fn runs_graphs(self) -> bool {
+    /// True if the runtime runs ONNX graphs; false if it evaluates definitions.
+    pub fn can_run_graphs(self) -> bool {
         !matches!(self, Self::Native | Self::Candle)
     }
 
-    /// Returns the newest operator set in which the runtime computes everything that we write. candle-onnx ignores the axes of a
-    /// reduction from 18 on, without an error.
+    /// Returns the newest operator set of which the runtime supports all operators that we write. From operator set 18 on, candle-onnx
+    /// silently ignores the axes of a reduction.
     pub fn max_opset(self) -> u32 {
         if self == Self::CandleOnnx { 17 } else { *crate::onnx::OPSETS.end() }
     }
 
-    pub(crate) fn not_available(self) -> Error {
+    pub(crate) fn unavailable_error(self) -> Error {
         self.error(format!("not built in; build with the feature {}", self.name()))
     }
 
     pub(crate) fn error(self, message: impl fmt::Display) -> Error {
-        // Runtimes report errors over many lines; ours are one line.
+        // Errors of runtimes have many lines; ours have one.
         let line = message.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
         Error::Runtime { runtime: self.name(), message: excerpt(&line).into_owned() }
     }
@@ -156,7 +156,7 @@ pub fn available() -> Vec<(RuntimeKind, Result<String>)> {
 pub enum InputTensor<'a> {
     /// Floating-point numbers, `[batch, ..]`.
     Floats(&'a Array),
-    /// One whole number for each item.
+    /// One integer for each item.
     Labels(&'a [i64]),
 }
 
@@ -177,22 +177,23 @@ pub trait Session: Send {
     /// Computes the graph's first output. Inputs are matched by name and have one batch size, which may differ from call to call.
     ///
     /// # Errors
-    /// [`Error::Runtime`] if inputs are missing, unknown or of other sizes, or the runtime fails.
+    /// [`Error::Runtime`] if inputs are missing, unknown or of invalid sizes, or the runtime fails.
     fn run(&mut self, inputs: &[(&str, InputTensor)]) -> Result<Array>;
 }
 
-/// Computes `file` on every available runtime that reads its operator set, and returns each runtime with its result.
+/// Runs `file` on every available runtime that supports its operator set, and returns each runtime with its result.
 pub fn run_on_all(file: &OnnxFile, inputs: &[(&str, InputTensor)]) -> Vec<(RuntimeKind, Result<Array>)> {
-    let present =
-        |kind: &RuntimeKind| kind.runs_graphs() && file.opset() <= kind.max_opset() && kind.version().is_ok();
+    let is_supported = |kind: &RuntimeKind| {
+        kind.can_run_graphs() && file.opset() <= kind.max_opset() && kind.version().is_ok()
+    };
     let run = |kind: RuntimeKind| (kind, kind.load(file).and_then(|mut session| session.run(inputs)));
-    RuntimeKind::ALL.into_iter().filter(present).map(run).collect()
+    RuntimeKind::ALL.into_iter().filter(is_supported).map(run).collect()
 }
 
-/// Checks that all `weights` have names of parameters.
+/// Checks that all `weights` are parameters.
 ///
 /// # Errors
-/// The name of a weight that is no parameter.
+/// [`Error::File`] with the name of a weight that is not a parameter.
 #[cfg(feature = "native")]
 fn check_weights(specs: &[tiny_cats_models::ParamSpec], weights: &tiny_cats_models::Weights) -> Result<()> {
     match weights.keys().find(|name| specs.iter().all(|spec| spec.name != **name)) {
@@ -203,16 +204,16 @@ fn check_weights(specs: &[tiny_cats_models::ParamSpec], weights: &tiny_cats_mode
     }
 }
 
-/// Calls `f`, and turns a panic into an error: runtimes index by values from the file.
+/// Calls `f`, and converts a panic to an error. Runtimes may panic on invalid values in a file.
 fn catch_panics<T>(kind: RuntimeKind, f: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch(f).unwrap_or_else(|message| Err(panicked(kind, &message)))
+    catch(f).unwrap_or_else(|message| Err(panic_error(kind, &message)))
 }
 
-fn panicked(kind: RuntimeKind, message: &str) -> Error {
-    kind.error(format!("it panicked over this file: {message}"))
+fn panic_error(kind: RuntimeKind, message: &str) -> Error {
+    kind.error(format!("the runtime panicked: {message}"))
 }
 
-/// Checks that `inputs` are those that `names` lists, and returns their common batch size.
+/// Checks that `inputs` have exactly the `names` and one batch size, and returns the batch size.
 fn check_inputs<'a>(
     kind: RuntimeKind,
     names: impl ExactSizeIterator<Item = &'a str>,
@@ -221,11 +222,11 @@ fn check_inputs<'a>(
     let expected = names.len();
     for name in names {
         if !inputs.iter().any(|(n, _)| *n == name) {
-            return Err(kind.error(format!("the graph takes {name}, which is not given")));
+            return Err(kind.error(format!("expected an input {name}, found none")));
         }
     }
     if inputs.len() != expected {
-        return Err(kind.error(format!("the graph takes {expected} inputs, {} are given", inputs.len())));
+        return Err(kind.error(format!("expected {expected} inputs, found {}", inputs.len())));
     }
     let batch = inputs.first().and_then(|(_, input)| input.batch()).unwrap_or(0);
     if batch == 0 || inputs.iter().any(|(_, input)| input.batch() != Some(batch)) {

@@ -1,4 +1,4 @@
-//! The native runtime: the definition, computed by our own kernels.
+//! The native runtime, which evaluates the definition with our own kernels.
 
 use std::ops::Range;
 
@@ -20,9 +20,8 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// A network on the CPU.
 ///
-/// A batch with at least as many items as threads is split: each thread takes some items at a time through the whole network.
-/// Threads wait for each other once, not at every operation. That changes no result, since an item's result does not depend on its
-/// batch.
+/// A batch with at least as many items as threads is split: each thread computes the entire network for a few items at a time.
+/// Threads synchronize once, not at every operation. Results are unchanged, because an item's result does not depend on its batch.
 pub struct NativeModel<M> {
     model: M,
     /// Pools of one thread each.

@@ -11,7 +11,7 @@ use std::{
 use ort::{
     environment::Environment,
     logging::LogLevel,
-    session::{Session as Inner, SessionInputValue},
+    session::{Session as RawSession, SessionInputValue},
     value::TensorRef,
 };
 use rayon::prelude::*;
@@ -26,7 +26,7 @@ use crate::{Result, onnx::OnnxFile};
 
 const KIND: RuntimeKind = RuntimeKind::Ort;
 
-const HOW_TO_GET: &str = "no onnxruntime library found: `pip install onnxruntime`, or set ORT_DYLIB_PATH to the library \
+const INSTALL_HINT: &str = "no onnxruntime library found: `pip install onnxruntime`, or set ORT_DYLIB_PATH to the library \
                           of a release of ONNX Runtime 1.24 or newer";
 
 /// Maximum number of sessions that share a batch: each holds the weights.
@@ -34,37 +34,37 @@ const WORKERS: usize = 4;
 
 /// A graph that ONNX Runtime has optimized.
 ///
-/// Several sessions of few threads, each with some items of a batch, are faster than one session of all threads. The threads of a
-/// session wait for each other at every operation. For batches with fewer items than such sessions, there is one session of all
-/// threads.
+/// Several sessions with few threads, each with some items of a batch, are faster than one session with all threads, because the
+/// threads of a session synchronize at every operation. Batches with fewer items than workers use one session with all threads.
 pub struct OrtSession {
     file: OnnxFile,
     names: Vec<String>,
-    workers: Vec<Inner>,
-    whole: Option<Inner>,
+    workers: Vec<RawSession>,
+    all_threads: Option<RawSession>,
 }
 
 impl OrtSession {
     pub fn load(file: &OnnxFile) -> Result<Self> {
         let names = file.inputs().iter().map(|port| port.name.clone()).collect();
         let any_batch = file.inputs().iter().all(|port| port.dims.first() == Some(&None));
-        let mut session = Self { file: file.clone(), names, workers: Vec::new(), whole: None };
+        let mut session = Self { file: file.clone(), names, workers: Vec::new(), all_threads: None };
         let workers = threads().min(WORKERS);
         if any_batch && workers > 1 {
-            // The division uses all threads, even if their number is no multiple of the workers'.
-            let one = |worker| catch_panics(KIND, || inner(file, (threads() + worker) / workers));
-            session.workers = (0..workers).into_par_iter().map(one).collect::<Result<_>>()?;
+            // The sum over the workers is the number of threads, even if it is not a multiple of the number of workers.
+            let load_worker =
+                |worker| catch_panics(KIND, || load_session(file, (threads() + worker) / workers));
+            session.workers = (0..workers).into_par_iter().map(load_worker).collect::<Result<_>>()?;
         } else {
-            session.whole = Some(inner(file, threads())?);
+            session.all_threads = Some(load_session(file, threads())?);
         }
         Ok(session)
     }
 }
 
-fn inner(file: &OnnxFile, threads: usize) -> Result<Inner> {
+fn load_session(file: &OnnxFile, threads: usize) -> Result<RawSession> {
     let environment = &library()?.environment;
-    let session = || -> ort::Result<Inner> {
-        Inner::builder(environment)?
+    let session = || -> ort::Result<RawSession> {
+        RawSession::builder(environment)?
             .with_log_level(LogLevel::Error)?
             .with_intra_threads(threads)?
             .commit_from_memory(file.bytes())
@@ -73,7 +73,7 @@ fn inner(file: &OnnxFile, threads: usize) -> Result<Inner> {
 }
 
 /// Computes the items `range` of `inputs` in `session`.
-fn part(session: &mut Inner, inputs: &[(&str, InputTensor)], range: Range<usize>) -> Result<Array> {
+fn run_items(session: &mut RawSession, inputs: &[(&str, InputTensor)], range: Range<usize>) -> Result<Array> {
     let mut run = || -> ort::Result<(Vec<usize>, Vec<f32>)> {
         let mut values: Vec<(String, SessionInputValue)> = Vec::with_capacity(inputs.len());
         for &(name, input) in inputs {
@@ -102,14 +102,14 @@ impl Session for OrtSession {
         let batch = check_inputs(KIND, self.names.iter().map(String::as_str), inputs)?;
         if !self.workers.is_empty() && batch >= self.workers.len() {
             return split_batch(&mut self.workers, batch, MAX_ITEMS_PER_PASS, |session, range| {
-                part(session, inputs, range)
+                run_items(session, inputs, range)
             });
         }
-        let whole = match &mut self.whole {
+        let session = match &mut self.all_threads {
             Some(session) => session,
-            none => none.insert(inner(&self.file, threads())?),
+            none => none.insert(load_session(&self.file, threads())?),
         };
-        part(whole, inputs, 0..batch)
+        run_items(session, inputs, 0..batch)
     }
 }
 
@@ -155,19 +155,19 @@ fn find() -> Result<Library, String> {
     if let Some(path) = env::var_os("ORT_DYLIB_PATH").filter(|p| !p.is_empty()) {
         return load(Path::new(&path)).map_err(|e: String| format!("ORT_DYLIB_PATH: {e}"));
     }
-    let mut refused = None;
+    let mut last_error = None;
     for path in folders().into_iter().chain(python_package()).filter_map(|folder| library_in(&folder)) {
         match load(&path) {
             Ok(library) => return Ok(library),
-            Err(e) => refused = Some(e),
+            Err(e) => last_error = Some(e),
         }
     }
-    Err(refused.unwrap_or_else(|| HOW_TO_GET.into()))
+    Err(last_error.unwrap_or_else(|| INSTALL_HINT.into()))
 }
 
-/// Returns the folders in which a library may be: beside the program, and in the system's folders.
+/// Returns the folders to search for the library: the program's folder and the system's library folders.
 fn folders() -> Vec<PathBuf> {
-    let beside = env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_path_buf()));
+    let program_dir = env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_path_buf()));
     let system: &[&str] = if cfg!(target_os = "macos") {
         &["/opt/homebrew/lib", "/usr/local/lib"]
     } else if cfg!(unix) {
@@ -181,16 +181,16 @@ fn folders() -> Vec<PathBuf> {
     } else {
         &[]
     };
-    beside.into_iter().chain(system.iter().map(PathBuf::from)).collect()
+    program_dir.into_iter().chain(system.iter().map(PathBuf::from)).collect()
 }
 
-/// Returns the folder of the library in Python's package `onnxruntime`, for the first Python on the path.
+/// Returns the folder of the library in the Python package `onnxruntime`, for the first Python in `PATH`.
 fn python_package() -> Option<PathBuf> {
     let program = if cfg!(windows) { "python" } else { "python3" };
-    // Not from the working directory, where anyone may have put a module.
-    let find = "import sys, importlib.util as u; sys.path = [p for p in sys.path if p]; s = u.find_spec('onnxruntime'); \
+    // Not from the working directory, which may contain modules of others.
+    let script = "import sys, importlib.util as u; sys.path = [p for p in sys.path if p]; s = u.find_spec('onnxruntime'); \
                 print(s.submodule_search_locations[0] if s else '')";
-    let output = Command::new(program).args(["-c", find]).output().ok()?;
+    let output = Command::new(program).args(["-c", script]).output().ok()?;
     let folder = String::from_utf8(output.stdout).ok()?;
     let folder = folder.trim();
     (!folder.is_empty()).then(|| Path::new(folder).join("capi"))
@@ -224,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_library_is_known_by_its_name_with_or_without_a_version() {
+    fn libraries_are_recognized_with_and_without_a_version() {
         for name in ["libonnxruntime.so", "libonnxruntime.so.1", "libonnxruntime.so.1.31.1"] {
             assert!(is_library(name), "{name}");
         }

@@ -22,10 +22,10 @@ pub const VERSION: &str = "0.23.9";
 
 const KIND: RuntimeKind = RuntimeKind::Tract;
 
-/// A plan for one item, optimized once; threads share a batch item by item.
+/// A plan for one item, optimized once. Threads compute a batch item by item.
 ///
-/// tract computes on one thread. A plan whose sizes are all known is several times as fast as one with a symbolic batch. It is as
-/// fast for one item as for many. So a result does not depend on its batch at all.
+/// tract computes on one thread. A plan with constant sizes is several times as fast as one with a symbolic batch, and as fast for one
+/// item as for many. An item's result does not depend on its batch.
 pub struct TractSession {
     plan: Arc<TypedSimplePlan>,
     names: Vec<String>,
@@ -34,8 +34,7 @@ pub struct TractSession {
 impl TractSession {
     pub fn load(file: &OnnxFile) -> Result<Self> {
         let plan = || -> TractResult<_> {
-            // The shapes of values in a file have a symbolic batch, which contradicts the one item here; tract infers the shapes
-            // itself.
+            // The file's shapes have a symbolic batch, which contradicts the batch of one here. tract infers the shapes itself.
             let onnx = tract_onnx::onnx().with_ignore_value_info(true);
             let mut model = onnx.model_for_read(&mut Cursor::new(file.bytes()))?;
             for (i, port) in file.inputs().iter().enumerate() {
@@ -60,12 +59,12 @@ impl TractSession {
                 Some(InputTensor::Labels(labels)) => {
                     Tensor::from_shape(&[1], labels.get(item..item + 1).unwrap_or(&[]))?.into()
                 }
-                None => return Err(Error::msg(format!("{name} is not given"))),
+                None => return Err(Error::msg(format!("expected an input {name}, found none"))),
             };
             values.push(value);
         }
         let outputs = self.plan.run(values)?;
-        let output = outputs.first().ok_or_else(|| Error::msg("the graph returns nothing"))?;
+        let output = outputs.first().ok_or_else(|| Error::msg("expected an output, found none"))?;
         let view = output.to_plain_array_view::<f32>()?;
         Array::new(view.shape(), view.iter().copied().collect()).map_err(|e| Error::msg(e.to_string()))
     }
@@ -73,8 +72,10 @@ impl TractSession {
 
 /// Returns the input fact of `port` for one item.
 fn one_item(port: &ValueInfo) -> TractResult<InferenceFact> {
-    let (batch, rest) =
-        port.dims.split_first().ok_or_else(|| Error::msg(format!("{} has no batch", port.name)))?;
+    let (batch, rest) = port
+        .dims
+        .split_first()
+        .ok_or_else(|| Error::msg(format!("{}: expected a batch, found no axes", port.name)))?;
     let rest: Option<Vec<usize>> = rest.iter().copied().collect();
     let (None | Some(1), Some(rest)) = (batch, rest) else {
         return Err(Error::msg(format!(
@@ -86,7 +87,7 @@ fn one_item(port: &ValueInfo) -> TractResult<InferenceFact> {
     match port.dtype {
         Some(DataType::Float) => Ok(f32::fact(dims).into()),
         Some(DataType::Int64) => Ok(i64::fact(dims).into()),
-        None => Err(Error::msg(format!("{}: expected 32-bit floats or 64-bit whole numbers", port.name))),
+        None => Err(Error::msg(format!("{}: expected 32-bit floats or 64-bit integers", port.name))),
     }
 }
 
@@ -130,14 +131,14 @@ mod tests {
     }
 
     #[test]
-    fn shapes_that_a_file_gives_for_its_values_do_not_matter() {
+    fn shapes_of_intermediate_values_in_a_file_are_ignored() {
         let model = convolution();
         let x = Array::new([2, 1, 8, 8], (0..128).map(|v| v as f32).collect()).unwrap();
         let run = |bytes: Vec<u8>| {
             let file = OnnxFile::from_bytes(bytes, "f").unwrap();
             TractSession::load(&file).unwrap().run(&[("x", InputTensor::Floats(&x))]).unwrap()
         };
-        // As PyTorch writes them: with a symbolic batch.
+        // With a symbolic batch, as PyTorch writes them.
         let value = model.graph.as_ref().unwrap().node[0].output[0].clone();
         let info = ValueInfoProto::batched(&value, DataType::Float, &[2, 8, 8]);
         let mut graph = model.graph.as_ref().unwrap().encode_to_vec();
@@ -150,12 +151,12 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_of_tract_is_an_error_that_says_what_it_was() {
+    fn panics_of_tract_become_errors() {
         let mut model = convolution();
         let node = &mut model.graph.as_mut().unwrap().node[0];
         node.attribute.iter_mut().find(|a| a.name == "strides").unwrap().ints = vec![0, 0];
         let file = OnnxFile::from_bytes(model.encode_to_vec(), "f").unwrap();
         let error = KIND.load(&file).err().unwrap().to_string();
-        assert_eq!(error, "tract: it panicked over this file: attempt to divide by zero");
+        assert_eq!(error, "tract: the runtime panicked: attempt to divide by zero");
     }
 }

@@ -1,8 +1,8 @@
-//! Sampling: from noise to images along the flow of a trained network.
+//! Sampling: integration from noise to images along the flow of a trained network.
 //!
 //! Time runs from t = 0, noise, to t = 1, the image, on a uniform grid. The path is straight: x_t = t·x + (1−t)·ε. A network that
 //! predicts the clean image x̂ gives the velocity v = (x̂ − x_t)/max(1−t, 0.05) (JiT, arXiv 2511.13720). Its last step returns x̂
-//! itself: t = 1 is never evaluated, and the clamp leaves no error. The prediction of a network that predicts velocities is
+//! itself, so t = 1 is never evaluated and the clamp has no effect on the image. The prediction of a network that predicts velocities is
 //! integrated unchanged.
 
 mod trajectory;
@@ -15,7 +15,7 @@ pub use trajectory::{Trajectory, advance};
 
 use crate::{Error, GeneratorMeta, Request, Result, Sampler};
 
-/// Minimum of 1 − t as a divisor, in training and sampling alike.
+/// Minimum of 1 − t as a divisor, in both training and sampling.
 pub const MIN_ONE_MINUS_T: f32 = 0.05;
 const MAX_STEPS: usize = 10_000;
 /// Maximum absolute value of the guidance weight.
@@ -38,9 +38,9 @@ pub struct SamplingSettings {
     pub sampler: Sampler,
     /// Number of steps of the uniform grid.
     pub steps: usize,
-    /// Weight of classifier-free guidance; 1 means none, and half the work.
+    /// Weight of classifier-free guidance; 1 means none, which halves the computation.
     pub guidance: f32,
-    /// Interval of times with guidance, ends included.
+    /// Interval of times with guidance, inclusive.
     pub guidance_interval: [f32; 2],
     /// The quantity that the network predicts.
     pub prediction: PredictionType,
@@ -54,17 +54,17 @@ pub struct SamplingSettings {
 
 impl SamplingSettings {
     /// Returns the settings of `request`, with those of `meta` as defaults and a batch of 16 images. Networks that predict
-    /// velocities have guidance at all times by default, as in tiny-cats-model. Networks that guide themselves have the weight 1,
-    /// whatever the request is.
+    /// velocities have guidance at all times by default, as in tiny-cats-model. Networks that apply guidance themselves always have
+    /// the weight 1.
     pub fn new(meta: &GeneratorMeta, request: &Request) -> Self {
-        let advised = &meta.sampler;
+        let defaults = &meta.sampler;
         let interval = match meta.prediction {
-            PredictionType::X => advised.guidance_interval,
+            PredictionType::X => defaults.guidance_interval,
             PredictionType::Velocity => [0.0, 1.0],
         };
         Self {
-            sampler: request.sampler.unwrap_or(advised.sampler),
-            steps: request.steps.unwrap_or(advised.steps),
+            sampler: request.sampler.unwrap_or(defaults.sampler),
+            steps: request.steps.unwrap_or(defaults.steps),
             guidance: meta.guidance(request.guidance),
             guidance_interval: request.guidance_interval.unwrap_or(interval),
             prediction: meta.prediction,
@@ -82,7 +82,7 @@ impl SamplingSettings {
             let found = self.guidance;
             return Err(Error::request(
                 "guidance",
-                format!("expected a number up to {MAX_GUIDANCE}, found {found}"),
+                format!("expected a number from -{MAX_GUIDANCE} to {MAX_GUIDANCE}, found {found}"),
             ));
         }
         let [from, to] = self.guidance_interval;
@@ -121,37 +121,37 @@ pub struct Progress {
 /// `progress` is called after every step; [`ControlFlow::Break`] cancels the sampling.
 ///
 /// # Errors
-/// [`Error::Request`] for invalid settings, [`Error::Cancelled`], errors of the network, and [`Error::Runtime`] if it returns a
-/// value that is not a number.
+/// [`Error::Request`] for invalid settings, [`Error::Canceled`], errors of the network, and [`Error::NotFinite`] if it
+/// returns a value that is not finite.
 pub fn sample(
     denoiser: &mut dyn Denoiser,
     settings: &SamplingSettings,
     dims: [usize; 3],
-    draws: &[SampleSpec],
+    specs: &[SampleSpec],
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<Vec<Array>> {
     settings.validate()?;
-    let mut pictures = Vec::with_capacity(draws.len());
-    let total = draws.len().div_ceil(settings.batch) * settings.steps;
+    let mut images = Vec::with_capacity(specs.len());
+    let total = specs.len().div_ceil(settings.batch) * settings.steps;
     let mut done = 0;
-    for part in draws.chunks(settings.batch) {
-        let begin = |draw: &SampleSpec| Trajectory::new(settings, dims, *draw);
-        let mut batch = part.iter().map(begin).collect::<Result<Vec<_>>>()?;
+    for part in specs.chunks(settings.batch) {
+        let start = |spec: &SampleSpec| Trajectory::new(settings, dims, *spec);
+        let mut batch = part.iter().map(start).collect::<Result<Vec<_>>>()?;
         for step in 1..=settings.steps {
-            // All have the same settings, so they take their steps together.
+            // All trajectories have the same settings, so they advance together.
             while batch.iter().any(|trajectory| trajectory.done() < step) {
                 advance(denoiser, &mut batch)?;
             }
             done += 1;
             if progress(Progress { done, total }).is_break() {
-                return Err(Error::Cancelled);
+                return Err(Error::Canceled);
             }
         }
         for trajectory in batch {
-            pictures.push(trajectory.into_array()?);
+            images.push(trajectory.into_array()?);
         }
     }
-    Ok(pictures)
+    Ok(images)
 }
 
 #[cfg(test)]

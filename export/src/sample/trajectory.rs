@@ -11,8 +11,8 @@ use crate::{Error, Result, Sampler};
 pub struct Trajectory {
     settings: SamplingSettings,
     dims: [usize; 3],
-    draw: SampleSpec,
-    /// Value at the last point of the grid that was reached.
+    spec: SampleSpec,
+    /// Value at the current point of the grid.
     x: Vec<f32>,
     /// Number of steps done.
     done: usize,
@@ -25,7 +25,7 @@ pub struct Trajectory {
 /// The second evaluation of a step, for methods of two evaluations.
 #[derive(Clone, Debug)]
 struct HalfStep {
-    /// Velocity at the beginning of the step.
+    /// Velocity at the start of the step.
     slope: Vec<f32>,
     /// Point at which to evaluate the network.
     point: Vec<f32>,
@@ -38,21 +38,21 @@ impl Trajectory {
     ///
     /// # Errors
     /// [`Error::Request`] for invalid settings.
-    pub fn new(settings: &SamplingSettings, dims: [usize; 3], draw: SampleSpec) -> Result<Self> {
+    pub fn new(settings: &SamplingSettings, dims: [usize; 3], spec: SampleSpec) -> Result<Self> {
         settings.validate()?;
-        let x = noise(settings.seed, draw.index, dims.iter().product());
+        let x = noise(settings.seed, spec.index, dims.iter().product());
         let settings = settings.clone();
-        Ok(Self { settings, dims, draw, preview: x.clone(), x, done: 0, half_step: None })
+        Ok(Self { settings, dims, spec, preview: x.clone(), x, done: 0, half_step: None })
     }
 
     /// Returns the number of the image, which determines its noise.
     pub fn index(&self) -> u64 {
-        self.draw.index
+        self.spec.index
     }
 
     /// Returns the label of the image.
     pub fn label(&self) -> i64 {
-        self.draw.label
+        self.spec.label
     }
 
     /// Returns the settings of the sampler.
@@ -107,7 +107,7 @@ impl Trajectory {
         self.settings.guidance != 1.0 && (from..=to).contains(&self.point().1)
     }
 
-    /// Advances the trajectory by the network's prediction, to which guidance has been applied.
+    /// Advances the trajectory by the network's prediction, which includes guidance.
     fn apply_prediction(&mut self, prediction: Vec<f32>) -> Result<()> {
         let (_, t) = self.point();
         let (from, to) = (self.time(self.done), self.time(self.done + 1));
@@ -134,7 +134,7 @@ impl Trajectory {
         self.finish_step()
     }
 
-    /// Requests a second evaluation of this step at `t`, `width` further along `slope`.
+    /// Requests the second evaluation of this step, at time `t` and at the point `x + width·slope`.
     fn request_second_evaluation(&mut self, slope: Vec<f32>, width: f32, t: f32) -> Result<()> {
         let mut point = self.x.clone();
         step(&mut point, &slope, width);
@@ -150,7 +150,7 @@ impl Trajectory {
         Ok(())
     }
 
-    /// Computes the clean image of a prediction, and keeps it.
+    /// Computes the clean image of a prediction, and stores it as the preview.
     fn update_preview(&mut self, prediction: &[f32], t: f32) {
         let mut preview = std::mem::take(&mut self.preview);
         match self.settings.prediction {
@@ -190,7 +190,7 @@ pub fn advance<'a>(
     let Some(dims) = pending.first().map(|trajectory| trajectory.dims) else { return Ok(()) };
     let (mut x, mut times, mut labels) = (Vec::new(), Vec::new(), Vec::new());
     let guided = || pending.iter().filter(|trajectory| trajectory.is_guided());
-    let rows = pending.iter().map(|t| (t, t.draw.label)).chain(guided().map(|t| (t, t.settings.null_label)));
+    let rows = pending.iter().map(|t| (t, t.spec.label)).chain(guided().map(|t| (t, t.settings.null_label)));
     for (trajectory, label) in rows {
         let (point, t) = trajectory.point();
         x.extend_from_slice(point);

@@ -1,4 +1,4 @@
-//! The inputs on which networks are compared.
+//! The inputs for the comparison of runtimes.
 
 use tiny_cats_models::{Array, random::noise};
 
@@ -10,10 +10,10 @@ use crate::{
 
 const MAX_LABELS: usize = 64;
 const TIMES: [f32; 4] = [0.0, 0.13, 0.5, 0.95];
-/// Number of images for a classifier, in batches of three; some are then repeated alone.
+/// Number of images for a classifier, in batches of three; some are repeated in batches of one.
 const IMAGES: usize = 9;
 
-/// A network of either task, in a runtime.
+/// A generator or classifier in a runtime.
 pub enum LoadedModel {
     Generator(Box<dyn Denoiser + Send>),
     Classifier(Box<dyn Classify + Send>),
@@ -58,16 +58,16 @@ impl Case {
         self.x.dims()[0]
     }
 
-    /// Returns every label (a selection if there are many) in batches of three, and each time alone.
+    /// Returns every label (a selection if there are many) in batches of three, and each time in a batch of one.
     fn generator_cases(meta: &ModelMeta, task: &GeneratorMeta) -> Result<Vec<Self>> {
         let size = meta.image_size;
         let labels = meta.classes.len().max(task.null_label + 1);
-        let every = labels.div_ceil(MAX_LABELS);
-        let mut chosen: Vec<usize> = (0..labels).step_by(every).collect();
+        let stride = labels.div_ceil(MAX_LABELS);
+        let mut selected: Vec<usize> = (0..labels).step_by(stride).collect();
         // The null label is the last, and guidance needs it.
-        chosen.push(labels - 1);
-        chosen.dedup();
-        let batches = chosen.chunks(3).map(<[usize]>::to_vec);
+        selected.push(labels - 1);
+        selected.dedup();
+        let batches = selected.chunks(3).map(<[usize]>::to_vec);
         let singles = (0..TIMES.len()).map(|i| vec![i % labels]);
         let mut number = 0;
         let case = |labels: Vec<usize>| {
@@ -83,12 +83,12 @@ impl Case {
         batches.chain(singles).map(case).collect()
     }
 
-    /// Returns noise and synthetic images in turn, in batches of three, then three of them alone.
+    /// Returns noise and synthetic images in turn, in batches of three; then three of them in batches of one.
     fn classifier_cases(size: usize, task: &ClassifierMeta) -> Result<Vec<Self>> {
         let all: Vec<usize> = (0..IMAGES).collect();
         let singles = (0..3).map(|i| vec![i]);
         let case = |numbers: Vec<usize>| {
-            let x = numbers.iter().flat_map(|&number| picture(number, size, task)).collect();
+            let x = numbers.iter().flat_map(|&number| test_image(number, size, task)).collect();
             let x = Array::new([numbers.len(), 3, size, size], x)?;
             Ok(Self { x, t: Vec::new(), label: Vec::new() })
         };
@@ -97,18 +97,18 @@ impl Case {
 }
 
 /// Returns a normalized image: seeded noise for even numbers, otherwise a ramp, squares, white or black.
-fn picture(number: usize, size: usize, task: &ClassifierMeta) -> Vec<f32> {
+fn test_image(number: usize, size: usize, task: &ClassifierMeta) -> Vec<f32> {
     let mut values = noise(SEED, number as u64, 3 * size * size);
     for (i, v) in values.iter_mut().enumerate() {
         let (channel, y, x) = (i / (size * size), i / size % size, i % size);
-        let shown = match (number % 2, number / 2 % 4) {
+        let value = match (number % 2, number / 2 % 4) {
             (0, _) => (0.5 + 0.25 * *v).clamp(0.0, 1.0),
             (_, 0) => [x, y, size - 1 - x][channel] as f32 / size as f32,
             (_, 1) => ((x / 8 + y / 8 + channel) % 2) as f32,
             (_, 2) => 1.0,
             _ => 0.0,
         };
-        *v = (shown - task.preprocessing.mean[channel]) / task.preprocessing.std[channel];
+        *v = (value - task.preprocessing.mean[channel]) / task.preprocessing.std[channel];
     }
     values
 }

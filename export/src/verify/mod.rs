@@ -1,4 +1,4 @@
-//! Numerical verification of exported files: comparison with their definition within a tolerance.
+//! Numerical verification of exported files: comparison with the definition within a tolerance.
 
 mod cases;
 mod rounding;
@@ -56,12 +56,12 @@ pub fn scale(values: &[f32]) -> f32 {
     (square / values.len().max(1) as f64).sqrt() as f32
 }
 
-/// The tolerance of verification. It is some ten times the differences that runtimes show, and a fraction of a level of an 8-bit
+/// The tolerance of verification: about ten times the observed differences between runtimes, and a fraction of a level of an 8-bit
 /// image (1/127.5).
 pub const TOLERANCE: Tolerance = Tolerance { absolute: 1e-4, relative: 1e-3 };
 /// The minimum peak signal-to-noise ratio between the final images of two runtimes, in dB.
 pub const MIN_PSNR: f64 = 50.0;
-/// Equal images have an infinite ratio, which JSON cannot express.
+/// The upper limit of [`psnr`], in dB, because JSON cannot express the infinite ratio of equal images.
 const MAX_PSNR: f64 = 200.0;
 const SEED: u64 = 0;
 
@@ -70,7 +70,7 @@ const SEED: u64 = 0;
 pub struct ExportOptions {
     /// Version of ONNX's operator set.
     pub opset: u32,
-    /// True if images of a whole sampling trajectory are compared too.
+    /// True if the final images of sampling trajectories are also compared.
     pub trajectory: bool,
     /// Storage of the weights in the file.
     pub storage: WeightStorage,
@@ -125,23 +125,23 @@ pub struct RuntimeReport {
     pub max_relative_error: f32,
     /// Maximum of the difference as a fraction of the element's tolerance; at most 1 passes.
     pub tolerance_used: f32,
-    /// Peak signal-to-noise ratio between the final images of a whole trajectory, in dB, at most 200; absent if not requested.
+    /// Peak signal-to-noise ratio between the final images of a trajectory, in dB, at most 200; absent if not requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trajectory_psnr: Option<f64>,
     /// For a classifier, the number of inputs with the reference's class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub same_class: Option<usize>,
-    /// The error, if the runtime failed altogether.
+    /// The error, if the runtime failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// True if it agrees with the reference.
+    /// True if the differences are within the limits.
     pub passed: bool,
 }
 
 impl VerificationReport {
     /// Returns a description of all failures, in one line.
     pub fn failures(&self) -> String {
-        let failed = |r: &RuntimeReport| match &r.error {
+        let describe = |r: &RuntimeReport| match &r.error {
             Some(error) => error.clone(),
             None => format!(
                 "{} {} differs from {} by up to {:.2e}, {:.1} times the tolerance{}",
@@ -154,7 +154,7 @@ impl VerificationReport {
             ),
         };
         let rounding = self.rounding.iter().filter(|r| !r.passed).map(RoundingReport::to_string);
-        let runtimes = self.runtimes.iter().filter(|r| !r.passed).map(failed);
+        let runtimes = self.runtimes.iter().filter(|r| !r.passed).map(describe);
         rounding.chain(runtimes).collect::<Vec<_>>().join("; ")
     }
 }
@@ -162,9 +162,9 @@ impl VerificationReport {
 /// Exports `weights` to an ONNX file, verifies it in memory, and then stores it at `path`, with the report at [`report_path`].
 ///
 /// # Errors
-/// [`Error::Verification`] if a runtime disagrees with the definition, no runtime is available, or rounding the weights to half
-/// precision changes the outputs too much. Also errors of writing. Nothing is stored then, and an older file and its report are
-/// left as they were. Only if the last rename, of the report, fails is the report missing.
+/// [`Error::Verification`] if a runtime differs from the definition, no runtime is available, or rounding the weights to half
+/// precision changes the outputs too much. Also errors of writing. Then nothing is stored, and an older file and its report are
+/// unchanged, except if the last rename, of the report, fails: the report is then missing.
 pub fn export(
     meta: &ModelMeta,
     weights: &Weights,
@@ -177,16 +177,16 @@ pub fn export(
     if !report.passed {
         return Err(Error::Verification(report.failures()));
     }
-    let beside = report_path(path);
+    let report_file = report_path(path);
     let json = serde_json::to_vec_pretty(&report).map_err(|e| Error::Verification(e.to_string()))?;
-    // Both files are on disk before either is renamed: together they replace an older pair, or not at all.
-    let model = stage(path, |w| w.write_all(file.bytes())).map_err(Error::io(path))?;
-    let about = stage(&beside, |w| w.write_all(&json)).map_err(Error::io(&beside))?;
-    model.commit().map_err(Error::io(path))?;
-    about.commit().map_err(|e| {
+    // Both files are on disk before either is renamed, so that an older pair is replaced completely or not at all.
+    let staged_model = stage(path, |w| w.write_all(file.bytes())).map_err(Error::io(path))?;
+    let staged_report = stage(&report_file, |w| w.write_all(&json)).map_err(Error::io(&report_file))?;
+    staged_model.commit().map_err(Error::io(path))?;
+    staged_report.commit().map_err(|e| {
         // The older report describes another file.
-        let _ = std::fs::remove_file(&beside);
-        Error::io(&beside)(e)
+        let _ = std::fs::remove_file(&report_file);
+        Error::io(&report_file)(e)
     })?;
     Ok(report)
 }
@@ -196,19 +196,18 @@ pub fn report_path(path: &Path) -> PathBuf {
     path.with_extension("report.json")
 }
 
-/// Verifies `file` against the definition of `meta` and `weights`. The file must hold the same weights and metadata, and compute
-/// the same on every available runtime, alone and in batches.
+/// Verifies `file` against the definition of `meta` and `weights`. The file must contain the same weights and metadata. Its outputs on
+/// every available runtime must agree with the definition, for single inputs and batches.
 ///
-/// A generator is compared for every label, at several times, and with `trajectory` in whole images too. A classifier, whose
-/// definition is not folded, is compared on noise and synthetic images.
+/// A generator is compared for every label, at several times, and with `trajectory` also by its final images. A classifier is compared
+/// with its unfolded definition, on noise and synthetic images.
 ///
-/// If the file stores weights in half precision, the definition is that of the rounded weights; for a classifier these are the
-/// folded ones. The effect of rounding is then measured by comparison with the unrounded weights, for a generator always in whole
-/// images.
+/// If the file stores weights in half precision, the reference uses the rounded weights; for a classifier, the rounded folded weights.
+/// The effect of rounding is then measured against the unrounded weights, for a generator always with its final images.
 ///
 /// # Errors
-/// [`Error::Verification`] if weights or outputs of the definition are not finite, the file holds other weights or metadata, or no
-/// runtime is available. A runtime that disagrees is in the report.
+/// [`Error::Verification`] if weights or outputs of the definition are not finite, the file contains other weights or metadata, or no
+/// runtime is available. The report contains the differences of the runtimes.
 pub fn verify(
     meta: &ModelMeta,
     weights: &Weights,
@@ -232,38 +231,44 @@ pub fn verify_on(
     // A NaN is not equal to itself, so this comes before any comparison.
     let (exported_meta, exported) = export_form(meta, weights)?;
     for (name, array) in weights.iter().chain(&*exported) {
-        let bad = array.data().iter().filter(|v| !v.is_finite()).count();
-        if bad > 0 {
-            let message = format!("{name}: {bad} of {} numbers are not finite", array.data().len());
+        let invalid = array.data().iter().filter(|v| !v.is_finite()).count();
+        if invalid > 0 {
+            let message = format!("{name}: {invalid} of {} numbers are not finite", array.data().len());
             return Err(Error::Verification(message));
         }
     }
     let model = Model::from_bytes(file.bytes().to_vec(), file.name())?;
     let rounded = rounded_model(meta, weights, file)?;
     if *model.meta() != *exported_meta {
-        return Err(Error::Verification(format!("{} describes another model in its metadata", file.name())));
+        return Err(Error::Verification(format!(
+            "{}: the metadata differ from those of the model",
+            file.name()
+        )));
     }
     let full = Model::from_weights(meta.clone(), weights.clone());
     let cases = Case::all(meta)?;
     let reference = rounded.as_ref().unwrap_or(&full);
-    // The reference uses candle's own operations: code that shares kernels with a runtime would share their faults.
-    let plain = |model, pictures| with_candle_ops(|| Outputs::of(model, &cases, pictures));
-    let expected = plain(reference, trajectory || rounded.is_some())?;
+    // The reference uses candle's operations only, because shared kernels would hide their errors.
+    let compute = |model, images| with_candle_ops(|| Outputs::compute(model, &cases, images));
+    let expected = compute(reference, trajectory || rounded.is_some())?;
     if expected.outputs.iter().flat_map(Array::data).any(|v| !v.is_finite()) {
-        let message = "the network returns something that is no finite number; its weights are damaged";
+        let message = "the network returned a value that is not finite; its weights are damaged";
         return Err(Error::Verification(message.into()));
     }
     let rounding = match rounded {
-        Some(_) => Some(RoundingReport::compare(meta, &plain(&full, true)?, &expected)),
+        Some(_) => Some(RoundingReport::compare(meta, &compute(&full, true)?, &expected)),
         None => None,
     };
     let (mut runtimes, mut skipped) = (Vec::new(), Vec::new());
     for kind in kinds.iter().copied().filter(|&kind| kind != RuntimeKind::Candle) {
         match kind.version() {
             Err(e) => skipped.push((kind.to_string(), e.to_string())),
-            Ok(_) if kind.runs_graphs() && file.opset() > kind.max_opset() => {
+            Ok(_) if kind.can_run_graphs() && file.opset() > kind.max_opset() => {
                 let newest = kind.max_opset();
-                skipped.push((kind.to_string(), format!("it computes operator sets up to {newest}")));
+                skipped.push((
+                    kind.to_string(),
+                    format!("expected an operator set up to {newest}, found {}", file.opset()),
+                ));
             }
             Ok(version) => {
                 let found = compare(&model, kind, &cases, &expected, trajectory);
@@ -271,12 +276,16 @@ pub fn verify_on(
             }
         }
     }
-    // A runtime that computes definitions does not verify the graph.
-    let by_graph = |name: &str| RuntimeKind::ALL.iter().any(|kind| kind.name() == name && kind.runs_graphs());
-    let graphs = kinds.iter().any(|kind| kind.runs_graphs());
-    if runtimes.is_empty() || graphs && !runtimes.iter().any(|r| by_graph(&r.runtime)) {
+    // A runtime that evaluates definitions does not verify the graph.
+    let is_graph_runtime =
+        |name: &str| RuntimeKind::ALL.iter().any(|kind| kind.name() == name && kind.can_run_graphs());
+    let needs_graph_runtime = kinds.iter().any(|kind| kind.can_run_graphs());
+    if runtimes.is_empty() || needs_graph_runtime && !runtimes.iter().any(|r| is_graph_runtime(&r.runtime)) {
         let reasons: Vec<String> = skipped.into_iter().map(|(_, reason)| reason).collect();
-        return Err(Error::Verification(format!("there is no runtime to verify on: {}", reasons.join("; "))));
+        return Err(Error::Verification(format!(
+            "no runtime is available for verification: {}",
+            reasons.join("; ")
+        )));
     }
     let mut batches: Vec<usize> = cases.iter().map(Case::len).collect();
     batches.sort_unstable();
@@ -297,7 +306,7 @@ pub fn verify_on(
     })
 }
 
-/// The outputs of a network for all cases, and its images.
+/// The outputs of a network for all cases, and its sampled images.
 struct Outputs {
     outputs: Vec<Array>,
     /// Images of a generator, if requested.
@@ -306,10 +315,10 @@ struct Outputs {
 
 impl Outputs {
     /// Computes the outputs of the definition, with candle.
-    fn of(model: &Model, cases: &[Case], pictures: bool) -> Result<Self> {
+    fn compute(model: &Model, cases: &[Case], images: bool) -> Result<Self> {
         let mut network = LoadedModel::new(model, RuntimeKind::Candle)?;
         let outputs = cases.iter().map(|case| network.run(case)).collect::<Result<_>>()?;
-        Ok(Self { outputs, images: if pictures { sample_images(&mut network, model.meta())? } else { None } })
+        Ok(Self { outputs, images: if images { sample_images(&mut network, model.meta())? } else { None } })
     }
 }
 
@@ -320,13 +329,13 @@ fn sample_images(network: &mut LoadedModel, meta: &ModelMeta) -> Result<Option<V
     };
     let settings = SamplingSettings::new(task, &Request { seed: SEED, ..Request::default() });
     let last = meta.classes.len().saturating_sub(1) as i64;
-    let draws = [SampleSpec { index: 0, label: 0 }, SampleSpec { index: 1, label: last }];
+    let specs = [SampleSpec { index: 0, label: 0 }, SampleSpec { index: 1, label: last }];
     let dims = [3, meta.image_size, meta.image_size];
-    sample(&mut **network, &settings, dims, &draws, &mut |_| ControlFlow::Continue(())).map(Some)
+    sample(&mut **network, &settings, dims, &specs, &mut |_| ControlFlow::Continue(())).map(Some)
 }
 
-/// Counts the rows of logits whose maxima have the same index.
-fn same_class(a: &Array, b: &Array) -> usize {
+/// Counts the rows of logits with the same predicted class.
+fn count_same_class(a: &Array, b: &Array) -> usize {
     rows(a).zip(rows(b)).filter(|(a, b)| argmax(a) == argmax(b)).count()
 }
 
@@ -359,7 +368,7 @@ fn compare(
     };
     let mut run = || -> Result<()> {
         let mut network = LoadedModel::new(model, kind)?;
-        let largest = expected.outputs.iter().flat_map(Array::data).fold(0f32, |most, v| most.max(v.abs()));
+        let largest = expected.outputs.iter().flat_map(Array::data).fold(0f32, |max, v| max.max(v.abs()));
         for (case, expected) in cases.iter().zip(&expected.outputs) {
             let found = network.run(case)?;
             if found.dims() != expected.dims() {
@@ -367,7 +376,7 @@ fn compare(
                 return Err(kind.error(format!("expected an output of shape {expected:?}, found {found:?}")));
             }
             if let LoadedModel::Classifier(_) = network {
-                *report.same_class.get_or_insert(0) += same_class(&found, expected);
+                *report.same_class.get_or_insert(0) += count_same_class(&found, expected);
             }
             let scale = scale(expected.data());
             for (found, expected) in found.data().iter().zip(expected.data()) {
@@ -380,9 +389,9 @@ fn compare(
         }
         report.max_relative_error =
             (report.max_absolute_error / largest.max(f32::MIN_POSITIVE)).min(f32::MAX);
-        if let (true, Some(pictures), Some(task)) = (trajectory, &expected.images, model.meta().generator()) {
-            let drawn = sample_images(&mut network, model.meta())?.unwrap_or_default();
-            report.trajectory_psnr = Some(min_psnr(&drawn, pictures, task.value_range));
+        if let (true, Some(images), Some(task)) = (trajectory, &expected.images, model.meta().generator()) {
+            let found = sample_images(&mut network, model.meta())?.unwrap_or_default();
+            report.trajectory_psnr = Some(min_psnr(&found, images, task.value_range));
         }
         Ok(())
     };
@@ -401,8 +410,8 @@ fn min_psnr(a: &[Array], b: &[Array], range: [f32; 2]) -> f64 {
 /// Returns the peak signal-to-noise ratio between two images with `range` as black and white, in dB, at most 200; 0 if a value is
 /// NaN.
 pub fn psnr(a: &Array, b: &Array, [black, white]: [f32; 2]) -> f64 {
-    let shown = |v: &f32| f64::from(v.clamp(black, white));
-    let square: f64 = a.data().iter().zip(b.data()).map(|(a, b)| (shown(a) - shown(b)).powi(2)).sum();
+    let clamped = |v: &f32| f64::from(v.clamp(black, white));
+    let square: f64 = a.data().iter().zip(b.data()).map(|(a, b)| (clamped(a) - clamped(b)).powi(2)).sum();
     let mean = square / a.data().len().max(1) as f64;
     if mean.is_nan() {
         return 0.0;

@@ -1,4 +1,4 @@
-//! From a classifier's weights to a verified file, and back from files of all kinds.
+//! Tests of classifiers' export, verification and loading.
 #![cfg(feature = "candle")]
 
 use tiny_cats_export::{
@@ -15,7 +15,7 @@ use tiny_cats_models::{
 
 const SIZE: usize = 40;
 
-/// A small network as after some training: no scale is zero, and the statistics are those of something.
+/// Returns a small network with nonzero scales and nontrivial statistics, as after training.
 fn classifier(depth: usize) -> (ModelMeta, Weights) {
     let config = ResNetConfig { depth, width: 8, classes: 13, head: Head::Dropout, batch_norm: true };
     let mut weights = init(&config.specs().unwrap(), 1);
@@ -32,16 +32,16 @@ fn config(meta: &ModelMeta) -> &ResNetConfig {
     config
 }
 
-fn present() -> impl Iterator<Item = RuntimeKind> {
+fn available() -> impl Iterator<Item = RuntimeKind> {
     RuntimeKind::ALL.into_iter().filter(|kind| kind.version().is_ok())
 }
 
-fn pictures(n: usize) -> Array {
+fn images(n: usize) -> Array {
     Array::new([n, 3, SIZE, SIZE], noise(3, 0, n * 3 * SIZE * SIZE)).unwrap()
 }
 
 #[test]
-fn an_exported_file_holds_the_folded_weights_and_is_verified_on_every_runtime() {
+fn exported_files_contain_folded_weights_and_are_verified() {
     for (depth, opset) in
         [(18, *OPSETS.start()), (50, *OPSETS.start()), (18, *OPSETS.end()), (50, *OPSETS.end())]
     {
@@ -51,9 +51,10 @@ fn an_exported_file_holds_the_folded_weights_and_is_verified_on_every_runtime() 
         let options = ExportOptions { opset, ..ExportOptions::default() };
         let report = export(&meta, &weights, &path, &options).unwrap();
         assert!(report.passed && report.batches == [1, 3], "{report:?}");
-        for kind in crate::common::demanded(opset) {
+        for kind in crate::common::required_runtimes(opset) {
             let mut found = report.runtimes.iter().filter(|r| r.runtime == kind.name());
-            let found = found.next().unwrap_or_else(|| panic!("{kind} takes no part: {:?}", report.skipped));
+            let found =
+                found.next().unwrap_or_else(|| panic!("{kind} was not verified: {:?}", report.skipped));
             assert_eq!((found.same_class, found.trajectory_psnr), (Some(report.inputs), None));
         }
         let model = Model::open(&path).unwrap();
@@ -65,14 +66,14 @@ fn an_exported_file_holds_the_folded_weights_and_is_verified_on_every_runtime() 
 }
 
 #[test]
-fn weights_their_file_and_every_runtime_give_the_same_logits_in_every_batch() {
+fn weights_and_files_give_the_same_logits_on_all_runtimes() {
     let (meta, weights) = classifier(18);
     let file = Model::from_bytes(to_onnx(&meta, &weights, 17).unwrap(), "cat.onnx").unwrap();
     let model = Model::from_weights(meta, weights);
-    let x = pictures(3);
+    let x = images(3);
     let expected = model.load_classifier(RuntimeKind::Candle).unwrap().logits(&x).unwrap();
     assert_eq!(expected.dims(), [3, 13]);
-    for kind in present() {
+    for kind in available() {
         for model in [&model, &file] {
             let mut network = model.load_classifier(kind).unwrap();
             let mut found = network.logits(&x).unwrap().into_data();
@@ -87,7 +88,7 @@ fn weights_their_file_and_every_runtime_give_the_same_logits_in_every_batch() {
 }
 
 #[test]
-fn a_file_of_other_weights_fails_and_damaged_weights_leave_no_file() {
+fn verification_detects_other_weights_and_export_rejects_damaged_weights() {
     let (meta, weights) = classifier(18);
     let mut other = weights.clone();
     other.get_mut("layer4.1.bn2.running_mean").unwrap().data_mut()[5] += 0.5;
@@ -97,15 +98,15 @@ fn a_file_of_other_weights_fails_and_damaged_weights_leave_no_file() {
 
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("cat.onnx");
-    let fails = |weights: &Weights| match export(&meta, weights, &path, &ExportOptions::default()) {
+    let export_error = |weights: &Weights| match export(&meta, weights, &path, &ExportOptions::default()) {
         Err(Error::Verification(message)) => message,
         other => panic!("{other:?}"),
     };
-    // A negative variance is a number, and its root is none.
+    // A negative variance is finite, but its square root is not.
     other.get_mut("bn1.running_var").unwrap().data_mut()[2] = -1.0;
-    assert!(fails(&other).contains("numbers are not finite"), "{}", fails(&other));
+    assert!(export_error(&other).contains("numbers are not finite"), "{}", export_error(&other));
     other.get_mut("bn1.running_var").unwrap().data_mut()[2] = f32::NAN;
-    assert_eq!(fails(&other), "bn1.running_var: 1 of 8 numbers are not finite");
+    assert_eq!(export_error(&other), "bn1.running_var: 1 of 8 numbers are not finite");
     other.insert("fc.weight".into(), weights["fc.1.weight"].clone());
     let error = to_onnx(&meta, &other, 17).unwrap_err().to_string();
     assert_eq!(error, "weights: fc.weight: the network has no parameter of this name");
@@ -115,23 +116,23 @@ fn a_file_of_other_weights_fails_and_damaged_weights_leave_no_file() {
 }
 
 #[test]
-fn a_graph_that_computes_something_else_is_found_out() {
+fn verification_detects_a_different_graph() {
     let (meta, weights) = classifier(18);
     let bytes = crate::common::without_digest(to_onnx(&meta, &weights, 17).unwrap());
     // The same weights and metadata, but every ReLU rounds up instead.
     let mut changed = bytes.clone();
-    for place in (0..bytes.len() - 4).filter(|&i| bytes[i..].starts_with(b"Relu")) {
-        changed[place..place + 4].copy_from_slice(b"Ceil");
+    for start in (0..bytes.len() - 4).filter(|&i| bytes[i..].starts_with(b"Relu")) {
+        changed[start..start + 4].copy_from_slice(b"Ceil");
     }
     let file = OnnxFile::from_bytes(changed, "cat.onnx").unwrap();
     let report = verify(&meta, &weights, &file, false).unwrap();
-    // What computes the definition does not look at the graph.
-    let right = |r: &RuntimeReport| r.passed == (r.runtime == "native");
-    assert!(!report.passed && report.runtimes.iter().all(right), "{report:?}");
+    // The native runtime evaluates the definition, not the graph.
+    let is_detected = |r: &RuntimeReport| r.passed == (r.runtime == "native");
+    assert!(!report.passed && report.runtimes.iter().all(is_detected), "{report:?}");
 }
 
 #[test]
-fn a_graph_of_the_python_predecessor_is_known_by_its_convolutions_and_its_head() {
+fn graphs_of_the_python_predecessor_are_recognized() {
     for (depth, head) in [(18, Head::Dropout), (34, Head::Plain), (50, Head::Plain)] {
         let config = ResNetConfig { depth, width: 8, classes: 13, head, batch_norm: false };
         let weights = init(&config.specs().unwrap(), 1);
@@ -144,7 +145,7 @@ fn a_graph_of_the_python_predecessor_is_known_by_its_convolutions_and_its_head()
         let model = Model::from_bytes(bytes, "old.onnx").unwrap();
         let expected = ModelMeta::resnet(&config, SIZE, PREDECESSOR_CLASSES.map(String::from).to_vec());
         assert_eq!(*model.meta(), expected);
-        let found = present().map(|kind| model.load_classifier(kind).unwrap().logits(&pictures(2)).unwrap());
+        let found = available().map(|kind| model.load_classifier(kind).unwrap().logits(&images(2)).unwrap());
         let found: Vec<Array> = found.collect();
         for other in &found[1..] {
             let pairs = found[0].data().iter().zip(other.data());
@@ -158,9 +159,8 @@ fn a_graph_of_the_python_predecessor_is_known_by_its_convolutions_and_its_head()
     assert!(error.starts_with("old.onnx: graph: expected tiny-cats in the metadata or"), "{error}");
 }
 
-/// Which task a model is for is said in one line, wherever the wrong one is asked for.
 #[test]
-fn a_generator_is_no_classifier_nor_the_other_way_round() {
+fn a_model_of_the_other_task_gives_a_one_line_error() {
     let (meta, weights) = classifier(18);
     let bytes = to_onnx(&meta, &weights, 17).unwrap();
     let classifier = Model::from_bytes(bytes, "breeds.onnx").unwrap();
@@ -174,7 +174,7 @@ fn a_generator_is_no_classifier_nor_the_other_way_round() {
     let error = generator.load_classifier(RuntimeKind::Tract).err().unwrap().to_string();
     assert_eq!(error, "cat.onnx: task: expected a classifier, found a generator of 1 class");
 
-    // A graph whose metadata speaks of the other kind.
+    // A graph whose metadata describe the other task.
     let graph = OnnxGraph::new(17).unwrap();
     let input = graph.floats(CLASSIFIER_INPUT, &[3, 32, 32]).unwrap();
     let output = input.relu().unwrap();

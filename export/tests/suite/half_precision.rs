@@ -1,4 +1,4 @@
-//! Files that store weights as halves: half the size, the same model on every runtime, and proof that rounding does no harm.
+//! Files with weights in half precision: half the size, the same model on every runtime, and a bounded effect of rounding.
 #![cfg(feature = "candle")]
 
 use std::{collections::BTreeSet, path::Path};
@@ -41,7 +41,7 @@ fn classifier() -> (ModelMeta, Weights) {
     (ModelMeta::resnet(&config, 40, (0..5).map(|i| format!("Breed_{i}")).collect()), weights)
 }
 
-/// What a file of this model holds: a classifier is folded, and what has two axes is rounded.
+/// Returns the metadata and weights in the file: those of a classifier are folded, and weights with two or more axes are rounded.
 fn stored(meta: &ModelMeta, weights: &Weights) -> (ModelMeta, Weights) {
     let (config, mut weights) = match &meta.config {
         NetworkConfig::ResNet(config) => {
@@ -56,8 +56,8 @@ fn stored(meta: &ModelMeta, weights: &Weights) -> (ModelMeta, Weights) {
     (ModelMeta { config, ..meta.clone() }, weights)
 }
 
-/// A batch of two on our own kernels.
-fn computed(model: &Model) -> Array {
+/// Computes a batch of two on the native runtime.
+fn outputs(model: &Model) -> Array {
     let size = model.meta().image_size;
     let x = Array::new([2, 3, size, size], noise(3, 0, 6 * size * size)).unwrap();
     match model.meta().config {
@@ -69,20 +69,20 @@ fn computed(model: &Model) -> Array {
     }
 }
 
-fn export_form(meta: &ModelMeta, weights: &Weights, dir: &Path) -> (VerificationReport, OnnxFile) {
+fn export_f16(meta: &ModelMeta, weights: &Weights, dir: &Path) -> (VerificationReport, OnnxFile) {
     let path = dir.join("cat.onnx");
     (export(meta, weights, &path, &F16_EXPORT).unwrap(), OnnxFile::open(&path).unwrap())
 }
 
 #[test]
-fn an_f16_file_is_half_as_large_and_equals_the_rounded_model_on_every_runtime() {
+fn f16_files_have_half_the_size_and_equal_the_rounded_model() {
     for (meta, weights) in [generator(), classifier()] {
         let dir = tempfile::tempdir().unwrap();
-        let (report, file) = export_form(&meta, &weights, dir.path());
+        let (report, file) = export_f16(&meta, &weights, dir.path());
         println!("{}", serde_json::to_string_pretty(&report).unwrap());
-        for kind in crate::common::demanded(report.opset) {
+        for kind in crate::common::required_runtimes(report.opset) {
             let found = report.runtimes.iter().find(|r| r.runtime == kind.name());
-            let found = found.unwrap_or_else(|| panic!("{kind} takes no part: {:?}", report.skipped));
+            let found = found.unwrap_or_else(|| panic!("{kind} was not verified: {:?}", report.skipped));
             assert!(found.passed && found.tolerance_used < 1.0, "{found:?}");
         }
         let full = to_onnx(&meta, &weights, 17).unwrap();
@@ -103,17 +103,17 @@ fn an_f16_file_is_half_as_large_and_equals_the_rounded_model_on_every_runtime() 
         let (stored_meta, stored) = stored(&meta, &weights);
         let large: BTreeSet<&String> =
             stored.iter().filter(|(_, array)| array.dims().len() > 1).map(|(name, _)| name).collect();
-        assert!(file.halves().iter().eq(large));
+        assert!(file.f16_names().iter().eq(large));
         let model = Model::from_bytes(file.bytes().to_vec(), "cat.onnx").unwrap();
         assert!(model.weights().unwrap() == stored && *model.meta() == stored_meta);
         let definition = Model::from_weights(stored_meta, stored);
-        assert_eq!(computed(&model), computed(&definition));
-        assert_ne!(computed(&model), computed(&Model::from_weights(meta.clone(), weights.clone())));
+        assert_eq!(outputs(&model), outputs(&definition));
+        assert_ne!(outputs(&model), outputs(&Model::from_weights(meta.clone(), weights.clone())));
 
-        // Against the weights that it holds, nothing is rounded.
+        // Compared with its own weights, rounding changes nothing.
         let report = verify(model.meta(), &model.weights().unwrap(), &file, false).unwrap();
         assert!(report.passed && report.rounding.is_none());
-        // Stored in full, nothing is said of rounding.
+        // The report on an f32 file has no rounding.
         let file = OnnxFile::from_bytes(full, "cat.onnx").unwrap();
         let report = verify(&meta, &weights, &file, false).unwrap();
         assert!(!serde_json::to_string(&report).unwrap().contains("rounding"));
@@ -122,67 +122,67 @@ fn an_f16_file_is_half_as_large_and_equals_the_rounded_model_on_every_runtime() 
 }
 
 #[test]
-fn halves_that_are_not_the_rounded_weights_are_found_out() {
+fn f16_files_with_other_weights_are_rejected() {
     let (meta, mut weights) = generator();
     let dir = tempfile::tempdir().unwrap();
-    let (_, file) = export_form(&meta, &weights, dir.path());
+    let (_, file) = export_f16(&meta, &weights, dir.path());
     let name = "blocks.0.attn.qkv.weight";
     let array = weights.get_mut(name).expect("a weight of this name");
     array.data_mut()[7] += 0.01;
     let error = verify(&meta, &weights, &file, false).unwrap_err().to_string();
-    assert!(error.ends_with(&format!("holds another {name}")), "{error}");
+    assert!(error.ends_with(&format!("{name}: the values differ from the weights")), "{error}");
     assert_eq!(measure_rounding(&meta, &weights, &file).unwrap_err().to_string(), error);
 }
 
-fn change(weights: &mut Weights, name: &str, f: fn(f32) -> f32) {
+fn change_weight(weights: &mut Weights, name: &str, f: fn(f32) -> f32) {
     let array = weights.get_mut(name).unwrap_or_else(|| panic!("a weight called {name}"));
     array.data_mut().iter_mut().for_each(|v| *v = f(*v));
 }
 
 #[track_caller]
-fn refused(meta: &ModelMeta, weights: &Weights) -> String {
+fn export_error(meta: &ModelMeta, weights: &Weights) -> String {
     let dir = tempfile::tempdir().unwrap();
     let error = export(meta, weights, &dir.path().join("cat.onnx"), &F16_EXPORT).unwrap_err();
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "no file remains");
     let line = error.to_string();
     assert!(!line.contains('\n'), "{line}");
     line
 }
 
 #[test]
-fn weights_beyond_what_halves_hold_are_refused_by_name() {
+fn weights_beyond_the_range_of_f16_are_rejected() {
     let (meta, mut weights) = generator();
     weights.get_mut("final_layer.linear.weight").unwrap().data_mut()[5] = 70000.0;
-    let said = "weights: final_layer.linear.weight: expected values from -65504 to 65504, which is what halves hold, found 70000";
-    assert_eq!(refused(&meta, &weights), said);
+    let expected = "weights: final_layer.linear.weight: expected values from -65504 to 65504, the range of f16, found 70000";
+    assert_eq!(export_error(&meta, &weights), expected);
 }
 
-/// What is near 0 for halves need not be for the network.
+/// Values that underflow in f16 may matter to the network.
 #[test]
-fn rounding_that_changes_what_is_drawn_or_seen_is_refused() {
+fn rounding_that_changes_images_or_classes_is_rejected() {
     let (meta, mut weights) = generator();
-    change(&mut weights, "final_layer.linear.weight", |v| 1e-7 * v);
-    change(&mut weights, "final_layer.adaLN_modulation.1.bias", |v| v + 1e7);
-    let error = refused(&meta, &weights);
-    assert!(error.contains("rounding weights to halves changes outputs by up to"), "{error}");
+    change_weight(&mut weights, "final_layer.linear.weight", |v| 1e-7 * v);
+    change_weight(&mut weights, "final_layer.adaLN_modulation.1.bias", |v| v + 1e7);
+    let error = export_error(&meta, &weights);
+    assert!(error.contains("rounding weights to half precision changes outputs by up to"), "{error}");
     assert!(error.contains("trajectory") && error.contains("of at least 40 dB"), "{error}");
 
     let (meta, mut weights) = classifier();
-    change(&mut weights, "fc.weight", |v| 1e-7 * v);
-    change(&mut weights, "fc.bias", |_| 0.0);
-    change(&mut weights, "layer4.1.bn1.weight", |v| 1e4 * v);
-    change(&mut weights, "layer4.1.bn2.weight", |v| 1e4 * v);
-    let error = refused(&meta, &weights);
+    change_weight(&mut weights, "fc.weight", |v| 1e-7 * v);
+    change_weight(&mut weights, "fc.bias", |_| 0.0);
+    change_weight(&mut weights, "layer4.1.bn1.weight", |v| 1e4 * v);
+    change_weight(&mut weights, "layer4.1.bn2.weight", |v| 1e4 * v);
+    let error = export_error(&meta, &weights);
     assert!(error.contains("the class of "), "{error}");
 }
 
 #[test]
-fn weights_that_are_halves_already_lose_nothing() {
+fn rounding_does_not_change_f16_weights() {
     let (meta, weights) = generator();
     let (meta, weights) = stored(&meta, &weights);
     let dir = tempfile::tempdir().unwrap();
-    let (report, file) = export_form(&meta, &weights, dir.path());
-    assert!(report.rounding.is_none() && !file.halves().is_empty());
+    let (report, file) = export_f16(&meta, &weights, dir.path());
+    assert!(report.rounding.is_none() && !file.f16_names().is_empty());
     assert!(file.weights().unwrap().iter().all(|(name, array)| weights.get(name).is_none_or(|w| w == array)));
     assert!(measure_rounding(&meta, &weights, &file).unwrap().is_none());
 }

@@ -1,4 +1,4 @@
-//! All tests of the library: one program is built and linked faster than one for each file.
+//! All integration tests of the library. One program builds and links faster than one for each file.
 
 mod common;
 

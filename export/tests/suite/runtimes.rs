@@ -1,4 +1,4 @@
-//! Every runtime that is present computes the same.
+//! All available runtimes compute the same outputs.
 
 use std::time::Instant;
 
@@ -12,7 +12,7 @@ use tiny_cats_models::{Array, Init, TinyDitConfig, init, random::noise};
 
 fn generator(config: &TinyDitConfig, opset: u32) -> OnnxFile {
     let mut params = config.cost().unwrap().params;
-    // Zero-initialised gates would hide the blocks.
+    // Zero-initialized gates would hide the blocks.
     for spec in params.iter_mut().filter(|spec| spec.init == Init::Zeros) {
         spec.init = Init::Normal(0.05);
     }
@@ -47,22 +47,22 @@ impl Batch {
     }
 }
 
-/// The largest difference, relative to the largest value.
+/// Returns the maximum difference, relative to the maximum of `a`.
 fn difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    let most = a.iter().fold(0f32, |m, v| m.max(v.abs()));
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max) / most
+    let max = a.iter().fold(0f32, |m, v| m.max(v.abs()));
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max) / max
 }
 
-fn assert_present(results: &[(RuntimeKind, tiny_cats_export::Result<Array>)], opset: u32) {
+fn assert_required(results: &[(RuntimeKind, tiny_cats_export::Result<Array>)], opset: u32) {
     assert!(!results.is_empty());
-    for kind in crate::common::demanded(opset) {
-        assert!(results.iter().any(|(k, _)| *k == kind), "{kind} takes no part: {:?}", kind.version());
+    for kind in crate::common::required_runtimes(opset) {
+        assert!(results.iter().any(|(k, _)| *k == kind), "{kind} did not run: {:?}", kind.version());
     }
 }
 
 #[test]
-fn a_generator_is_the_same_on_every_runtime_and_in_every_batch_and_operator_set() {
+fn generators_agree_on_all_runtimes_batches_and_operator_sets() {
     let modern = TinyDitConfig { depth: 2, ..TinyDitConfig::named("nano", 32, 13).unwrap() };
     let legacy = TinyDitConfig { width: 64, mlp_width: 96, depth: 2, heads: 4, ..TinyDitConfig::legacy() };
     for config in [modern, legacy] {
@@ -72,7 +72,7 @@ fn a_generator_is_the_same_on_every_runtime_and_in_every_batch_and_operator_set(
             let batch = Batch::new(&config, 0..3);
             let start = Instant::now();
             let results = run_on_all(&file, &batch.inputs());
-            assert_present(&results, opset);
+            assert_required(&results, opset);
             for (kind, result) in results {
                 let result = result.unwrap();
                 assert_eq!(result.dims(), batch.x.dims());
@@ -87,12 +87,12 @@ fn a_generator_is_the_same_on_every_runtime_and_in_every_batch_and_operator_set(
         for i in 0..3 {
             let one = Batch::new(&config, i..i + 1);
             let results = run_on_all(&file, &one.inputs());
-            assert_present(&results, 17);
+            assert_required(&results, 17);
             for (kind, result) in results {
                 let result = result.unwrap();
                 let len = result.data().len();
                 let error = difference(&reference.data()[i * len..(i + 1) * len], result.data());
-                assert!(error < 1e-4, "item {i} alone, {kind}: {error}");
+                assert!(error < 1e-4, "item {i}, {kind}: {error}");
             }
         }
     }

@@ -41,10 +41,10 @@ fn grad_x(x: &Tensor, weight: &Tensor, grad: &Tensor, stride: usize, padding: us
     let kernel = weight.dim(2)?;
     let grad = dilate(grad, 2, stride, height + 2 * padding + 1 - kernel)?;
     let grad = dilate(&grad, 3, stride, width + 2 * padding + 1 - kernel)?;
-    let turned = weight.transpose(0, 1)?.contiguous()?.flip(&[2, 3])?;
+    let rotated = weight.transpose(0, 1)?.contiguous()?.flip(&[2, 3])?;
     // If the padding is wider than a kernel, the convolution also covers pixels outside the image; they are cut off.
     let (margin, cut) = ((kernel - 1).saturating_sub(padding), padding.saturating_sub(kernel - 1));
-    let grad = grad.contiguous()?.conv2d(&turned, margin, 1, 1, 1)?;
+    let grad = grad.contiguous()?.conv2d(&rotated, margin, 1, 1, 1)?;
     Ok(grad.narrow(2, cut, height)?.narrow(3, cut, width)?.contiguous()?)
 }
 
@@ -61,14 +61,14 @@ fn grad_weight(x: &Tensor, weight: &Tensor, grad: &Tensor, stride: usize, paddin
 /// Spaces the entries of `axis` `stride` apart, with zeros between them and up to `len`.
 fn dilate(x: &Tensor, axis: usize, stride: usize, len: usize) -> Result<Tensor> {
     let n = x.dim(axis)?;
-    let apart = if stride == 1 {
+    let dilated = if stride == 1 {
         x.clone()
     } else {
-        let apart = x.unsqueeze(axis + 1)?.pad_with_zeros(axis + 1, 0, stride - 1)?;
-        apart.flatten(axis, axis + 1)?.narrow(axis, 0, (n - 1) * stride + 1)?
+        let dilated = x.unsqueeze(axis + 1)?.pad_with_zeros(axis + 1, 0, stride - 1)?;
+        dilated.flatten(axis, axis + 1)?.narrow(axis, 0, (n - 1) * stride + 1)?
     };
-    let rest = len - apart.dim(axis)?;
-    Ok(if rest == 0 { apart } else { apart.pad_with_zeros(axis, 0, rest)? })
+    let rest = len - dilated.dim(axis)?;
+    Ok(if rest == 0 { dilated } else { dilated.pad_with_zeros(axis, 0, rest)? })
 }
 
 #[cfg(test)]
@@ -103,7 +103,7 @@ mod tests {
             (7, 2, 3),
         ] {
             for (height, width) in [(8, 8), (9, 8), (10, 13)] {
-                let what = format!("{height} x {width}, kernel {kernel}, stride {stride}, padding {padding}");
+                let name = format!("{height} x {width}, kernel {kernel}, stride {stride}, padding {padding}");
                 let (x, weight) = (random(0, [2, 3, height, width]), random(1, [4, 3, kernel, kernel]));
                 let y = forward(&x, &weight, None, stride, padding).unwrap();
                 let (b, c, h, w) = y.dims4().unwrap();
@@ -113,7 +113,7 @@ mod tests {
                 for found in [inner(&x, &grad_x.unwrap()), inner(&weight, &grad_weight)] {
                     assert!(
                         (found - expected).abs() < 1e-9 * expected.abs().max(1.0),
-                        "{what}: {found}, {expected}"
+                        "{name}: {found}, {expected}"
                     );
                 }
             }

@@ -17,7 +17,7 @@ pub(super) fn cpu_tensor<F: WithDType>(data: Vec<F>, shape: impl Into<Shape>) ->
     Ok(Tensor::from_vec(data, shape.into(), &Device::Cpu)?)
 }
 
-/// The values of a contiguous CPU tensor, locked while this exists.
+/// The values of a contiguous CPU tensor, which stays locked while the view exists.
 pub(crate) struct View<G, F> {
     guard: G,
     range: Range<usize>,
@@ -30,9 +30,9 @@ impl<G: Deref<Target = Storage>, F: WithDType> Deref for View<G, F> {
     fn deref(&self) -> &[F] {
         match &*self.guard {
             Storage::Cpu(cpu) => {
-                &F::cpu_storage_as_slice(cpu).expect("checked when made")[self.range.clone()]
+                &F::cpu_storage_as_slice(cpu).expect("checked by `view`")[self.range.clone()]
             }
-            _ => unreachable!("checked when made"),
+            _ => unreachable!("checked by `view`"),
         }
     }
 }
@@ -40,15 +40,15 @@ impl<G: Deref<Target = Storage>, F: WithDType> Deref for View<G, F> {
 /// Borrows the values of a contiguous CPU tensor of type `F`.
 ///
 /// # Errors
-/// When it is on another device, of another type or not contiguous.
+/// If the tensor is on another device, of another type or not contiguous.
 pub(crate) fn view<F: WithDType>(x: &Tensor) -> Result<View<impl Deref<Target = Storage> + '_, F>> {
-    let fail = |what: &str| candle_core::Error::Msg(what.to_owned());
+    let error = |message: &str| candle_core::Error::Msg(message.to_owned());
     let (guard, layout) = x.storage_and_layout();
     let (start, end) =
-        layout.contiguous_offsets().ok_or_else(|| fail("a kernel needs a contiguous tensor"))?;
+        layout.contiguous_offsets().ok_or_else(|| error("a kernel needs a contiguous tensor"))?;
     match &*guard {
         Storage::Cpu(cpu) => F::cpu_storage_as_slice(cpu).map(|_| ())?,
-        _ => return Err(fail("a CPU kernel needs a CPU tensor").into()),
+        _ => return Err(error("a CPU kernel needs a CPU tensor").into()),
     }
     Ok(View { guard, range: start..end, kind: std::marker::PhantomData })
 }

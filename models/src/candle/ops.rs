@@ -1,7 +1,7 @@
 //! The forward and backward of each operation on candle tensors.
 //!
-//! On the CPU the fused kernels compute; elsewhere, and within [`with_candle_ops`], compositions of candle's own operations do. The
-//! compositions are the readable reference with which tests compare the kernels.
+//! On the CPU the fused kernels compute them. Elsewhere, and within [`with_candle_ops`], compositions of candle's own operations do. Tests
+//! use these compositions as the reference for the kernels.
 
 use std::cell::Cell;
 
@@ -11,7 +11,7 @@ use super::{
     element::{Element, by_type, cpu_tensor, view},
     precision::{FactorPrecision, by_factor, convert, is_half, wide},
 };
-pub(crate) use crate::kernels::{norm::Kind, pointwise::Activation};
+pub(crate) use crate::kernels::{norm::NormKind, pointwise::Activation};
 use crate::{
     Result,
     kernels::{
@@ -41,7 +41,7 @@ pub(super) fn uses_kernels(x: &Tensor) -> bool {
     has_kernels(x.device())
 }
 
-/// True if our own kernels compute on `device` in this thread; otherwise compositions of candle's operations do.
+/// True if this crate's kernels compute on `device` in this thread; otherwise compositions of candle's operations do.
 pub fn has_kernels(device: &Device) -> bool {
     device.is_cpu() && !CANDLE_OPS.get()
 }
@@ -63,7 +63,7 @@ pub(super) fn contiguous<const N: usize>(xs: [&Tensor; N]) -> Result<[Tensor; N]
     for x in xs {
         out.push(x.contiguous()?);
     }
-    Ok(out.try_into().expect("as many as came in"))
+    Ok(out.try_into().expect("one result for each tensor"))
 }
 
 pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
@@ -115,7 +115,7 @@ pub(crate) fn linear(
     }
     let [x, weight] = contiguous([x, weight])?;
     let mut dims = x.dims().to_vec();
-    *dims.last_mut().expect("checked by the reading") = weight.dim(0)?;
+    *dims.last_mut().expect("checked by the backend") = weight.dim(0)?;
     if uses_kernels(&x) {
         return by_factor!(x, rounding, kernel(&x, &weight, bias, dims));
     }
@@ -167,14 +167,14 @@ pub(crate) fn linear_backward(
 
 /// Computes layer or RMS normalization over the last axis.
 pub(crate) fn norm(
-    kind: Kind,
+    kind: NormKind,
     x: &Tensor,
     weight: Option<&Tensor>,
     bias: Option<&Tensor>,
     eps: f64,
 ) -> Result<Tensor> {
     fn kernel<F: Element>(
-        kind: Kind,
+        kind: NormKind,
         x: &Tensor,
         weight: Option<&Tensor>,
         bias: Option<&Tensor>,
@@ -201,26 +201,26 @@ pub(crate) fn norm(
     Ok(y)
 }
 
-/// Returns the normalized value and the inverse length by which it was multiplied.
-fn normalized(kind: Kind, x: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
-    let centred = match kind {
-        Kind::Layer => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
-        Kind::Rms => x.clone(),
+/// Returns the normalized value and the factor by which it was multiplied, the inverse root mean square.
+fn normalized(kind: NormKind, x: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
+    let centered = match kind {
+        NormKind::Layer => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
+        NormKind::Rms => x.clone(),
     };
-    let inverse = (centred.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
-    Ok((centred.broadcast_mul(&inverse)?, inverse))
+    let inverse = (centered.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
+    Ok((centered.broadcast_mul(&inverse)?, inverse))
 }
 
 /// Computes the gradients of `x` and, if there is a weight, of weight and bias.
 pub(crate) fn norm_backward(
-    kind: Kind,
+    kind: NormKind,
     x: &Tensor,
     weight: Option<&Tensor>,
     grad: &Tensor,
     eps: f64,
 ) -> Result<(Tensor, Option<(Tensor, Tensor)>)> {
     fn kernel<F: Element>(
-        kind: Kind,
+        kind: NormKind,
         x: &Tensor,
         weight: Option<&Tensor>,
         grad: &Tensor,
@@ -248,9 +248,9 @@ pub(crate) fn norm_backward(
         Some(weight) => grad.broadcast_mul(weight)?,
         None => grad,
     };
-    let along = (&scaled * &normal)?.mean_keepdim(D::Minus1)?;
-    let mut grad_x = (&scaled - normal.broadcast_mul(&along)?)?;
-    if kind == Kind::Layer {
+    let projection = (&scaled * &normal)?.mean_keepdim(D::Minus1)?;
+    let mut grad_x = (&scaled - normal.broadcast_mul(&projection)?)?;
+    if kind == NormKind::Layer {
         grad_x = grad_x.broadcast_sub(&scaled.mean_keepdim(D::Minus1)?)?;
     }
     Ok((grad_x.broadcast_mul(&inverse)?, params))
@@ -307,7 +307,7 @@ pub(crate) fn swiglu(x: &Tensor) -> Result<Tensor> {
     fn kernel<F: Element>(x: &Tensor) -> Result<Tensor> {
         let mut dims = x.dims().to_vec();
         let half = x.dim(D::Minus1)? / 2;
-        *dims.last_mut().expect("checked by the reading") = half;
+        *dims.last_mut().expect("checked by the backend") = half;
         cpu_tensor(pointwise::swiglu::<F>(&view(x)?, half), dims)
     }
     let x = x.contiguous()?;
@@ -353,8 +353,8 @@ pub(crate) fn softmax_backward(y: &Tensor, grad: &Tensor) -> Result<Tensor> {
     if uses_kernels(&y) {
         return by_type!(y, kernel(&y, &grad));
     }
-    let along = (&y * &grad)?.sum_keepdim(D::Minus1)?;
-    Ok((&y * grad.broadcast_sub(&along)?)?)
+    let dot = (&y * &grad)?.sum_keepdim(D::Minus1)?;
+    Ok((&y * grad.broadcast_sub(&dot)?)?)
 }
 
 /// Returns tokens and width of `[batch, tokens, width]`.

@@ -10,8 +10,10 @@ use crate::{Precision, Result};
 pub(crate) enum FactorPrecision {
     /// No rounding.
     Never,
-    /// bf16, rounded by the kernels that multiply them; values stay f32.
+    /// bf16, rounded by the CPU kernels that multiply them; values stay f32.
     Bf16,
+    /// f16, rounded by the CPU kernels that multiply them; values stay f32.
+    F16,
     /// This type, which the inputs and results of products have.
     To(DType),
 }
@@ -22,6 +24,7 @@ impl FactorPrecision {
             Precision::F32 => Self::Never,
             Precision::Bf16 if has_kernels(device) => Self::Bf16,
             Precision::Bf16 => Self::To(DType::BF16),
+            Precision::F16 if has_kernels(device) => Self::F16,
             Precision::F16 => Self::To(DType::F16),
         }
     }
@@ -43,8 +46,11 @@ macro_rules! by_factor {
                 if $crate::kernels::product::has_bf16() {
                     $function::<$crate::kernels::product::Bf16>($($args),*)
                 } else {
-                    $function::<$crate::kernels::product::Widened>($($args),*)
+                    $function::<$crate::kernels::product::RoundedToBf16>($($args),*)
                 }
+            }
+            (candle_core::DType::F32, $crate::candle::precision::FactorPrecision::F16) => {
+                $function::<$crate::kernels::product::RoundedToF16>($($args),*)
             }
             _ => $crate::candle::element::by_type!($x, $function($($args),*)),
         }

@@ -25,11 +25,11 @@ use crate::{
 
 fn window(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Window> {
     let (_, _, height, width) = x.dims4()?;
-    let places = |n| {
+    let count = |n| {
         shape::windows(n, kernel, stride, padding)
             .ok_or_else(|| Error::shape("windows", format!("at least {kernel} pixels"), x.dims()))
     };
-    Ok(Window { height, width, kernel, stride, padding, rows: places(height)?, cols: places(width)? })
+    Ok(Window { height, width, kernel, stride, padding, rows: count(height)?, cols: count(width)? })
 }
 
 fn conv(x: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Conv> {
@@ -37,7 +37,7 @@ fn conv(x: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Co
     Ok(Conv { channels, out, window: window(x, kernel, stride, padding)? })
 }
 
-/// Returns the shape of a result: the items of `x`, with `channels` planes that hold a value for each window.
+/// Returns the shape of a result: the items of `x`, with `channels` planes of one value for each window.
 fn output_dims(x: &Tensor, channels: usize, window: Window) -> Result<(usize, usize, usize, usize)> {
     Ok((x.dim(0)?, channels, window.rows, window.cols))
 }
@@ -164,8 +164,8 @@ pub(crate) fn batch_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -
     }
     let (mean, var) = windows::statistics(&windows::by_channel(&x)?)?;
     let scale = (weight / (&var + eps)?.sqrt()?)?;
-    let centred = x.broadcast_sub(&mean.reshape((1, mean.elem_count(), 1, 1))?)?;
-    Ok([scale_shift_channels(&centred, &scale, &bias)?, mean, var])
+    let centered = x.broadcast_sub(&mean.reshape((1, mean.elem_count(), 1, 1))?)?;
+    Ok([scale_shift_channels(&centered, &scale, &bias)?, mean, var])
 }
 
 /// Computes the gradients of `x`, weight and bias; `mean` and `var` are those that [`batch_norm`] returned.
@@ -208,8 +208,8 @@ pub(crate) fn batch_norm_backward(
     let inverse = (var + eps)?.sqrt()?.recip()?;
     let normal = rows.broadcast_sub(&mean.reshape(column)?)?.broadcast_mul(&inverse.reshape(column)?)?;
     let (grad_weight, grad_bias) = ((&grad * &normal)?.sum(1)?, grad.sum(1)?);
-    let along = normal.broadcast_mul(&(&grad_weight / n as f64)?.reshape(column)?)?;
-    let grad = (grad.broadcast_sub(&(&grad_bias / n as f64)?.reshape(column)?)? - along)?;
+    let projection = normal.broadcast_mul(&(&grad_weight / n as f64)?.reshape(column)?)?;
+    let grad = (grad.broadcast_sub(&(&grad_bias / n as f64)?.reshape(column)?)? - projection)?;
     let grad_x = grad.broadcast_mul(&(weight * inverse)?.reshape(column)?)?;
     Ok([windows::by_item(&grad_x, &x)?, grad_weight, grad_bias])
 }
@@ -223,8 +223,8 @@ pub(crate) fn max_pool2d(
 ) -> Result<(Tensor, Tensor)> {
     fn kernel_<F: Element>(x: &Tensor, window: Window) -> Result<(Tensor, Tensor)> {
         let shape = output_dims(x, x.dim(1)?, window)?;
-        let (y, winners) = pool::max::<F>(window, &view(x)?);
-        Ok((cpu_tensor(y, shape)?, Tensor::from_vec(winners, shape, x.device())?))
+        let (y, indices) = pool::max::<F>(window, &view(x)?);
+        Ok((cpu_tensor(y, shape)?, Tensor::from_vec(indices, shape, x.device())?))
     }
     let x = x.contiguous()?;
     if uses_kernels(&x) {
@@ -236,21 +236,21 @@ pub(crate) fn max_pool2d(
 
 /// Computes the gradient of the input `[batch, channels, height, width]` of [`max_pool2d`].
 pub(crate) fn max_pool2d_backward(
-    winners: &Tensor,
+    indices: &Tensor,
     grad: &Tensor,
     height: usize,
     width: usize,
 ) -> Result<Tensor> {
-    fn kernel<F: Element>(winners: &Tensor, grad: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+    fn kernel<F: Element>(indices: &Tensor, grad: &Tensor, height: usize, width: usize) -> Result<Tensor> {
         let (batch, channels, rows, cols) = grad.dims4()?;
-        let grad_x = pool::max_backward::<F>(&view(winners)?, &view(grad)?, rows * cols, height * width);
+        let grad_x = pool::max_backward::<F>(&view(indices)?, &view(grad)?, rows * cols, height * width);
         cpu_tensor(grad_x, (batch, channels, height, width))
     }
     let grad = grad.contiguous()?;
     if uses_kernels(&grad) {
-        return by_type!(grad, kernel(winners, &grad, height, width));
+        return by_type!(grad, kernel(indices, &grad, height, width));
     }
-    windows::scatter_max(winners, &grad, height, width)
+    windows::scatter_max(indices, &grad, height, width)
 }
 
 /// Returns the mean of each window.
@@ -266,7 +266,7 @@ pub(crate) fn avg_pool2d(x: &Tensor, kernel: usize, stride: usize) -> Result<Ten
     Windows::new(&x, kernel, stride, 0)?.mean(&x)
 }
 
-/// Computes the gradient of `x`, of which only the shape matters.
+/// Computes the gradient of `x`, which is needed only for its shape.
 pub(crate) fn avg_pool2d_backward(x: &Tensor, grad: &Tensor, kernel: usize, stride: usize) -> Result<Tensor> {
     fn kernel_<F: Element>(x: &Tensor, grad: &Tensor, window: Window) -> Result<Tensor> {
         cpu_tensor(pool::mean_backward::<F>(window, &view(grad)?), x.shape())

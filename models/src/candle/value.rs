@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Tensor as CandleTensor};
 
 use super::{
-    ops::{self, Activation, Kind},
+    ops::{self, Activation, NormKind},
     precision::FactorPrecision,
     spatial, to_device,
 };
@@ -16,7 +16,7 @@ use crate::{Array, BatchNorm, ParamSpec, Result, Source, Tensor, Weights, shape}
 pub struct CandleValue(CandleTensor);
 
 impl CandleValue {
-    /// Creates a value from a tensor whose first axis is the batch; whole numbers (labels) are `u32`.
+    /// Creates a value from a tensor whose first axis is the batch; integers (labels) are `u32`.
     pub fn new(tensor: CandleTensor) -> Self {
         Self(tensor)
     }
@@ -36,7 +36,7 @@ pub(crate) fn batched(x: &CandleTensor, dims: &[usize]) -> Vec<usize> {
     std::iter::once(x.dims()[0]).chain(dims.iter().copied()).collect()
 }
 
-/// Weights on a device, given to models by name.
+/// Weights on a device, which models take by name.
 pub struct Params {
     tensors: HashMap<String, CandleTensor>,
     dtype: DType,
@@ -108,13 +108,13 @@ impl Tensor for CandleValue {
     fn layer_norm(&self, affine: Option<(&CandleTensor, &CandleTensor)>, eps: f64) -> Result<Self> {
         let params: Vec<&[usize]> = affine.iter().flat_map(|(w, b)| [w.dims(), b.dims()]).collect();
         shape::norm("layer_norm", self.dims(), &params)?;
-        ops::norm(Kind::Layer, &self.0, affine.map(|a| a.0), affine.map(|a| a.1), eps).map(CandleValue)
+        ops::norm(NormKind::Layer, &self.0, affine.map(|a| a.0), affine.map(|a| a.1), eps).map(CandleValue)
     }
 
     fn rms_norm(&self, weight: Option<&CandleTensor>, eps: f64) -> Result<Self> {
         let params: Vec<&[usize]> = weight.iter().map(|w| w.dims()).collect();
         shape::norm("rms_norm", self.dims(), &params)?;
-        ops::norm(Kind::Rms, &self.0, weight, None, eps).map(CandleValue)
+        ops::norm(NormKind::Rms, &self.0, weight, None, eps).map(CandleValue)
     }
 
     fn scale_shift(&self, scale: &Self, shift: &Self) -> Result<Self> {

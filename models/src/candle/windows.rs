@@ -7,7 +7,7 @@ use crate::{Error, Result, shape};
 /// The positions of the windows of a `[height, width]` image.
 #[derive(Clone)]
 pub(crate) struct Windows {
-    /// Index in the flattened image for each (position in the window, window); `height·width` stands for padding.
+    /// Index in the flattened image for each (position in the window, window); `height·width` means padding.
     index: Tensor,
     kernel: usize,
     output_dims: (usize, usize),
@@ -59,7 +59,7 @@ impl Windows {
         ))?)
     }
 
-    /// Sums what was gathered: the transpose of [`gather`](Self::gather).
+    /// Sums windows into an image with the shape of `like`: the transpose of [`gather`](Self::gather).
     fn scatter(&self, windows: &Tensor, like: &Tensor) -> Result<Tensor> {
         let (batch, channels, _, _) = like.dims4()?;
         let n = self.index.elem_count();
@@ -84,8 +84,8 @@ impl Windows {
             .reshape((1, square, output_dims))?
             .broadcast_as((rows, square, output_dims))?
             .contiguous()?;
-        let winners = index.gather(&windows.argmax_keepdim(1)?, 1)?;
-        Ok((self.pooled(&windows.max(1)?, x)?, self.pooled(&winners, x)?))
+        let indices = index.gather(&windows.argmax_keepdim(1)?, 1)?;
+        Ok((self.pooled(&windows.max(1)?, x)?, self.pooled(&indices, x)?))
     }
 
     pub(crate) fn mean(&self, x: &Tensor) -> Result<Tensor> {
@@ -100,13 +100,13 @@ impl Windows {
     }
 }
 
-/// Adds each gradient to the value of the image at the index in `winners`: the backward of [`Windows::max`].
-pub(crate) fn scatter_max(winners: &Tensor, grad: &Tensor, height: usize, width: usize) -> Result<Tensor> {
-    let (batch, channels, places_y, places_x) = grad.dims4()?;
-    let flat = (batch * channels, places_y * places_x);
-    // One extra position is for windows that hold nothing above their padding.
+/// Adds each gradient to the value of the image at the index in `indices`: the backward of [`Windows::max`].
+pub(crate) fn scatter_max(indices: &Tensor, grad: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+    let (batch, channels, rows, cols) = grad.dims4()?;
+    let flat = (batch * channels, rows * cols);
+    // The extra position is for windows whose maximum is the padding.
     let sum = Tensor::zeros((batch * channels, height * width + 1), grad.dtype(), grad.device())?;
-    let sum = sum.scatter_add(&winners.reshape(flat)?, &grad.reshape(flat)?, 1)?;
+    let sum = sum.scatter_add(&indices.reshape(flat)?, &grad.reshape(flat)?, 1)?;
     Ok(sum.narrow(1, 0, height * width)?.contiguous()?.reshape((batch, channels, height, width))?)
 }
 

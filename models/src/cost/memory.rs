@@ -1,6 +1,6 @@
 //! The memory of a forward and backward pass on the [tape](crate::tape): repeats the tape's steps without computing anything.
 //!
-//! Memory counts as used as long as something holds it, as with a tensor. [`Cost`](super::Cost) alone defines which activations the
+//! Memory counts as used as long as it has an owner, as with a tensor. [`Cost`](super::Cost) alone defines which activations the
 //! backward of each operation needs.
 
 use std::{cell::Cell, rc::Rc};
@@ -27,7 +27,7 @@ impl Drop for Block {
     }
 }
 
-/// Memory that is in use until its last holder is dropped.
+/// Memory that is in use until its last owner is dropped.
 #[derive(Clone, Debug)]
 pub(super) struct Memory(Rc<Block>);
 
@@ -44,7 +44,7 @@ impl Memory {
 pub(super) enum Gradient {
     /// New memory of this many bytes.
     New(u64),
-    /// The result's gradient, which other inputs may hold too.
+    /// The result's gradient, which other inputs may share.
     Shared,
     /// The result's gradient, unchanged.
     Passed,
@@ -82,10 +82,11 @@ impl std::fmt::Debug for Node {
     }
 }
 
-/// A gradient, and whether nothing else holds its memory.
+/// A gradient.
 #[derive(Clone)]
 struct SlotGrad {
     memory: Memory,
+    /// True if nothing else holds its memory.
     owned: bool,
 }
 
@@ -103,23 +104,23 @@ impl<'a> Slots<'a> {
         Self { grads: vec![None; slots], params: Vec::new(), counter }
     }
 
-    fn made(&self, bytes: u64) -> SlotGrad {
+    fn new_grad(&self, bytes: u64) -> SlotGrad {
         SlotGrad { memory: Memory::new(bytes, &self.counter.0.meter), owned: true }
     }
 
-    /// Adds a gradient of this many bytes that was computed for this slot alone.
+    /// Adds a gradient of this many bytes that only this slot uses.
     pub(super) fn add(&mut self, slot: Option<usize>, bytes: u64) {
-        let grad = self.made(bytes);
+        let grad = self.new_grad(bytes);
         self.pass(slot, grad);
     }
 
-    /// Adds a gradient as the tape does: in place if nothing else holds the memory of the sum so far.
+    /// Adds a gradient as the tape does: in place if the memory of the sum so far is not shared.
     fn pass(&mut self, slot: Option<usize>, grad: SlotGrad) {
         let Some(slot) = slot else { return };
         let sum = match self.grads[slot].take() {
             None => grad,
             Some(old) if old.owned => old,
-            Some(old) => self.made(old.memory.0.bytes),
+            Some(old) => self.new_grad(old.memory.0.bytes),
         };
         self.grads[slot] = Some(sum);
     }
@@ -127,27 +128,27 @@ impl<'a> Slots<'a> {
     /// Computes the backward of `nodes`, the last first.
     pub(super) fn run(&mut self, nodes: Vec<Node>) -> Result<()> {
         for Node { outputs, backward } in nodes.into_iter().rev() {
-            // Where there are several results, none of their gradients is passed on to an input.
+            // An operation with several results passes none of their gradients on to an input.
             let mut grads: Vec<SlotGrad> = outputs.iter().filter_map(|&o| self.grads[o].take()).collect();
             let Some(grad) = grads.pop() else { continue };
             match backward {
                 Backward::Block(block) => self.replay(block, grad)?,
                 Backward::Operation { saved, inputs, params, scratch } => {
-                    let scratch = self.made(scratch);
+                    let scratch = self.new_grad(scratch);
                     let gradient = |(slot, gradient)| {
-                        let made = match gradient {
-                            Gradient::New(bytes) => self.made(bytes),
+                        let grad = match gradient {
+                            Gradient::New(bytes) => self.new_grad(bytes),
                             Gradient::Shared => SlotGrad { owned: false, ..grad.clone() },
                             Gradient::Passed => grad.clone(),
                         };
-                        (slot, made)
+                        (slot, grad)
                     };
                     let needed = inputs.into_iter().filter(|(slot, _)| slot.is_some());
-                    let made: Vec<(Option<usize>, SlotGrad)> = needed.map(gradient).collect();
-                    let params = params.into_iter().map(|bytes| self.made(bytes).memory);
+                    let input_grads: Vec<(Option<usize>, SlotGrad)> = needed.map(gradient).collect();
+                    let params = params.into_iter().map(|bytes| self.new_grad(bytes).memory);
                     let params: Vec<Memory> = params.collect();
                     self.params.extend(params);
-                    made.into_iter().for_each(|(slot, grad)| self.pass(slot, grad));
+                    input_grads.into_iter().for_each(|(slot, grad)| self.pass(slot, grad));
                     drop((grads, grad, saved, scratch));
                 }
             }

@@ -1,4 +1,4 @@
-//! An operation of the cost backend: its cost, and what the tape would record of it.
+//! An operation of the cost backend: its cost, and its record as on the tape.
 
 use super::{
     Cost, Counter, OpCost, bytes,
@@ -12,16 +12,16 @@ pub(super) struct Operation<'a> {
     op: &'static str,
     dims: Vec<usize>,
     flops: usize,
-    /// Memory of the result; `None` where it is new.
+    /// Memory of the result; `None` if it is new.
     view: Option<Memory>,
     saved: Vec<Memory>,
     saves_output: bool,
-    /// True if the result is in half precision; by default, as `x` is.
+    /// True if the result is in half precision. The default is that of `x`.
     half: bool,
     inputs: Vec<(Option<usize>, Gradient)>,
     params: Vec<u64>,
     scratch: u64,
-    /// Bytes of its own buffers for each item.
+    /// Bytes of the operation's own buffers for each item.
     buffer_bytes: u64,
 }
 
@@ -56,7 +56,7 @@ impl<'a> Operation<'a> {
         self
     }
 
-    /// Saves a factor of products: the value, rounded to half precision if it is not yet.
+    /// Saves a factor of products, rounded to half precision if necessary.
     pub(super) fn saves_factor(mut self, value: &Cost) -> Self {
         let counter = &self.x.counter;
         let rounded = counter.is_half_precision() && !value.half;
@@ -65,7 +65,7 @@ impl<'a> Operation<'a> {
         self
     }
 
-    /// Saves a buffer of its own with `dims` values for each item; `half` means half precision.
+    /// Saves a buffer with `dims` values for each item; `half` means half precision.
     pub(super) fn saves_buffer(mut self, dims: &[usize], half: bool) -> Self {
         let counter = &self.x.counter;
         self.saved.push(Memory::new(counter.bytes(dims) / if half { 2 } else { 1 }, &counter.0.meter));
@@ -89,13 +89,13 @@ impl<'a> Operation<'a> {
         self
     }
 
-    /// Gives the result's gradient to `input`, and perhaps to other inputs.
+    /// Gives the result's gradient to `input`, shared with other inputs.
     pub(super) fn shares_grad_with(mut self, input: &Cost) -> Self {
         self.inputs.push((input.slot, Gradient::Shared));
         self
     }
 
-    /// Gives the result's gradient to `input` alone.
+    /// Gives the result's gradient to `input` only.
     pub(super) fn passes_grad_to(mut self, input: &Cost) -> Self {
         self.inputs.push((input.slot, Gradient::Passed));
         self
@@ -126,7 +126,7 @@ impl<'a> Operation<'a> {
             let bytes = if view.is_some() { 0 } else { bytes(&dims) + self.buffer_bytes };
             let (module, flops, in_block) = (x.module.clone(), self.flops as u64, record.in_block);
             let entry = OpCost { module, op, flops, bytes, in_block };
-            state.ledger.borrow_mut().ops.extend(std::iter::repeat_n(entry, n));
+            state.summary.borrow_mut().ops.extend(std::iter::repeat_n(entry, n));
         }
         let new = || Memory::new(x.counter.bytes(&dims) / if half { 2 } else { 1 }, &state.meter);
         let memory: Vec<Memory> = (0..n).map(|_| view.clone().unwrap_or_else(new)).collect();
@@ -154,7 +154,7 @@ impl<'a> Operation<'a> {
 }
 
 impl Counter {
-    /// Applies `block` as the tape does: keeps its inputs alone, and recomputes the block in backward.
+    /// Applies `block` as the tape does: keeps only its inputs, and recomputes the block in backward.
     pub(super) fn checkpoint<const N: usize>(
         self,
         inputs: [&Cost; N],
@@ -170,9 +170,9 @@ impl Counter {
         }
         let slot = record.slots;
         record.slots += 1;
-        let held = inputs.map(|x| (x.dims.clone(), x.memory.clone(), x.half, x.slot));
-        let again = move |counter: &Counter| {
-            let inputs = held.map(|(dims, memory, half, slot)| Cost {
+        let saved = inputs.map(|x| (x.dims.clone(), x.memory.clone(), x.half, x.slot));
+        let recompute = move |counter: &Counter| {
+            let inputs = saved.map(|(dims, memory, half, slot)| Cost {
                 dims,
                 module: String::new(),
                 counter: counter.clone(),
@@ -182,7 +182,7 @@ impl Counter {
             });
             block(inputs.each_ref()).map(|y| y.slot)
         };
-        record.nodes.push(Node { outputs: vec![slot], backward: Backward::Block(Box::new(again)) });
+        record.nodes.push(Node { outputs: vec![slot], backward: Backward::Block(Box::new(recompute)) });
         drop(record);
         Ok(Cost { slot: Some(slot), ..y })
     }

@@ -1,25 +1,25 @@
-//! Batch normalisation of `[items, channels, plane]`, channel by channel where it lies: a channel's values are read from memory once and
-//! then found in cache.
+//! Batch normalization of `[items, channels, plane]`, in place and channel by channel, so that a channel's values are read from memory once
+//! and then stay in cache.
 
 use rayon::prelude::*;
 
 use super::{
     Real,
-    memory::in_pieces,
+    memory::build_in_chunks,
     norm::{sum, sum_of_products},
-    simd::vectorised,
+    simd::vectorized,
 };
 
-/// Cuts `x` into planes and sorts them by channel.
+/// Splits `x` into planes and groups them by channel.
 pub(super) fn by_channel<F>(x: &mut [F], channels: usize, plane: usize) -> Vec<Vec<&mut [F]>> {
-    let mut sorted: Vec<Vec<&mut [F]>> = (0..channels).map(|_| Vec::new()).collect();
+    let mut groups: Vec<Vec<&mut [F]>> = (0..channels).map(|_| Vec::new()).collect();
     for (i, plane) in x.chunks_exact_mut(plane).enumerate() {
-        sorted[i % channels].push(plane);
+        groups[i % channels].push(plane);
     }
-    sorted
+    groups
 }
 
-/// The planes of one channel.
+/// Returns the planes of one channel.
 pub(super) fn planes<F>(
     x: &[F],
     channel: usize,
@@ -29,41 +29,41 @@ pub(super) fn planes<F>(
     x.chunks_exact(plane).skip(channel).step_by(channels)
 }
 
-/// Mean of what `f` sums of each plane.
+/// Returns the mean over `planes`, where `f` returns the sum over a plane.
 fn mean<'a, F: Real>(planes: impl Iterator<Item = &'a [F]>, f: impl Fn(&'a [F]) -> F) -> F {
     let (mut total, mut n) = (0f64, 0);
     for plane in planes {
         total += f(plane).into();
         n += plane.len();
     }
-    F::of(total / n as f64)
+    F::from_f64(total / n as f64)
 }
 
-vectorised! {
-    fn sum_of<F: Real>(x: &[F]) -> F {
+vectorized! {
+    fn sum_plane<F: Real>(x: &[F]) -> F {
         sum(x, |x| x)
     }
 }
 
-vectorised! {
-    fn sum_of_squares<F: Real>(x: &[F], center: F) -> F {
+vectorized! {
+    fn centered_sum_of_squares<F: Real>(x: &[F], center: F) -> F {
         sum(x, |x| (x - center) * (x - center))
     }
 }
 
-vectorised! {
-    fn sum_around<F: Real>(x: &[F], center: F, y: &[F]) -> F {
+vectorized! {
+    fn centered_dot<F: Real>(x: &[F], center: F, y: &[F]) -> F {
         sum_of_products(x, y, |x| x - center)
     }
 }
 
-vectorised! {
-    fn scale_around<F: Real>(x: &[F], center: F, scale: F, shift: F, y: &mut [F]) {
+vectorized! {
+    fn scale_centered<F: Real>(x: &[F], center: F, scale: F, shift: F, y: &mut [F]) {
         y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - center) * scale + shift);
     }
 }
 
-vectorised! {
+vectorized! {
     fn plane_backward<F: Real>(x: &[F], center: F, grad: &[F], mean: F, slope: F, scale: F, out: &mut [F]) {
         for ((out, &x), &g) in out.iter_mut().zip(x).zip(grad) {
             *out = (g - mean - (x - center) * slope) * scale;
@@ -71,7 +71,7 @@ vectorised! {
     }
 }
 
-/// The normalised values and each channel's mean and (biased) variance.
+/// Returns the normalized values, and the mean and biased variance of each channel.
 pub(crate) fn forward<F: Real>(
     x: &[F],
     plane: usize,
@@ -79,17 +79,17 @@ pub(crate) fn forward<F: Real>(
     bias: &[F],
     eps: f64,
 ) -> (Vec<F>, Vec<F>, Vec<F>) {
-    let mut y = vec![F::of(0.0); x.len()];
+    let mut y = vec![F::from_f64(0.0); x.len()];
     let (means, vars) = by_channel(&mut y, weight.len(), plane)
         .into_par_iter()
         .enumerate()
         .map(|(channel, y)| {
             let x = planes(x, channel, weight.len(), plane);
-            let center = mean(x.clone(), |x| sum_of(x));
-            let var = mean(x.clone(), |x| sum_of_squares(x, center));
-            let scale = weight[channel] / (var + F::of(eps)).sqrt();
+            let center = mean(x.clone(), |x| sum_plane(x));
+            let var = mean(x.clone(), |x| centered_sum_of_squares(x, center));
+            let scale = weight[channel] / (var + F::from_f64(eps)).sqrt();
             for (y, x) in y.into_iter().zip(x) {
-                scale_around(x, center, scale, bias[channel], y);
+                scale_centered(x, center, scale, bias[channel], y);
             }
             (center, var)
         })
@@ -97,7 +97,7 @@ pub(crate) fn forward<F: Real>(
     (y, means, vars)
 }
 
-/// Gradients of `x`, weight and bias, from what [`forward`] was given and returned.
+/// Returns the gradients of `x`, weight and bias. `means` and `vars` are those that [`forward`] returned.
 pub(crate) fn backward<F: Real>(
     x: &[F],
     plane: usize,
@@ -108,43 +108,45 @@ pub(crate) fn backward<F: Real>(
     grad: &[F],
 ) -> [Vec<F>; 3] {
     let channels = weight.len();
-    let mut grad_x = vec![F::of(0.0); x.len()];
+    let mut grad_x = vec![F::from_f64(0.0); x.len()];
     let (grad_weight, grad_bias) = by_channel(&mut grad_x, channels, plane)
         .into_par_iter()
         .enumerate()
         .map(|(channel, grad_x)| {
-            let n = F::of((grad_x.len() * plane) as f64);
-            let (center, inverse) = (means[channel], F::of(1.0) / (vars[channel] + F::of(eps)).sqrt());
+            let n = F::from_f64((grad_x.len() * plane) as f64);
+            let (center, inverse) =
+                (means[channel], F::from_f64(1.0) / (vars[channel] + F::from_f64(eps)).sqrt());
             let x = planes(x, channel, channels, plane);
             let grad = planes(grad, channel, channels, plane);
-            let (mut shift, mut along) = (0f64, 0f64);
+            let (mut shift, mut dot) = (0f64, 0f64);
             for (x, grad) in x.clone().zip(grad.clone()) {
-                shift += sum_of(grad).into();
-                along += sum_around(x, center, grad).into();
+                shift += sum_plane(grad).into();
+                dot += centered_dot(x, center, grad).into();
             }
-            let (shift, along) = (F::of(shift), F::of(along) * inverse);
+            let (shift, dot) = (F::from_f64(shift), F::from_f64(dot) * inverse);
             let scale = weight[channel] * inverse;
-            let (mean_shift, slope) = (shift / n, along / n * inverse);
+            let (mean_shift, slope) = (shift / n, dot / n * inverse);
             for (out, (x, grad)) in grad_x.into_iter().zip(x.zip(grad)) {
                 plane_backward(x, center, grad, mean_shift, slope, scale, out);
             }
-            (along, shift)
+            (dot, shift)
         })
         .unzip();
     [grad_x, grad_weight, grad_bias]
 }
 
-/// `x·scale + shift`, each with a number for each channel.
+/// Computes `x·scale + shift`, with one scale and one shift for each channel.
 pub(crate) fn scale_shift<F: Real>(x: &[F], plane: usize, scale: &[F], shift: &[F]) -> Vec<F> {
-    in_pieces(x.len(), plane, |at, y| {
+    build_in_chunks(x.len(), plane, |at, y| {
         let channel = at / plane % scale.len();
-        scale_around(&x[at..], F::of(0.0), scale[channel], shift[channel], y);
+        scale_centered(&x[at..], F::from_f64(0.0), scale[channel], shift[channel], y);
     })
 }
 
-/// Sum of each channel.
+/// Returns the sum of each channel.
 pub(crate) fn sum_channels<F: Real>(x: &[F], channels: usize, plane: usize) -> Vec<F> {
-    let total =
-        |channel| F::of(planes(x, channel, channels, plane).map(|x| -> f64 { sum_of(x).into() }).sum());
+    let total = |channel| {
+        F::from_f64(planes(x, channel, channels, plane).map(|x| -> f64 { sum_plane(x).into() }).sum())
+    };
     (0..channels).into_par_iter().map(total).collect()
 }

@@ -1,4 +1,5 @@
-//! 2-D convolution as matrix products: of the weights and the windows of a tile of outputs, laid out as columns that stay in cache.
+//! 2-D convolution as matrix products (im2col): the weights times the windows of a tile of outputs, which are copied to columns that stay
+//! in cache.
 
 use std::ops::Range;
 
@@ -13,7 +14,7 @@ use super::{
 };
 use crate::tiling::{self, TILE};
 
-/// Sizes of a convolution.
+/// The sizes of a convolution.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Conv {
     pub(crate) channels: usize,
@@ -21,7 +22,7 @@ pub(crate) struct Conv {
     pub(crate) window: Window,
 }
 
-/// Outputs that are computed together: some rows of one item, or several whole items.
+/// Outputs that are computed together: some rows of one item, or all rows of several items.
 #[derive(Clone, Debug)]
 struct Tile {
     items: Range<usize>,
@@ -29,35 +30,38 @@ struct Tile {
 }
 
 impl Conv {
-    /// Values of one column.
-    fn column(self) -> usize {
+    /// Returns the number of values of a column.
+    fn column_len(self) -> usize {
         self.channels * self.window.kernel * self.window.kernel
     }
 
-    pub(super) fn input(self) -> usize {
-        self.channels * self.window.plane()
+    /// Returns the number of input values of an item.
+    pub(super) fn input_len(self) -> usize {
+        self.channels * self.window.input_len()
     }
 
-    pub(super) fn output(self) -> usize {
-        self.out * self.window.places()
+    /// Returns the number of output values of an item.
+    pub(super) fn output_len(self) -> usize {
+        self.out * self.window.output_len()
     }
 
-    /// Items that are worth a task.
-    fn group(self) -> usize {
-        tiling::items_per_task(self.window.places())
+    /// Returns the number of items per task.
+    fn items_per_task(self) -> usize {
+        tiling::items_per_task(self.window.output_len())
     }
 
-    /// Outputs of a tile, for each channel.
-    fn len(self, tile: &Tile) -> usize {
+    /// Returns the number of outputs of a tile in each channel.
+    fn tile_len(self, tile: &Tile) -> usize {
         tile.items.len() * tile.rows.len() * self.window.cols
     }
 
+    /// Returns the tiles that cover `items` items.
     fn tiles(self, items: usize) -> impl Iterator<Item = Tile> {
         let Window { rows, cols, .. } = self.window;
-        let (group, step) = (self.group(), (TILE / cols).clamp(1, rows));
+        let (group, step) = (self.items_per_task(), (TILE / cols).clamp(1, rows));
         (0..items).step_by(group).flat_map(move |item| {
             let items = item..(item + group).min(items);
-            // Several items fit into a tile only when all their rows do.
+            // Several items fit into a tile only if all their rows do.
             let step = if group > 1 { rows } else { step };
             (0..rows)
                 .step_by(step)
@@ -65,42 +69,43 @@ impl Conv {
         })
     }
 
-    /// A tile of `[items, channels, places]` as a matrix `[channels, len]`: as it lies, or gathered into `buffer`.
-    fn gathered<'a, F: Real>(
+    /// Returns a tile of `[items, channels, positions]` as a matrix `[channels, tile_len]`: a view for one item, a copy in `buffer` for
+    /// several.
+    fn gather<'a, F: Real>(
         self,
         values: &'a [F],
         channels: usize,
         tile: &Tile,
         buffer: &'a mut [F],
     ) -> (&'a [F], Strides) {
-        let places = self.window.places();
+        let positions = self.window.output_len();
         if tile.items.len() == 1 {
-            let start = tile.items.start * channels * places + tile.rows.start * self.window.cols;
-            return (&values[start..], Strides::rows(places));
+            let start = tile.items.start * channels * positions + tile.rows.start * self.window.cols;
+            return (&values[start..], Strides::rows(positions));
         }
-        let n = self.len(tile);
+        let n = self.tile_len(tile);
         for (i, item) in tile.items.clone().enumerate() {
-            let planes = values[item * channels * places..].chunks_exact(places);
+            let planes = values[item * channels * positions..].chunks_exact(positions);
             for (row, plane) in buffer.chunks_exact_mut(n).zip(planes).take(channels) {
-                row[i * places..(i + 1) * places].copy_from_slice(plane);
+                row[i * positions..(i + 1) * positions].copy_from_slice(plane);
             }
         }
         (buffer, Strides::rows(n))
     }
 
-    /// The windows of a tile as a matrix `[column, len]`.
+    /// Returns the windows of a tile as a matrix `[column_len, tile_len]`.
     fn columns<'a, F: Real>(self, x: &'a [F], tile: &Tile, buffer: &'a mut [F]) -> (&'a [F], Strides) {
         if self.window.is_pixel() {
-            return self.gathered(x, self.channels, tile, buffer);
+            return self.gather(x, self.channels, tile, buffer);
         }
-        let n = self.len(tile);
-        for (k, row) in buffer.chunks_exact_mut(n).take(self.column()).enumerate() {
-            self.each_run(k, tile, |to, from| match from {
-                Some((inside, first)) => {
+        let n = self.tile_len(tile);
+        for (k, row) in buffer.chunks_exact_mut(n).take(self.column_len()).enumerate() {
+            self.for_each_row(k, tile, |to, from| match from {
+                Some((valid, first)) => {
                     let row = &mut row[to];
-                    row[..inside.start].fill(F::of(0.0));
-                    row[inside.end..].fill(F::of(0.0));
-                    let row = &mut row[inside];
+                    row[..valid.start].fill(F::from_f64(0.0));
+                    row[valid.end..].fill(F::from_f64(0.0));
+                    let row = &mut row[valid];
                     if self.window.stride == 1 {
                         row.copy_from_slice(&x[first..first + row.len()]);
                     } else {
@@ -108,19 +113,19 @@ impl Conv {
                         row.iter_mut().zip(source).for_each(|(to, &from)| *to = from);
                     }
                 }
-                None => row[to].fill(F::of(0.0)),
+                None => row[to].fill(F::from_f64(0.0)),
             });
         }
         (buffer, Strides::rows(n))
     }
 
-    /// Adds each value of the columns to where it came from: the transpose of [`columns`](Self::columns).
+    /// Adds each value of the columns to the value of `x` that it was copied from: the transpose of [`columns`](Self::columns).
     fn add_columns<F: Real>(self, columns: &[F], tile: &Tile, x: &mut [F]) {
-        let n = self.len(tile);
-        for (k, row) in columns.chunks_exact(n).take(self.column()).enumerate() {
-            self.each_run(k, tile, |from, to| {
-                let Some((inside, first)) = to else { return };
-                let row = &row[from][inside];
+        let n = self.tile_len(tile);
+        for (k, row) in columns.chunks_exact(n).take(self.column_len()).enumerate() {
+            self.for_each_row(k, tile, |from, to| {
+                let Some((valid, first)) = to else { return };
+                let row = &row[from][valid];
                 if self.window.stride == 1 {
                     x[first..first + row.len()].iter_mut().zip(row).for_each(|(to, &from)| *to += from);
                 } else {
@@ -131,38 +136,45 @@ impl Conv {
         }
     }
 
-    /// Calls `f` for each row of outputs of a tile, with its place in row `k` of the columns and, unless it is all padding, the part of
-    /// it that is not and where in `x` that begins.
+    /// Calls `f` for each row of outputs of a tile. `f` receives the range of the row in row `k` of the columns. Unless all of it is padding,
+    /// `f` also receives the part that is not padding, and the index in `x` of its first value.
     #[inline(always)]
-    fn each_run(self, k: usize, tile: &Tile, mut f: impl FnMut(Range<usize>, Option<(Range<usize>, usize)>)) {
+    fn for_each_row(
+        self,
+        k: usize,
+        tile: &Tile,
+        mut f: impl FnMut(Range<usize>, Option<(Range<usize>, usize)>),
+    ) {
         let w = self.window;
         let (channel, ky, kx) = (k / (w.kernel * w.kernel), k / w.kernel % w.kernel, k % w.kernel);
-        let (inside, first) = w.inside(kx);
+        let (valid, first) = w.valid_columns(kx);
         let mut at = 0;
         for item in tile.items.clone() {
-            let plane = (item * self.channels + channel) * w.plane();
+            let plane = (item * self.channels + channel) * w.input_len();
             for y in tile.rows.clone() {
-                let row = w.input_row(y, ky).filter(|_| !inside.is_empty());
-                f(at..at + w.cols, row.map(|row| (inside.clone(), plane + row * w.width + first)));
+                let row = w.input_row(y, ky).filter(|_| !valid.is_empty());
+                f(at..at + w.cols, row.map(|row| (valid.clone(), plane + row * w.width + first)));
                 at += w.cols;
             }
         }
     }
 
-    /// Room for the columns of a tile and for its outputs.
+    /// Calls `f` with buffers for the columns of a tile and for its outputs.
     fn with_buffers<F: Real, R>(self, f: impl FnOnce(&mut [F], &mut [F]) -> R) -> R {
-        let first = Tile { items: 0..self.group(), rows: 0..self.window.rows };
-        let most = self.len(&first).min(TILE.max(self.window.cols));
-        let columns = self.column() * most;
-        F::with_scratch(columns + self.out * most, |buffer| {
+        let first = Tile { items: 0..self.items_per_task(), rows: 0..self.window.rows };
+        let max_len = self.tile_len(&first).min(TILE.max(self.window.cols));
+        let columns = self.column_len() * max_len;
+        F::with_scratch(columns + self.out * max_len, |buffer| {
             let (columns, outputs) = buffer.split_at_mut(columns);
             f(columns, outputs)
         })
     }
 }
 
-/// `weight ⋆ x + bias`: `x` `[items, channels, height, width]`, `weight` `[out, channels, kernel, kernel]`. `training` takes the quickest
-/// way, whose rounding errors are some ten times larger; by Winograd's method products are of the numbers as they are, however `P` rounds.
+/// Computes `weight ⋆ x + bias`: `x` is `[items, channels, height, width]`, `weight` `[out, channels, kernel, kernel]`.
+///
+/// With `training`, it uses Winograd's minimal filtering where that is faster. Its rounding errors are about ten times larger, and it
+/// multiplies the numbers unrounded, whatever `P` is.
 pub(crate) fn forward<P: Factor>(
     conv: Conv,
     x: &[P::Number],
@@ -170,53 +182,57 @@ pub(crate) fn forward<P: Factor>(
     bias: Option<&[P::Number]>,
     training: bool,
 ) -> Vec<P::Number> {
-    if training && winograd::pays(conv, x.len() / conv.input()) {
+    if training && winograd::is_worthwhile(conv, x.len() / conv.input_len()) {
         return winograd::forward(conv, x, weight, bias);
     }
-    forward_by_columns::<P>(conv, x, weight, bias)
+    forward_im2col::<P>(conv, x, weight, bias)
 }
 
-pub(super) fn forward_by_columns<P: Factor>(
+/// [`forward`] by im2col.
+pub(super) fn forward_im2col<P: Factor>(
     conv: Conv,
     x: &[P::Number],
     weight: &[P::Number],
     bias: Option<&[P::Number]>,
 ) -> Vec<P::Number> {
-    let (group, places) = (conv.group(), conv.window.places());
-    let mut y = vec![P::Number::of(0.0); x.len() / conv.input() * conv.output()];
+    let (group, positions) = (conv.items_per_task(), conv.window.output_len());
+    let mut y = vec![P::Number::from_f64(0.0); x.len() / conv.input_len() * conv.output_len()];
     if let Some(bias) = bias {
-        y.par_chunks_mut(places).enumerate().for_each(|(i, plane)| plane.fill(bias[i % conv.out]));
+        y.par_chunks_mut(positions).enumerate().for_each(|(i, plane)| plane.fill(bias[i % conv.out]));
     }
-    let parallel = x.len() < 2 * group * conv.input();
-    y.par_chunks_mut(group * conv.output()).zip(x.par_chunks(group * conv.input())).for_each(|(y, x)| {
-        conv.with_buffers(|columns, outputs| {
-            for tile in conv.tiles(x.len() / conv.input()) {
-                let n = conv.len(&tile);
-                let columns = conv.columns(x, &tile, columns);
-                let sizes = [conv.out, n, conv.column()];
-                let weight = (weight, Strides::rows(conv.column()));
-                if tile.items.len() == 1 {
-                    let y = &mut y[tile.items.start * conv.output() + tile.rows.start * conv.window.cols..];
-                    product::<P>(sizes, (y, places), bias.is_some(), weight, columns, parallel);
-                    continue;
-                }
-                // As of an item alone: the bias is there first.
-                if let Some(bias) = bias {
-                    outputs.chunks_exact_mut(n).zip(bias).for_each(|(row, &bias)| row.fill(bias));
-                }
-                product::<P>(sizes, (outputs, n), bias.is_some(), weight, columns, parallel);
-                for (o, row) in outputs.chunks_exact(n).take(conv.out).enumerate() {
-                    for (item, row) in tile.items.clone().zip(row.chunks_exact(places)) {
-                        y[(item * conv.out + o) * places..][..places].copy_from_slice(row);
+    let parallel = x.len() < 2 * group * conv.input_len();
+    y.par_chunks_mut(group * conv.output_len()).zip(x.par_chunks(group * conv.input_len())).for_each(
+        |(y, x)| {
+            conv.with_buffers(|columns, outputs| {
+                for tile in conv.tiles(x.len() / conv.input_len()) {
+                    let n = conv.tile_len(&tile);
+                    let columns = conv.columns(x, &tile, columns);
+                    let sizes = [conv.out, n, conv.column_len()];
+                    let weight = (weight, Strides::rows(conv.column_len()));
+                    if tile.items.len() == 1 {
+                        let y = &mut y
+                            [tile.items.start * conv.output_len() + tile.rows.start * conv.window.cols..];
+                        product::<P>(sizes, (y, positions), bias.is_some(), weight, columns, parallel);
+                        continue;
+                    }
+                    // The bias comes first, as for a single item, so that the sums have the same order.
+                    if let Some(bias) = bias {
+                        outputs.chunks_exact_mut(n).zip(bias).for_each(|(row, &bias)| row.fill(bias));
+                    }
+                    product::<P>(sizes, (outputs, n), bias.is_some(), weight, columns, parallel);
+                    for (o, row) in outputs.chunks_exact(n).take(conv.out).enumerate() {
+                        for (item, row) in tile.items.clone().zip(row.chunks_exact(positions)) {
+                            y[(item * conv.out + o) * positions..][..positions].copy_from_slice(row);
+                        }
                     }
                 }
-            }
-        });
-    });
+            });
+        },
+    );
     y
 }
 
-/// Gradients of `x`, where needed, and `weight`; that of the bias is [`sum_channels`](super::batch_norm::sum_channels).
+/// Returns the gradients of `x` (if needed) and `weight`; that of the bias is [`sum_channels`](super::batch_norm::sum_channels).
 pub(crate) fn backward<P: Factor>(
     conv: Conv,
     x: &[P::Number],
@@ -224,37 +240,38 @@ pub(crate) fn backward<P: Factor>(
     grad: &[P::Number],
     need_x: bool,
 ) -> (Option<Vec<P::Number>>, Vec<P::Number>) {
-    if winograd::pays(conv, x.len() / conv.input()) {
+    if winograd::is_worthwhile(conv, x.len() / conv.input_len()) {
         return winograd::backward(conv, x, weight, grad, need_x);
     }
-    backward_by_columns::<P>(conv, x, weight, grad, need_x)
+    backward_im2col::<P>(conv, x, weight, grad, need_x)
 }
 
-pub(super) fn backward_by_columns<P: Factor>(
+/// [`backward`] by im2col.
+pub(super) fn backward_im2col<P: Factor>(
     conv: Conv,
     x: &[P::Number],
     weight: &[P::Number],
     grad: &[P::Number],
     need_x: bool,
 ) -> (Option<Vec<P::Number>>, Vec<P::Number>) {
-    let (column, items) = (conv.column(), x.len() / conv.input());
-    let part = tiling::items_per_partial(items, conv.window.places());
-    let mut grad_x = vec![P::Number::of(0.0); if need_x { x.len() } else { 0 }];
+    let (column, items) = (conv.column_len(), x.len() / conv.input_len());
+    let part = tiling::items_per_partial(items, conv.window.output_len());
+    let mut grad_x = vec![P::Number::from_f64(0.0); if need_x { x.len() } else { 0 }];
     let parts: Vec<&mut [P::Number]> = if need_x {
-        grad_x.chunks_mut(part * conv.input()).collect()
+        grad_x.chunks_mut(part * conv.input_len()).collect()
     } else {
         (0..items.div_ceil(part)).map(|_| <&mut [P::Number]>::default()).collect()
     };
     let parallel = parts.len() < 2;
     let partials: Vec<Vec<P::Number>> = parts
         .into_par_iter()
-        .zip(x.par_chunks(part * conv.input()).zip(grad.par_chunks(part * conv.output())))
+        .zip(x.par_chunks(part * conv.input_len()).zip(grad.par_chunks(part * conv.output_len())))
         .map(|(grad_x, (x, grad))| {
-            let mut grad_weight = vec![P::Number::of(0.0); weight.len()];
+            let mut grad_weight = vec![P::Number::from_f64(0.0); weight.len()];
             conv.with_buffers(|buffer, outputs| {
-                for tile in conv.tiles(x.len() / conv.input()) {
-                    let n = conv.len(&tile);
-                    let grad = conv.gathered(grad, conv.out, &tile, outputs);
+                for tile in conv.tiles(x.len() / conv.input_len()) {
+                    let n = conv.tile_len(&tile);
+                    let grad = conv.gather(grad, conv.out, &tile, outputs);
                     let (columns, strides) = conv.columns(x, &tile, buffer);
                     let sum = (&mut grad_weight[..], column);
                     product::<P>([conv.out, column, n], sum, true, grad, (columns, strides.t()), parallel);
@@ -277,21 +294,21 @@ mod tests {
     use super::*;
     use crate::random::noise;
 
-    /// With more inner indices than are summed up at a time, a bias, and planes so small that several items make a tile.
+    /// The sizes have more inner indices than one partial sum, a bias, and planes so small that a tile holds several items.
     #[test]
-    fn an_item_is_the_same_alone_and_among_others() {
+    fn the_result_of_an_item_does_not_depend_on_the_batch() {
         let (kernel, padding, stride) = (3, 1, 1);
         let sizes = [(32, 4), (40, 7), (30, 16), (32, 20)];
-        // With fewer items and sizes under Miri, which is slow.
+        // Fewer items and sizes under Miri, which is slow.
         let (sizes, items) = if cfg!(miri) { (&[(5, 4)][..], 2) } else { (&sizes[..], 7) };
         for &(channels, side) in sizes {
             let window =
                 Window { height: side, width: side, kernel, stride, padding, rows: side, cols: side };
             let conv = Conv { channels, out: 5, window };
-            let (weight, bias) = (noise(1, 0, conv.out * conv.column()), noise(1, 1, conv.out));
-            let x = noise(1, 2, items * conv.input());
+            let (weight, bias) = (noise(1, 0, conv.out * conv.column_len()), noise(1, 1, conv.out));
+            let x = noise(1, 2, items * conv.input_len());
             let together = forward::<f32>(conv, &x, &weight, Some(&bias), false);
-            for (x, y) in x.chunks_exact(conv.input()).zip(together.chunks_exact(conv.output())) {
+            for (x, y) in x.chunks_exact(conv.input_len()).zip(together.chunks_exact(conv.output_len())) {
                 assert!(forward::<f32>(conv, x, &weight, Some(&bias), false) == y, "{conv:?}");
             }
         }

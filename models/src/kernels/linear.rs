@@ -2,10 +2,10 @@
 
 use super::{
     Real,
-    product::{Factor, Packed, Strides, product_packed, product_with_bias},
+    product::{Factor, PackedMatrix, Strides, product_packed, product_with_bias},
 };
 
-/// `x·Wᵀ + b`: `x` `[rows, input]`, `weight` `[out, input]`.
+/// Computes `x·Wᵀ + b`: `x` is `[rows, input]`, `weight` `[out, input]`.
 pub(crate) fn linear<F: Factor>(
     x: &[F::Number],
     weight: &[F::Number],
@@ -17,17 +17,17 @@ pub(crate) fn linear<F: Factor>(
     product_with_bias::<F>([x.len() / input, out, input], bias, (x, Strides::rows(input)), weight)
 }
 
-/// `weight` `[out, input]`, for [`linear_packed`].
-pub(crate) fn packed<F: Real>(weight: &[F], input: usize, out: usize) -> Packed<F> {
-    Packed::new([out, input], (weight, Strides::rows(input).t()))
+/// Packs `weight` `[out, input]` for [`linear_packed`].
+pub(crate) fn pack_weight<F: Real>(weight: &[F], input: usize, out: usize) -> PackedMatrix<F> {
+    PackedMatrix::new([out, input], (weight, Strides::rows(input).t()))
 }
 
-/// [`linear`] with a weight that is laid out already.
-pub(crate) fn linear_packed<F: Real>(x: &[F], weight: &Packed<F>, bias: Option<&[F]>) -> Vec<F> {
+/// [`linear`] with a packed weight.
+pub(crate) fn linear_packed<F: Real>(x: &[F], weight: &PackedMatrix<F>, bias: Option<&[F]>) -> Vec<F> {
     product_packed(x.len() / weight.k(), bias, x, weight)
 }
 
-/// Gradients of `x` and `weight`.
+/// Returns the gradients of `x` (if needed) and `weight`.
 pub(crate) fn linear_backward<F: Factor>(
     x: &[F::Number],
     weight: &[F::Number],

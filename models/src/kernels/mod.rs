@@ -1,8 +1,8 @@
 //! CPU kernels on plain slices, each with its own backward.
 //!
-//! Every sum is taken in an order that depends on sizes alone, never on how threads were scheduled, so that a run repeats bit for bit.
+//! The order of every sum depends only on sizes, never on how threads are scheduled, so that a run repeats bit for bit.
 
-// Backwards are for training.
+// Only training, which needs candle, uses the backward passes.
 #![cfg_attr(not(feature = "candle"), allow(dead_code))]
 
 pub(crate) mod attention;
@@ -22,12 +22,12 @@ mod winograd;
 
 pub(crate) use real::{Real, sigmoid};
 
-/// Rows that one task works through: enough to be worth a task, fixed so that sums over rows do not depend on the machine.
-pub(crate) const ROWS: usize = if cfg!(miri) { 4 } else { 64 };
-/// Values that one task of a pointwise kernel works through.
-pub(crate) const VALUES: usize = if cfg!(miri) { 64 } else { 16 * 1024 };
+/// Number of rows per task. It is fixed, so that sums over rows do not depend on the machine.
+pub(crate) const ROWS_PER_TASK: usize = if cfg!(miri) { 4 } else { 64 };
+/// Number of values per task of a pointwise kernel.
+pub(crate) const VALUES_PER_TASK: usize = if cfg!(miri) { 64 } else { 16 * 1024 };
 
-/// Adds up partial sums, first to last.
+/// Adds partial sums, first to last.
 pub(crate) fn sum_partials<F: Real>(partials: &[Vec<F>]) -> Vec<F> {
     let mut total = partials.first().cloned().unwrap_or_default();
     for partial in partials.iter().skip(1) {

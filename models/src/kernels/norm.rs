@@ -1,34 +1,34 @@
-//! Layer and RMS normalisation over rows.
+//! Layer and RMS normalization over rows.
 
 use super::{
-    ROWS, Real,
-    memory::{in_pieces, in_pieces_with},
-    simd::vectorised,
+    ROWS_PER_TASK, Real,
+    memory::{build_in_chunks, build_in_chunks_with},
+    simd::vectorized,
     sum_partials,
 };
 
-/// What to take off a row before it is divided by its length.
+/// The kind of normalization: the value that is subtracted from a row before the division by its root mean square.
 #[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Kind {
-    /// The mean: layer normalisation.
+pub(crate) enum NormKind {
+    /// The mean: layer normalization.
     Layer,
-    /// Nothing: RMS normalisation.
+    /// Nothing: RMS normalization.
     Rms,
 }
 
-/// Mean and inverse length of a row.
+/// Returns the value that is subtracted from a row, and the inverse root mean square of the difference.
 #[inline(always)]
-fn statistics<F: Real>(kind: Kind, row: &[F], eps: F) -> (F, F) {
-    let n = F::of(row.len() as f64);
-    let mean = if kind == Kind::Layer { sum(row, |x| x) / n } else { F::of(0.0) };
+fn statistics<F: Real>(kind: NormKind, row: &[F], eps: F) -> (F, F) {
+    let n = F::from_f64(row.len() as f64);
+    let mean = if kind == NormKind::Layer { sum(row, |x| x) / n } else { F::from_f64(0.0) };
     let var = sum(row, |x| (x - mean) * (x - mean)) / n;
-    (mean, F::of(1.0) / (var + eps).sqrt())
+    (mean, F::from_f64(1.0) / (var + eps).sqrt())
 }
 
-/// A sum in eight lanes, which becomes vector code; its order is fixed.
+/// Computes `Σ f(x)` in eight lanes, which the compiler vectorizes; the order of additions is fixed.
 #[inline(always)]
 pub(crate) fn sum<F: Real>(row: &[F], f: impl Fn(F) -> F) -> F {
-    let mut lanes = [F::of(0.0); 8];
+    let mut lanes = [F::from_f64(0.0); 8];
     let chunks = row.chunks_exact(8);
     let rest = chunks.remainder();
     for chunk in chunks {
@@ -39,10 +39,10 @@ pub(crate) fn sum<F: Real>(row: &[F], f: impl Fn(F) -> F) -> F {
     lanes.into_iter().chain(rest.iter().map(|&x| f(x))).sum()
 }
 
-/// `Σ f(x)·y` in eight lanes.
+/// Computes `Σ f(x)·y` in eight lanes.
 #[inline(always)]
 pub(crate) fn sum_of_products<F: Real>(x: &[F], y: &[F], f: impl Fn(F) -> F) -> F {
-    let mut lanes = [F::of(0.0); 8];
+    let mut lanes = [F::from_f64(0.0); 8];
     let (xs, ys) = (x.chunks_exact(8), y.chunks_exact(8));
     let rest: F = xs.remainder().iter().zip(ys.remainder()).map(|(&x, &y)| f(x) * y).sum();
     for (x, y) in xs.zip(ys) {
@@ -53,8 +53,8 @@ pub(crate) fn sum_of_products<F: Real>(x: &[F], y: &[F], f: impl Fn(F) -> F) -> 
     lanes.into_iter().sum::<F>() + rest
 }
 
-vectorised! {
-    fn rows<F: Real>(kind: Kind, x: &[F], affine: [Option<&[F]>; 2], eps: F, y: &mut [F], width: usize) {
+vectorized! {
+    fn rows<F: Real>(kind: NormKind, x: &[F], affine: [Option<&[F]>; 2], eps: F, y: &mut [F], width: usize) {
         let [weight, bias] = affine;
         for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
             let (mean, inverse) = statistics(kind, x, eps);
@@ -71,25 +71,28 @@ vectorised! {
     }
 }
 
-/// Normalises each row of `width` values, then scales and shifts by `weight` and `bias` where given.
+/// Normalizes each row of `width` values, then multiplies by `weight` and adds `bias`, if there are any.
 pub(crate) fn forward<F: Real>(
-    kind: Kind,
+    kind: NormKind,
     x: &[F],
     width: usize,
     weight: Option<&[F]>,
     bias: Option<&[F]>,
     eps: f64,
 ) -> Vec<F> {
-    in_pieces(x.len(), ROWS * width, |at, y| rows(kind, &x[at..], [weight, bias], F::of(eps), y, width))
+    build_in_chunks(x.len(), ROWS_PER_TASK * width, |at, y| {
+        rows(kind, &x[at..], [weight, bias], F::from_f64(eps), y, width)
+    })
 }
 
-/// Gradients of weight and bias, where there is a weight.
+/// The gradients of weight and bias, if there is a weight.
 type ParamGradients<F> = Option<(Vec<F>, Vec<F>)>;
 
-vectorised! {
-    /// `params` becomes the gradients of weight, then of bias, of these rows, where there is a weight.
+vectorized! {
+    /// Computes the gradients of some rows. If there is a weight, adds its gradients to the first half of `params`, and those of the bias
+    /// to the second.
     fn rows_backward<F: Real>(
-        kind: Kind,
+        kind: NormKind,
         x: &[F],
         grad: &[F],
         weight: Option<&[F]>,
@@ -98,8 +101,8 @@ vectorised! {
         params: &mut [F],
         width: usize,
     ) {
-        let n = F::of(width as f64);
-        let (mut normal, mut scaled) = (vec![F::of(0.0); width], vec![F::of(0.0); width]);
+        let n = F::from_f64(width as f64);
+        let (mut normal, mut scaled) = (vec![F::from_f64(0.0); width], vec![F::from_f64(0.0); width]);
         let rows = grad_x.chunks_exact_mut(width).zip(x.chunks_exact(width).zip(grad.chunks_exact(width)));
         for (grad_x, (x, grad)) in rows {
             let (mean, inverse) = statistics(kind, x, eps);
@@ -117,29 +120,39 @@ vectorised! {
                     *scaled = grad * weight;
                 }
             }
-            let mean_grad = if kind == Kind::Layer { sum(&scaled, |g| g) / n } else { F::of(0.0) };
-            let along = sum_of_products(&scaled, &normal, |g| g) / n;
+            let mean_grad = if kind == NormKind::Layer { sum(&scaled, |g| g) / n } else { F::from_f64(0.0) };
+            let projection = sum_of_products(&scaled, &normal, |g| g) / n;
             for ((out, &g), &h) in grad_x.iter_mut().zip(&scaled).zip(&normal) {
-                *out = (g - mean_grad - h * along) * inverse;
+                *out = (g - mean_grad - h * projection) * inverse;
             }
         }
     }
 }
 
-/// Gradients of `x` and of the parameters.
+/// Returns the gradients of `x` and of the parameters.
 pub(crate) fn backward<F: Real>(
-    kind: Kind,
+    kind: NormKind,
     x: &[F],
     grad: &[F],
     width: usize,
     weight: Option<&[F]>,
     eps: f64,
 ) -> (Vec<F>, ParamGradients<F>) {
-    let each = if weight.is_some() { 2 * width } else { 0 };
-    let mut partials = vec![vec![F::of(0.0); each]; x.len().div_ceil(ROWS * width)];
-    let grad_x = in_pieces_with(x.len(), ROWS * width, &mut partials, 1, |at, grad_x, partial| {
-        rows_backward(kind, &x[at..], &grad[at..], weight, F::of(eps), grad_x, &mut partial[0], width);
-    });
+    let partial_len = if weight.is_some() { 2 * width } else { 0 };
+    let mut partials = vec![vec![F::from_f64(0.0); partial_len]; x.len().div_ceil(ROWS_PER_TASK * width)];
+    let grad_x =
+        build_in_chunks_with(x.len(), ROWS_PER_TASK * width, &mut partials, 1, |at, grad_x, partial| {
+            rows_backward(
+                kind,
+                &x[at..],
+                &grad[at..],
+                weight,
+                F::from_f64(eps),
+                grad_x,
+                &mut partial[0],
+                width,
+            );
+        });
     let params = weight.map(|_| {
         let mut both = sum_partials(&partials);
         let bias = both.split_off(width);

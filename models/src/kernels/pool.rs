@@ -6,43 +6,43 @@ use rayon::prelude::*;
 
 use super::{Real, window::Window};
 
-/// Outputs that are computed together, which becomes vector code: branches on which value is larger would be hard to foresee.
+/// Number of outputs that are computed together. The compiler vectorizes this, which avoids branches that are hard to predict.
 const LANES: usize = 16;
 
-/// The largest value of each window, and where in its plane it lies; of several, the first. NaN counts as the largest of all.
+/// Returns the maximum of each window, and its index in the plane; of several, the first. NaN counts as the maximum.
 pub(crate) fn max<F: Real>(window: Window, x: &[F]) -> (Vec<F>, Vec<u32>) {
     let w = window;
-    let n = x.len() / w.plane() * w.places();
-    let (mut y, mut winners) = (vec![F::of(0.0); n], vec![0; n]);
-    // A plane with what windows see around it, and what the lanes beyond the last output do.
+    let n = x.len() / w.input_len() * w.output_len();
+    let (mut y, mut indices) = (vec![F::from_f64(0.0); n], vec![0; n]);
+    // A plane with its padding, and with room for the lanes beyond the last output.
     let width = (w.cols.next_multiple_of(LANES) - 1) * w.stride + w.kernel;
     let height = (w.rows - 1) * w.stride + w.kernel;
-    let work = |((y, winners), x): ((&mut [F], &mut [u32]), &[F])| {
+    let work = |((y, indices), x): ((&mut [F], &mut [u32]), &[F])| {
         F::with_scratch(height * width, |padded| {
-            padded.fill(F::of(f64::NEG_INFINITY));
-            let inside = w.width.min(width - w.padding);
+            padded.fill(F::from_f64(f64::NEG_INFINITY));
+            let len = w.width.min(width - w.padding);
             for (to, from) in padded.chunks_exact_mut(width).skip(w.padding).zip(x.chunks_exact(w.width)) {
-                to[w.padding..w.padding + inside].copy_from_slice(&from[..inside]);
+                to[w.padding..w.padding + len].copy_from_slice(&from[..len]);
             }
-            for (i, (y, winners)) in
-                y.chunks_exact_mut(w.cols).zip(winners.chunks_exact_mut(w.cols)).enumerate()
+            for (i, (y, indices)) in
+                y.chunks_exact_mut(w.cols).zip(indices.chunks_exact_mut(w.cols)).enumerate()
             {
-                for (j, (y, winners)) in
-                    (0..).step_by(LANES).zip(y.chunks_mut(LANES).zip(winners.chunks_mut(LANES)))
+                for (j, (y, indices)) in
+                    (0..).step_by(LANES).zip(y.chunks_mut(LANES).zip(indices.chunks_mut(LANES)))
                 {
                     let lanes = max_of_lanes(w, &padded[i * w.stride * width + j * w.stride..], width, i, j);
                     y.copy_from_slice(&lanes.0[..y.len()]);
-                    winners.copy_from_slice(&lanes.1[..winners.len()]);
+                    indices.copy_from_slice(&lanes.1[..indices.len()]);
                 }
             }
         });
     };
-    let planes = y.par_chunks_mut(w.places()).zip(winners.par_chunks_mut(w.places()));
-    planes.zip(x.par_chunks(w.plane())).for_each(work);
-    (y, winners)
+    let planes = y.par_chunks_mut(w.output_len()).zip(indices.par_chunks_mut(w.output_len()));
+    planes.zip(x.par_chunks(w.input_len())).for_each(work);
+    (y, indices)
 }
 
-/// [`max`] of the outputs from column `j` of row `i` on; the window of the first begins where `padded`, of rows of `width`, does.
+/// Computes [`max`] for the outputs from column `j` of row `i` on. `padded` has rows of `width` values, and begins at the first window.
 #[inline(always)]
 fn max_of_lanes<F: Real>(
     w: Window,
@@ -51,58 +51,59 @@ fn max_of_lanes<F: Real>(
     i: usize,
     j: usize,
 ) -> ([F; LANES], [u32; LANES]) {
-    let place =
+    let index =
         |y: usize, x: usize| (y.saturating_sub(w.padding) * w.width + x.saturating_sub(w.padding)) as u32;
-    let mut most = [F::of(f64::NEG_INFINITY); LANES];
-    // Should nothing be larger than that, the first place.
-    let mut winners = from_fn(|l| place(i * w.stride, (j + l) * w.stride));
+    let mut maxima = [F::from_f64(f64::NEG_INFINITY); LANES];
+    // If no value is larger, the index is that of the first position.
+    let mut indices = from_fn(|l| index(i * w.stride, (j + l) * w.stride));
     for (ky, kx) in (0..w.kernel * w.kernel).map(|k| (k / w.kernel, k % w.kernel)) {
         let row = &padded[ky * width + kx..];
         let x: [F; LANES] = from_fn(|l| row[l * w.stride]);
-        // Only a place inside the picture can win, so one outside may come out wrong.
-        let first = place(i * w.stride + ky, j * w.stride + kx + w.padding).wrapping_sub(w.padding as u32);
+        // The index may be wrong for padding, which is never the maximum.
+        let first = index(i * w.stride + ky, j * w.stride + kx + w.padding).wrapping_sub(w.padding as u32);
         for l in 0..LANES {
             #[expect(clippy::eq_op, reason = "true of NaN")]
-            let larger = (x[l] > most[l]) | (x[l] != x[l]);
-            most[l] = if larger { x[l] } else { most[l] };
-            winners[l] = if larger { first.wrapping_add((l * w.stride) as u32) } else { winners[l] };
+            let larger = (x[l] > maxima[l]) | (x[l] != x[l]);
+            maxima[l] = if larger { x[l] } else { maxima[l] };
+            indices[l] = if larger { first.wrapping_add((l * w.stride) as u32) } else { indices[l] };
         }
     }
-    (most, winners)
+    (maxima, indices)
 }
 
-/// Calls `f` for each place in the windows at output row `y`, with the output columns that have it inside the picture, and where in the
-/// plane the first of them looks.
+/// Calls `f` for each position in the windows at output row `y`. `f` receives the output columns for which the position is inside the image,
+/// and the index in the plane for the first of them.
 #[inline(always)]
-fn each_run(window: Window, y: usize, mut f: impl FnMut(std::ops::Range<usize>, usize)) {
+fn for_each_position(window: Window, y: usize, mut f: impl FnMut(std::ops::Range<usize>, usize)) {
     for (ky, kx) in (0..window.kernel * window.kernel).map(|i| (i / window.kernel, i % window.kernel)) {
-        let (inside, first) = window.inside(kx);
-        if let Some(row) = window.input_row(y, ky).filter(|_| !inside.is_empty()) {
-            f(inside, row * window.width + first);
+        let (columns, first) = window.valid_columns(kx);
+        if let Some(row) = window.input_row(y, ky).filter(|_| !columns.is_empty()) {
+            f(columns, row * window.width + first);
         }
     }
 }
 
-/// Adds each gradient to where its value came from: planes of `plane` values from planes of `places`.
-pub(crate) fn max_backward<F: Real>(winners: &[u32], grad: &[F], places: usize, plane: usize) -> Vec<F> {
-    let mut grad_x = vec![F::of(0.0); grad.len() / places * plane];
-    grad_x.par_chunks_mut(plane).zip(grad.par_chunks(places).zip(winners.par_chunks(places))).for_each(
-        |(grad_x, (grad, winners))| {
-            winners.iter().zip(grad).for_each(|(&winner, &grad)| grad_x[winner as usize] += grad);
+/// Returns the gradient of the input of [`max`]: adds each gradient to the value at its index. `plane` is the number of values of an input
+/// plane, `outputs` that of an output plane.
+pub(crate) fn max_backward<F: Real>(indices: &[u32], grad: &[F], outputs: usize, plane: usize) -> Vec<F> {
+    let mut grad_x = vec![F::from_f64(0.0); grad.len() / outputs * plane];
+    grad_x.par_chunks_mut(plane).zip(grad.par_chunks(outputs).zip(indices.par_chunks(outputs))).for_each(
+        |(grad_x, (grad, indices))| {
+            indices.iter().zip(grad).for_each(|(&index, &grad)| grad_x[index as usize] += grad);
         },
     );
     grad_x
 }
 
-/// The mean of each window.
+/// Returns the mean of each window.
 pub(crate) fn mean<F: Real>(window: Window, x: &[F]) -> Vec<F> {
-    let scale = F::of(1.0 / (window.kernel * window.kernel) as f64);
-    let mut y = vec![F::of(0.0); x.len() / window.plane() * window.places()];
-    y.par_chunks_mut(window.places()).zip(x.par_chunks(window.plane())).for_each(|(y, x)| {
+    let scale = F::from_f64(1.0 / (window.kernel * window.kernel) as f64);
+    let mut y = vec![F::from_f64(0.0); x.len() / window.input_len() * window.output_len()];
+    y.par_chunks_mut(window.output_len()).zip(x.par_chunks(window.input_len())).for_each(|(y, x)| {
         for (i, y) in y.chunks_exact_mut(window.cols).enumerate() {
-            each_run(window, i, |inside, first| {
+            for_each_position(window, i, |columns, first| {
                 let source = x[first..].iter().step_by(window.stride);
-                y[inside].iter_mut().zip(source).for_each(|(y, &x)| *y += x);
+                y[columns].iter_mut().zip(source).for_each(|(y, &x)| *y += x);
             });
             y.iter_mut().for_each(|y| *y *= scale);
         }
@@ -110,18 +111,20 @@ pub(crate) fn mean<F: Real>(window: Window, x: &[F]) -> Vec<F> {
     y
 }
 
-/// Gradient of [`mean`]'s input.
+/// Returns the gradient of the input of [`mean`].
 pub(crate) fn mean_backward<F: Real>(window: Window, grad: &[F]) -> Vec<F> {
-    let scale = F::of(1.0 / (window.kernel * window.kernel) as f64);
-    let mut grad_x = vec![F::of(0.0); grad.len() / window.places() * window.plane()];
-    grad_x.par_chunks_mut(window.plane()).zip(grad.par_chunks(window.places())).for_each(|(grad_x, grad)| {
-        for (i, grad) in grad.chunks_exact(window.cols).enumerate() {
-            each_run(window, i, |inside, first| {
-                let target = grad_x[first..].iter_mut().step_by(window.stride);
-                target.zip(&grad[inside]).for_each(|(x, &grad)| *x += grad * scale);
-            });
-        }
-    });
+    let scale = F::from_f64(1.0 / (window.kernel * window.kernel) as f64);
+    let mut grad_x = vec![F::from_f64(0.0); grad.len() / window.output_len() * window.input_len()];
+    grad_x.par_chunks_mut(window.input_len()).zip(grad.par_chunks(window.output_len())).for_each(
+        |(grad_x, grad)| {
+            for (i, grad) in grad.chunks_exact(window.cols).enumerate() {
+                for_each_position(window, i, |columns, first| {
+                    let target = grad_x[first..].iter_mut().step_by(window.stride);
+                    target.zip(&grad[columns]).for_each(|(x, &grad)| *x += grad * scale);
+                });
+            }
+        },
+    );
     grad_x
 }
 
@@ -130,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_of_the_largest_wins_and_nan_is_larger_than_all() {
+    fn max_returns_the_first_of_equal_values_and_propagates_nan() {
         let window = Window { height: 4, width: 5, kernel: 3, stride: 2, padding: 1, rows: 2, cols: 3 };
         let (low, nan) = (f32::NEG_INFINITY, f32::NAN);
         #[rustfmt::skip]
@@ -140,10 +143,10 @@ mod tests {
             1.0, 2.0, nan, 9.0, low,
             4.0, 4.0, 5.0, low, low,
         ];
-        let (y, winners) = max(window, &x);
-        assert_eq!(winners, [0, 1, 3, 5, 12, 13]);
+        let (y, indices) = max(window, &x);
+        assert_eq!(indices, [0, 1, 3, 5, 12, 13]);
         assert_eq!((&y[..4], y[4].is_nan(), y[5]), (&[7.0, 7.0, 1.0, 7.0][..], true, 9.0));
-        let (y, winners) = max(window, &[low; 20]);
-        assert_eq!((y, winners), (vec![low; 6], vec![0, 1, 3, 5, 6, 8]));
+        let (y, indices) = max(window, &[low; 20]);
+        assert_eq!((y, indices), (vec![low; 6], vec![0, 1, 3, 5, 6, 8]));
     }
 }

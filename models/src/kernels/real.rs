@@ -1,13 +1,13 @@
-//! Floating-point numbers that kernels are written for.
+//! The floating-point types of the kernels.
 
 use std::{
     iter::Sum,
     ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub},
 };
 
-use super::{memory::lent, product::Factor};
+use super::{memory::thread_scratch, product::Factor};
 
-/// `f32`, what training runs in, or `f64`, what gradients are checked in.
+/// `f32`, in which models run and are trained, or `f64`, in which tests check gradients.
 pub(crate) trait Real:
     Factor<Number = Self, Unit = Self>
     + Default
@@ -22,16 +22,16 @@ pub(crate) trait Real:
     + MulAssign
     + Sum
 {
-    fn of(x: f64) -> Self;
+    fn from_f64(x: f64) -> Self;
     fn exp(self) -> Self;
     fn sqrt(self) -> Self;
     fn erf(self) -> Self;
-    /// Lends `len` values of this thread's memory, which is kept for the next time; what they are is left over from the last.
+    /// Calls `f` with `len` values of this thread's scratch memory, which holds arbitrary numbers.
     fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [Self]) -> R) -> R;
 }
 
 impl Real for f64 {
-    fn of(x: f64) -> Self {
+    fn from_f64(x: f64) -> Self {
         x
     }
     fn exp(self) -> Self {
@@ -43,25 +43,25 @@ impl Real for f64 {
     fn erf(self) -> Self {
         libm::erf(self)
     }
-    lent!(with_scratch, f64);
+    thread_scratch!(with_scratch, f64);
 }
 
 impl Real for f32 {
-    fn of(x: f64) -> Self {
+    fn from_f64(x: f64) -> Self {
         x as f32
     }
 
-    /// Without a branch or a call, so that loops over it become vector code: the fraction by a polynomial, the power of two by its
-    /// bits. Within 2 ulp of the exact value; below −87 it returns that end's value (1.6e-38), above 88 that end's.
+    /// Computes eˣ within 2 ulp; `x` is clamped to −87..88. There is no branch and no call, so that the compiler vectorizes loops over it:
+    /// a polynomial gives the fraction, and bit operations give the power of two.
     #[inline(always)]
     fn exp(self) -> Self {
-        /// Adding it rounds to a whole number in the low bits of the mantissa.
+        /// Adding it rounds to an integer in the low bits of the mantissa.
         const ROUND: f32 = 12_582_912.0;
         let x = self.clamp(-87.0, 88.0);
         let shifted = x * std::f32::consts::LOG2_E + ROUND;
-        let whole = shifted - ROUND;
+        let integer = shifted - ROUND;
         // ln 2 in two parts, so that the remainder is exact.
-        let r = x - whole * 0.693_359_4 - whole * -2.121_944_4e-4;
+        let r = x - integer * 0.693_359_4 - integer * -2.121_944_4e-4;
         let mut p = 1.0 / 5040.0;
         for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
             p = p * r + c;
@@ -74,7 +74,7 @@ impl Real for f32 {
         f32::sqrt(self)
     }
 
-    /// In the form of Abramowitz and Stegun, 7.1.26, whose polynomial was fitted anew; within 4e-7, and without a branch.
+    /// Computes the error function within 4e-7, without a branch: the form of Abramowitz and Stegun, 7.1.26, with newly fitted coefficients.
     #[inline(always)]
     fn erf(self) -> Self {
         let x = self.abs();
@@ -86,13 +86,13 @@ impl Real for f32 {
         (1.0 - p * t * Real::exp(-x * x)).copysign(self)
     }
 
-    lent!(with_scratch, f32);
+    thread_scratch!(with_scratch, f32);
 }
 
-/// `σ(x)`.
+/// Computes the logistic function `σ(x)`.
 #[inline(always)]
 pub(crate) fn sigmoid<F: Real>(x: F) -> F {
-    F::of(1.0) / (F::of(1.0) + (-x).exp())
+    F::from_f64(1.0) / (F::from_f64(1.0) + (-x).exp())
 }
 
 #[cfg(test)]
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    #[cfg_attr(miri, ignore = "no unsafe code, and many numbers")]
+    #[cfg_attr(miri, ignore = "no unsafe code, and slow")]
     fn exp_is_within_two_ulp_of_exact() {
         for i in -87_000..88_000 {
             let x = i as f32 * 1e-3 + 3e-4;
@@ -112,8 +112,8 @@ mod tests {
     }
 
     #[test]
-    #[cfg_attr(miri, ignore = "no unsafe code, and many numbers")]
-    fn erf_is_near_the_exact_one() {
+    #[cfg_attr(miri, ignore = "no unsafe code, and slow")]
+    fn erf_is_close_to_the_exact_value() {
         for i in -60_000..60_000 {
             let x = i as f32 * 1e-4;
             let error = (f64::from(Real::erf(x)) - libm::erf(x.into())).abs();

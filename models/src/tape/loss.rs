@@ -15,7 +15,7 @@ impl Var {
     pub fn weighted_mse(&self, target: &CandleTensor, weight: &CandleTensor) -> Result<Var> {
         if target.dims() != self.value.dims() || weight.dims() != [target.dims()[0]] {
             let expected = format!("a target {:?} and a weight for each item", self.value.dims());
-            return Err(Error::shape("squared_error", expected, (target.dims(), weight.dims())));
+            return Err(Error::shape("weighted_mse", expected, (target.dims(), weight.dims())));
         }
         let n = target.elem_count() as f64;
         let column: Vec<usize> =
@@ -80,9 +80,9 @@ mod tests {
     }
 
     #[test]
-    fn cross_entropy_is_its_definition() {
+    fn cross_entropy_matches_its_definition() {
         let first = 1.2 + (0.3f64.exp() + (-1.2f64).exp() + 2f64.exp()).ln();
-        // The middle exponential of the second item vanishes.
+        // The middle exponential of the second item underflows to zero.
         let all = 700.0 + (1.0 + (-1f64).exp()).ln();
         let second = 0.2 * (all - 700.0) + 0.1 * (all - 0.1) + 0.7 * (all - 699.0);
         let found = half_cross_entropy(&LOGITS).0;
@@ -90,13 +90,13 @@ mod tests {
     }
 
     #[test]
-    fn cross_entropy_has_the_slopes_of_its_value() {
+    fn cross_entropy_gradient_matches_finite_differences() {
         let gradient = half_cross_entropy(&LOGITS).1;
         for (i, gradient) in gradient.into_iter().enumerate() {
             let at = |step: f64| {
-                let mut moved = LOGITS;
-                moved[i] += step;
-                half_cross_entropy(&moved).0
+                let mut logits = LOGITS;
+                logits[i] += step;
+                half_cross_entropy(&logits).0
             };
             let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
             assert!((gradient - slope).abs() < 1e-7, "logit {i}: gradient {gradient}, slope {slope}");
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn cross_entropy_refuses_other_shapes() {
+    fn cross_entropy_rejects_other_shapes() {
         let logits = Tape::new().leaf("logits", tensor(&LOGITS, &[2, 3]));
         assert!(logits.cross_entropy(&tensor(&TARGET, &[3, 2])).is_err());
         assert!(logits.reshape(&[3, 1]).unwrap().cross_entropy(&tensor(&TARGET, &[2, 3])).is_err());

@@ -1,9 +1,9 @@
 //! The tape backend, for training: every operation records its own backward.
 //!
 //! Storage is candle tensors. A gradient is accumulated in place, and freed as soon as the backward of the operation that computed
-//! its value has used it. So is everything that an operation saved for its backward.
+//! its value has used it. The same holds for everything that an operation saved for its backward.
 //!
-//! With [`TapeOptions`] the tape recomputes blocks rather than keeping their activations, and multiplies in half precision. The
+//! With [`TapeOptions`] the tape recomputes blocks rather than keeping their activations, and rounds factors to half precision. The
 //! [cost backend](crate::cost) repeats which activations each operation keeps, to count the memory of a step. Change both together.
 
 mod loss;
@@ -71,7 +71,7 @@ pub struct Var {
     tape: Tape,
 }
 
-/// A parameter on a tape. It does not hold the tape, so that the tape's records may hold it.
+/// A parameter on a tape. It has no reference to the tape, so that the tape's records can own it without a cycle.
 #[derive(Clone)]
 pub struct Param {
     value: CandleTensor,
@@ -155,11 +155,12 @@ impl Tape {
         needed: bool,
         backward: impl FnOnce(Grad, &mut Slots) -> Result<()> + 'static,
     ) -> Var {
-        let one = move |mut grads: Vec<Option<Grad>>, slots: &mut Slots| match grads.pop().flatten() {
+        let backward_one = move |mut grads: Vec<Option<Grad>>, slots: &mut Slots| match grads.pop().flatten()
+        {
             Some(grad) => backward(grad, slots),
             None => Ok(()),
         };
-        self.record_many(vec![value], needed, one).pop().expect("one value gives one variable")
+        self.record_many(vec![value], needed, backward_one).pop().expect("one value gives one variable")
     }
 }
 

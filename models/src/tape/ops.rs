@@ -10,20 +10,20 @@ use crate::{
     BatchNorm, Error, Result, Tensor,
     candle::{
         CandleValue,
-        ops::{self, Activation, Kind},
+        ops::{self, Activation, NormKind},
         precision::{FactorPrecision, convert, wide, wide_type},
         spatial,
     },
 };
 
 impl Var {
-    /// Returns the value in the inference backend, in f32 if it is in half precision. That backend checks shapes, and computes
-    /// where backward needs nothing saved.
+    /// Returns the value in the candle backend, in f32 if it is in half precision. That backend checks shapes, and computes operations
+    /// whose backward needs no saved intermediate results.
     fn to_candle(&self) -> Result<CandleValue> {
         Ok(CandleValue::new(wide(&self.value)?))
     }
 
-    /// Returns the value in the inference backend without conversion, for operations that only move values.
+    /// Returns the value in the candle backend without conversion, for operations that only move values.
     fn as_candle(&self) -> CandleValue {
         CandleValue::new(self.value.clone())
     }
@@ -48,14 +48,14 @@ impl Var {
         self.tape.record(value, inputs.iter().any(Option::is_some), backward)
     }
 
-    /// Records an operation on one value; `back` computes the input's gradient from the result's.
+    /// Records an operation on one value; `backward` computes the input's gradient from the result's.
     fn unary_op(
         &self,
         value: CandleValue,
-        back: impl FnOnce(&CandleTensor) -> Result<CandleTensor> + 'static,
+        backward: impl FnOnce(&CandleTensor) -> Result<CandleTensor> + 'static,
     ) -> Result<Var> {
         let slot = self.slot;
-        Ok(self.record(value.into_inner(), &[slot], move |grad, slots| slots.add(slot, back(&grad)?)))
+        Ok(self.record(value.into_inner(), &[slot], move |grad, slots| slots.add(slot, backward(&grad)?)))
     }
 
     fn activation(&self, kind: Activation) -> Result<Var> {
@@ -66,7 +66,7 @@ impl Var {
 
     fn norm(
         &self,
-        kind: Kind,
+        kind: NormKind,
         weight: Option<&Param>,
         bias: Option<&Param>,
         eps: f64,
@@ -86,14 +86,16 @@ impl Var {
         }))
     }
 
-    /// Records an operation that only moves values; `back` moves them back.
+    /// Records an operation that only moves values; `backward` moves the gradient to the original positions.
     fn movement_op(
         &self,
         value: CandleValue,
-        back: impl FnOnce(&CandleTensor) -> Result<CandleTensor> + 'static,
+        backward: impl FnOnce(&CandleTensor) -> Result<CandleTensor> + 'static,
     ) -> Result<Var> {
         let slot = self.slot;
-        Ok(self.record(value.into_inner(), &[slot], move |grad, slots| slots.add_shared(slot, &back(&grad)?)))
+        Ok(self.record(value.into_inner(), &[slot], move |grad, slots| {
+            slots.add_shared(slot, &backward(&grad)?)
+        }))
     }
 }
 
@@ -180,12 +182,12 @@ impl Tensor for Var {
 
     fn layer_norm(&self, affine: Option<(&Param, &Param)>, eps: f64) -> Result<Self> {
         let y = self.to_candle()?.layer_norm(affine.map(|(w, b)| (&w.value, &b.value)), eps)?;
-        self.norm(Kind::Layer, affine.map(|a| a.0), affine.map(|a| a.1), eps, y)
+        self.norm(NormKind::Layer, affine.map(|a| a.0), affine.map(|a| a.1), eps, y)
     }
 
     fn rms_norm(&self, weight: Option<&Param>, eps: f64) -> Result<Self> {
         let y = self.to_candle()?.rms_norm(weight.map(|w| &w.value), eps)?;
-        self.norm(Kind::Rms, weight, None, eps, y)
+        self.norm(NormKind::Rms, weight, None, eps, y)
     }
 
     fn scale_shift(&self, scale: &Self, shift: &Self) -> Result<Self> {
@@ -238,8 +240,8 @@ impl Tensor for Var {
         let y = self.to_candle()?.sinusoids(width, period, scale)?;
         if self.slot.is_some() {
             return Err(Error::Unsupported {
-                backend: "training".into(),
-                what: "a gradient with respect to the time of sinusoids".into(),
+                backend: "the tape backend".into(),
+                operation: "a gradient with respect to the time of sinusoids".into(),
             });
         }
         Ok(self.tape.constant(y.into_inner()))
@@ -318,11 +320,11 @@ impl Tensor for Var {
 
     fn permute(&self, order: &[usize]) -> Result<Self> {
         let y = self.as_candle().permute(order)?;
-        let mut back = vec![0; order.len() + 1];
+        let mut inverse = vec![0; order.len() + 1];
         for (i, &axis) in order.iter().enumerate() {
-            back[axis + 1] = i + 1;
+            inverse[axis + 1] = i + 1;
         }
-        self.movement_op(y, move |grad| Ok(grad.permute(back)?.contiguous()?))
+        self.movement_op(y, move |grad| Ok(grad.permute(inverse)?.contiguous()?))
     }
 
     fn concat(parts: &[Self], axis: usize) -> Result<Self> {
@@ -375,11 +377,11 @@ impl Tensor for Var {
 
     fn max_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
         crate::shape::pool2d(self.dims(), kernel, stride, padding)?;
-        let (y, winners) = spatial::max_pool2d(&wide(&self.value)?, kernel, stride, padding)?;
+        let (y, indices) = spatial::max_pool2d(&wide(&self.value)?, kernel, stride, padding)?;
         let y = convert(&y, self.value.dtype())?;
         let (height, width) = (self.dims()[1], self.dims()[2]);
         self.unary_op(CandleValue::new(y), move |grad| {
-            spatial::max_pool2d_backward(&winners, grad, height, width)
+            spatial::max_pool2d_backward(&indices, grad, height, width)
         })
     }
 

@@ -8,7 +8,7 @@ use crate::{Result, kernels::pointwise::add_assign};
 /// A gradient.
 pub(super) struct Grad {
     pub(super) value: CandleTensor,
-    /// True if nothing else holds its memory, so that it may be added to in place.
+    /// True if its memory is not shared, so that other gradients can be added in place.
     owned: bool,
 }
 
@@ -75,7 +75,7 @@ impl Slots {
     }
 
     /// Recomputes a block from the values of its inputs and the slots of their gradients, then computes its backward. The values
-    /// recorded meanwhile get slots behind all others. Statistics are dropped, because the first pass has reported them.
+    /// recorded meanwhile get the slots after all others. Statistics are dropped, because the first pass has reported them.
     pub(super) fn replay<const N: usize>(
         &mut self,
         inputs: [(CandleTensor, Option<usize>); N],
@@ -96,17 +96,17 @@ impl Slots {
         Ok(())
     }
 
-    /// Adds a gradient that was computed for this slot alone.
+    /// Adds a gradient that only this slot uses.
     pub(super) fn add(&mut self, slot: Option<usize>, value: CandleTensor) -> Result<()> {
         self.pass(slot, Grad { value, owned: true })
     }
 
-    /// Adds a gradient whose memory others may hold.
+    /// Adds a gradient whose memory may be shared.
     pub(super) fn add_shared(&mut self, slot: Option<usize>, value: &CandleTensor) -> Result<()> {
         self.pass(slot, Grad { value: value.clone(), owned: false })
     }
 
-    /// Adds a gradient, which stays shared or owned as it is.
+    /// Adds a gradient, either owned or shared.
     pub(super) fn pass(&mut self, slot: Option<usize>, grad: Grad) -> Result<()> {
         let Some(slot) = slot else { return Ok(()) };
         let grad = if grad.is_contiguous() { grad } else { Grad { value: grad.contiguous()?, owned: true } };

@@ -1,25 +1,26 @@
-//! An allocator that counts.
+//! An allocator that counts bytes.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-/// Bytes in use, and the most that ever were.
+/// Bytes in use.
 pub static LIVE: AtomicUsize = AtomicUsize::new(0);
+/// Peak of the bytes in use.
 pub static PEAK: AtomicUsize = AtomicUsize::new(0);
 
-struct Counting;
+struct CountingAllocator;
 
 fn add(size: usize) {
     PEAK.fetch_max(LIVE.fetch_add(size, Relaxed) + size, Relaxed);
 }
 
-// SAFETY: everything is the system allocator's; only sizes are counted.
-unsafe impl GlobalAlloc for Counting {
+// SAFETY: all memory is the system allocator's; this one only counts sizes.
+unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         add(layout.size());
-        // SAFETY: what is asked of this allocator is asked of that one.
+        // SAFETY: the caller's guarantees are those that the system allocator requires.
         unsafe { System.alloc(layout) }
     }
 
@@ -44,4 +45,4 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 #[global_allocator]
-static COUNTING: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;

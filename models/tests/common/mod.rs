@@ -1,5 +1,5 @@
-//! Networks to train for a step.
-#![allow(dead_code, reason = "each test uses some of it")]
+//! Small networks, trained for one step.
+#![allow(dead_code, reason = "each test uses a part")]
 
 use candle_core::{DType, Device, Tensor};
 use tiny_cats_models::{
@@ -10,7 +10,7 @@ use tiny_cats_models::{
     tape::{BatchStatistics, Gradients, Tape, Var},
 };
 
-/// A network, its weights, of which none are zero, and a batch.
+/// A network, its weights, none of them zero, and a batch.
 pub struct Case {
     pub network: NetworkConfig,
     params: Params,
@@ -29,13 +29,13 @@ impl Case {
             spec.init = Init::Normal(0.1);
         }
         let params = Params::new(&init(&specs, 0), DType::F32, &Device::Cpu).unwrap();
-        let picture = [batch, 3, side, side];
-        let x = random(0, &picture);
+        let image_dims = [batch, 3, side, side];
+        let x = random(0, &image_dims);
         let (inputs, target) = match &network {
             NetworkConfig::TinyDit(config) => {
                 let t = Tensor::from_iter((0..batch).map(|i| (i as f32 + 0.5) / batch as f32), &Device::Cpu);
                 let labels = Tensor::from_iter((0..batch).map(|i| (i % config.classes) as u32), &Device::Cpu);
-                (vec![x, t.unwrap(), labels.unwrap()], random(1, &picture))
+                (vec![x, t.unwrap(), labels.unwrap()], random(1, &image_dims))
             }
             NetworkConfig::ResNet(config) => {
                 let target = (Tensor::ones((batch, config.classes), DType::F32, &Device::Cpu).unwrap()
@@ -55,9 +55,9 @@ impl Case {
         Self::new(NetworkConfig::ResNet(ResNetConfig::named(name, 13).unwrap()), side, batch)
     }
 
-    /// Bytes that one step is to have in use, besides weights and batch.
-    pub fn predicted(&self, options: TapeOptions) -> u64 {
-        let &[batch, _, side, _] = self.inputs[0].dims() else { unreachable!("pictures") };
+    /// Returns the peak memory of one step by the cost backend, in bytes, without weights and batch.
+    pub fn predicted_bytes(&self, options: TapeOptions) -> u64 {
+        let &[batch, _, side, _] = self.inputs[0].dims() else { unreachable!("images have four axes") };
         self.network.training_bytes(side, batch, options).unwrap()
     }
 
@@ -78,7 +78,7 @@ impl Case {
         }
     }
 
-    /// One step from a gradient of `scale` on: the loss, what batch normalisations saw, the gradients.
+    /// Computes one step; `scale` is the gradient of the loss. Returns the loss, the statistics of batch normalizations, and the gradients.
     pub fn step(&mut self, options: TapeOptions, scale: f64) -> (f32, Vec<BatchStatistics>, Gradients) {
         let tape = Tape::with_options(options);
         let loss = self.loss(&tape);

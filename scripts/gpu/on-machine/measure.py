@@ -1,4 +1,4 @@
-"""Runs the checks, times training against PyTorch, and prints both as one table. Called by run."""
+"""Runs the checks, compares training speed with PyTorch, and prints the results. Called by run."""
 
 import argparse
 import json
@@ -10,36 +10,36 @@ import subprocess
 import sys
 import time
 
-HERE = pathlib.Path(__file__).resolve().parent
+FOLDER = pathlib.Path(__file__).resolve().parent
 PEERS = {"tiny-dit": "torch_dit.py", "resnet": "torch_resnet.py"}
-# Pictures in a batch: what fills a card, and what tries this out on a processor.
+# The batch size: large enough for a GPU, and a small one to test this script on a CPU.
 BATCH = {"cuda": 64, "cpu": 8}
 STEPS = {"cuda": 50, "cpu": 3}
 
 
 def run(command):
-    """The exit code of a program, and the JSON lines that it prints."""
+    """Runs a program; returns its exit code and the JSON lines of its output."""
     result = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE, text=True)
     return result.returncode, [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
 
 
-def lines(command, allowed=(0,)):
-    """The same, where another exit code ends this program."""
-    code, found = run(command)
+def run_lines(command, allowed=(0,)):
+    """Runs a program and returns the JSON lines of its output; exits if its exit code is not allowed."""
+    code, lines = run(command)
     if code not in allowed:
         sys.exit(f"{' '.join(map(str, command))}: exit code {code}")
-    return found
+    return lines
 
 
-def start(program):
-    """Seconds from calling the program to its end."""
-    begin = time.perf_counter()
+def startup_time(program):
+    """Measures the seconds to start and exit the program."""
+    start = time.perf_counter()
     subprocess.run([program, "--version"], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - begin
+    return time.perf_counter() - start
 
 
 def kind(file):
-    """The kind of network that a safetensors file holds."""
+    """Returns the kind of network in a safetensors file."""
     data = file.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return json.loads(header["__metadata__"]["tiny-cats"])["config"]["kind"]
@@ -49,23 +49,23 @@ def threads():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def against_pytorch(programs, device, rounds):
-    """Rows of training speed, ours and PyTorch's in turn, with factors of products in f32 and rounded to TF32."""
+def compare_with_pytorch(programs, device, rounds):
+    """Measures the training speed of tiny-cats and PyTorch alternately, in f32 and with TF32; returns rows."""
     work = programs / "training-cases"
     work.mkdir(exist_ok=True)
     training = [programs / "training", "--batch", BATCH[device]]
-    lines([*training, "--write", work])
+    run_lines([*training, "--write", work])
     rows = []
     for file in sorted(work.glob("*.safetensors")):
-        peer = [sys.executable, HERE / PEERS[kind(file)], file, "--device", device, "--threads", threads(), "--steps", STEPS[device]]
+        peer = [sys.executable, FOLDER / PEERS[kind(file)], file, "--device", device, "--threads", threads(), "--steps", STEPS[device]]
         for arithmetic in [[], ["--tf32"]] if device == "cuda" else [[]]:
             ours, theirs = [], []
             for _ in range(rounds):
-                ours += lines([*training, "--device", device, *arithmetic, file.stem])
-                code, found = run([*peer, *arithmetic])
-                theirs += found
+                ours += run_lines([*training, "--device", device, *arithmetic, file.stem])
+                code, lines = run([*peer, *arithmetic])
+                theirs += lines
                 if code != 0:
-                    print(f"{file.stem}: PyTorch is not compared: exit code {code}", file=sys.stderr)
+                    print(f"{file.stem}: skipped PyTorch: exit code {code}", file=sys.stderr)
                     break
             rows.append({
                 "name": f"training {file.stem}, {'TF32' if arithmetic else 'f32'}", "batch": BATCH[device],
@@ -83,21 +83,21 @@ def summary(results):
             "planned_bytes": results[0].get("planned_bytes")}
 
 
-def aligned(rows):
+def print_aligned(rows):
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
 
 
-def table(checks, timings):
-    rows = [("check", "found", "to be below", "", "")]
+def print_tables(checks, timings):
+    rows = [("check", "found", "limit", "", "")]
     for c in checks:
-        found = f"{c['value']:.2g}" if isinstance(c["value"], float) else c["value"]
-        rows.append((c["name"], found, f"{c['limit']:g}", "ok" if c["passed"] else "FAILED", c["note"]))
-    aligned(rows)
+        value = f"{c['value']:.2g}" if isinstance(c["value"], float) else c["value"]
+        rows.append((c["name"], value, f"{c['limit']:g}", "ok" if c["passed"] else "FAILED", c["note"]))
+    print_aligned(rows)
     if timings:
         print()
-        rows = [("pictures a second", "ours", "PyTorch", "ours ÷ PyTorch", "memory in use: ours, PyTorch; planned")]
+        rows = [("images/s", "ours", "PyTorch", "ours ÷ PyTorch", "memory: ours, PyTorch; planned")]
         for t in timings:
             both = [t["ours"], t["pytorch"] or {}]
             speeds = [f"{w['images_per_second']:.1f}" if w else "-" for w in both]
@@ -105,9 +105,9 @@ def table(checks, timings):
             ratios = t["ratios"]
             ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "-"
             planned = t["ours"]["planned_bytes"]
-            memory = ", ".join(memory) + (f"; {planned / 1e6:.0f} MB and CUDA's own" if planned else "")
+            memory = ", ".join(memory) + (f"; {planned / 1e6:.0f} MB without CUDA's own" if planned else "")
             rows.append((f"{t['name']}, batch {t['batch']}", *speeds, ratio, memory))
-        aligned(rows)
+        print_aligned(rows)
 
 
 def main():
@@ -118,11 +118,11 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
-    seconds = start(args.programs / "tiny-cats")
-    checks = [{"name": "start of the program, seconds", "value": seconds, "limit": 5.0, "passed": seconds < 5.0, "note": ""}]
-    checks += lines([args.programs / "gpu", args.programs / "cats", "--device", args.device], allowed=(0, 1))
-    timings = [] if args.quick else against_pytorch(args.programs, args.device, args.rounds)
-    table(checks, timings)
+    seconds = startup_time(args.programs / "tiny-cats")
+    checks = [{"name": "startup of the program, s", "value": seconds, "limit": 5.0, "passed": seconds < 5.0, "note": ""}]
+    checks += run_lines([args.programs / "gpu", args.programs / "cats", "--device", args.device], allowed=(0, 1))
+    timings = [] if args.quick else compare_with_pytorch(args.programs, args.device, args.rounds)
+    print_tables(checks, timings)
     passed = all(c["passed"] for c in checks)
     machine = {"system": platform.platform(), "threads": threads(), "device": args.device}
     results = {"passed": passed, "machine": machine, "checks": checks, "timings": timings}

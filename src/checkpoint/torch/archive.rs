@@ -39,24 +39,24 @@ impl Archive {
         let mut raw = BufReader::new(File::open(path)?);
         for i in 0..zip.len() {
             let entry = zip.by_index_raw(i).map_err(|e| zip_problem("archive", e))?;
-            let refused = |message| Err(ErrorKind::malformed(entry.name().unwrap_or_default(), message));
+            let rejected = |message| Err(ErrorKind::malformed(entry.name().unwrap_or_default(), message));
             let flags = entry.flags();
             if flags.as_u16() & UNSUPPORTED_FLAGS != 0 {
-                return refused("encrypted or a patch, expected a plain entry");
+                return rejected("expected a plain entry, found an encrypted one or a patch");
             }
-            // The `zip` crate reads the disk of the archive, but not that of an entry. Like PyTorch, accept 0 and 1 for the only disk.
+            // The `zip` crate reads the disk of the archive, but not that of an entry. Like PyTorch, accepts 0 and 1 for the only disk.
             let [low, high] = bytes_at(&mut raw, entry.central_header_start() + DISK)?;
             if u16::from_le_bytes([low, high]) > 1 {
-                return refused("on another disk, expected an archive of one disk");
+                return rejected("expected an archive of one disk");
             }
-            if unchecked(entry.crc32(), entry.size()) {
+            if has_no_checksum(entry.crc32(), entry.size()) {
                 integrity = Integrity::Unchecked;
-                // `torch.save` repeats the checksum after the content. Only both together can be missing.
+                // `torch.save` repeats the checksum after the content. They can only be missing together.
                 if let (true, Some(start)) = (flags.is_using_data_descriptor(), entry.data_start()) {
                     let [a, b, c, d, crc32 @ ..]: [u8; 8] =
                         bytes_at(&mut raw, start.saturating_add(entry.compressed_size()))?;
                     if [a, b, c, d] == *b"PK\x07\x08" && crc32 != [0; 4] {
-                        return refused("its two checksums differ: the file was altered or damaged");
+                        return rejected("its two checksums differ: the file is damaged");
                     }
                 }
             }
@@ -95,7 +95,7 @@ impl Archive {
         let name = format!("data/{key}");
         let bytes = self.entry(&name, self.len)?;
         if bytes.len() as u64 != expected {
-            let message = format!("{} bytes, but the pickle says {expected}", bytes.len());
+            let message = format!("expected {expected} bytes as in the pickle, found {}", bytes.len());
             return Err(ErrorKind::malformed(name, message));
         }
         Ok(bytes)
@@ -123,9 +123,12 @@ impl Archive {
         let mut bytes = Vec::with_capacity(size as usize);
         (&mut entry).take(size).read_to_end(&mut bytes).map_err(damaged)?;
         // The checksum is compared at the end of the entry, so the end must be read.
-        let more = entry.read(&mut [0]).map_err(damaged)?;
-        if more != 0 || bytes.len() as u64 != size {
-            return Err(ErrorKind::malformed(name, format!("{} bytes, expected {size}", bytes.len() + more)));
+        let extra = entry.read(&mut [0]).map_err(damaged)?;
+        if extra != 0 || bytes.len() as u64 != size {
+            return Err(ErrorKind::malformed(
+                name,
+                format!("{} bytes, expected {size}", bytes.len() + extra),
+            ));
         }
         Ok(bytes)
     }
@@ -155,13 +158,13 @@ impl std::fmt::Debug for Archive {
 
 /// True if no checksum was computed for the entry: `torch.serialization.set_crc32_options(False)` writes 0, which is also the checksum of
 /// no bytes.
-fn unchecked(crc32: u32, size: u64) -> bool {
+fn has_no_checksum(crc32: u32, size: u64) -> bool {
     crc32 == 0 && size > 0
 }
 
-fn bytes_at<const N: usize>(file: &mut (impl Read + Seek), place: u64) -> Result<[u8; N], ErrorKind> {
+fn bytes_at<const N: usize>(file: &mut (impl Read + Seek), offset: u64) -> Result<[u8; N], ErrorKind> {
     let mut bytes = [0; N];
-    file.seek(SeekFrom::Start(place))?;
+    file.seek(SeekFrom::Start(offset))?;
     file.read_exact(&mut bytes).map_err(|e| zip_problem("archive", e.into()))?;
     Ok(bytes)
 }
@@ -171,14 +174,14 @@ fn reader(
     index: usize,
 ) -> Result<zip::read::ZipFile<'_, BufReader<File>>, ZipError> {
     let entry = zip.by_index_data(index)?;
-    let ignore = unchecked(entry.crc32(), entry.size());
+    let ignore = has_no_checksum(entry.crc32(), entry.size());
     zip.by_index_with_options(index, ZipReadOptions::new().ignore_crc32(ignore))
 }
 
 fn zip_problem(field: &str, error: ZipError) -> ErrorKind {
     match error {
         ZipError::Io(e) if e.kind() != std::io::ErrorKind::UnexpectedEof => ErrorKind::Io(e),
-        ZipError::FileNotFound => ErrorKind::malformed(field, "there is no such entry in the archive"),
+        ZipError::FileNotFound => ErrorKind::malformed(field, "missing in the archive"),
         other => ErrorKind::malformed(field, format!("truncated or altered: {other}")),
     }
 }

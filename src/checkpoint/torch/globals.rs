@@ -1,4 +1,4 @@
-//! The names in a pickle, and the values that calls of known ones would make.
+//! The names in a pickle, and the results of calls of known names.
 
 use std::sync::Arc;
 
@@ -6,11 +6,11 @@ use super::{
     pickle::{Id, Node, Object, ParseResult, Unpickler},
     value::Tensor,
 };
-use crate::checkpoint::{error::shown, tensor_data::Dtype};
+use crate::checkpoint::{error::printable, tensor_data::Dtype};
 
 const MAX_AXES: usize = 8;
 
-/// A known name. A call of any other name makes an object that is not read.
+/// A known name. A call of any other name makes an object whose content is not read.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Global {
     OrderedDict,
@@ -85,7 +85,7 @@ impl Global {
 
 /// The full name of a class or function, for messages.
 pub(super) fn full_name(module: &str, name: &str) -> String {
-    shown(module, 60) + "." + &shown(name, 60)
+    printable(module, 60) + "." + &printable(name, 60)
 }
 
 impl<'a> Unpickler<'a> {
@@ -135,7 +135,7 @@ impl<'a> Unpickler<'a> {
         items.iter().map(|&id| self.node(id)?.size()).collect::<ParseResult<_>>().map(Some)
     }
 
-    /// The value that a call of `function` with `arguments` would make; an unread object if the function is unknown.
+    /// The result of calling `function` with `arguments`; an unread object if the function is unknown.
     pub(super) fn reduce(&self, function: Id, arguments: &[Id]) -> ParseResult<Node<'a>> {
         let class = match self.node(function)? {
             Node::Name { known: Some(Global::RebuildOther), name, .. } => {
@@ -192,7 +192,7 @@ impl<'a> Unpickler<'a> {
                 _ => None,
             },
             Global::Encode => match self.first(items)? {
-                // The bytes of a numpy scalar. Longer ones are not needed.
+                // The bytes of a numpy scalar, which are short.
                 Some([Node::Str(text), Node::Str("latin1" | "latin-1")]) if text.len() <= 64 => {
                     let bytes = text.chars().map(|c| u8::try_from(u32::from(c)).ok());
                     bytes.collect::<Option<Vec<u8>>>().map(|bytes| Node::Bytes(bytes.into()))
@@ -221,11 +221,11 @@ impl<'a> Unpickler<'a> {
     /// The type and sizes of the tensor that `torch._utils._rebuild_..` makes.
     fn other_tensor(&self, function: &str, items: &[Id]) -> ParseResult<(String, Vec<usize>)> {
         let kind = match (function, self.first(items)?) {
-            ("_rebuild_qtensor", _) => "quantised".to_owned(),
+            ("_rebuild_qtensor", _) => "quantized".to_owned(),
             ("_rebuild_sparse_tensor" | "_rebuild_sparse_csr_tensor", _) => "sparse".to_owned(),
             ("_rebuild_meta_tensor_no_storage", _) => "meta".to_owned(),
             ("_rebuild_wrapper_subclass", Some([Node::Name { module, name, .. }])) => full_name(module, name),
-            (other, _) => shown(other.trim_start_matches("_rebuild_"), 60),
+            (other, _) => printable(other.trim_start_matches("_rebuild_"), 60),
         };
         // Functions with a storage have the sizes as their third argument, like `_rebuild_tensor`.
         let dims = match self.first(items)? {
@@ -237,14 +237,14 @@ impl<'a> Unpickler<'a> {
 
     /// Reads `(storage, offset, size, stride, requires_grad, hooks, ..)`; in the third version the number type follows.
     fn tensor(&self, function: Global, items: &[Id]) -> ParseResult<Node<'a>> {
-        let wrong = || "expected (storage, offset, size, stride, ..)".to_owned();
+        let invalid = || "expected (storage, offset, size, stride, ..)".to_owned();
         let [Node::Storage { class, key, size }, offset, dims, strides] =
-            self.first(items)?.ok_or_else(wrong)?
+            self.first(items)?.ok_or_else(invalid)?
         else {
-            return Err(wrong());
+            return Err(invalid());
         };
         let kind = match function {
-            Global::RebuildTensorV3 => self.node(*items.get(6).ok_or_else(wrong)?)?,
+            Global::RebuildTensorV3 => self.node(*items.get(6).ok_or_else(invalid)?)?,
             _ => &**class,
         };
         let unsupported = |kind: String, dims| Ok(Node::Unsupported(Box::new((kind, dims))));
@@ -260,14 +260,14 @@ impl<'a> Unpickler<'a> {
             return Err(format!("a tensor of {} sizes and {} strides", dims.len(), strides.len()));
         }
         if key.len() > 64 {
-            return Err("a storage's name of more than 64 bytes".into());
+            return Err("a storage name is longer than 64 bytes".into());
         }
         // The size of an untyped storage is in bytes.
-        let each = match &**class {
+        let element_size = match &**class {
             Node::Name { known: Some(Global::Storage(Some(dtype))), .. } => dtype.size(),
             _ => 1,
         };
-        let storage_bytes = size.checked_mul(each).ok_or("a storage beyond any memory")?;
+        let storage_bytes = size.checked_mul(element_size).ok_or("a storage is too large")?;
         let (storage, offset) = (Arc::from(*key), offset.size()?);
         Ok(Node::Tensor(Box::new(Tensor { dtype, dims, strides, offset, storage, storage_bytes })))
     }
@@ -308,11 +308,11 @@ fn numpy_scalar<'a>(kind: u8, size: u8, big_endian: bool, bytes: &[u8]) -> Optio
         bytes.reverse();
     }
     let signed = kind == b'i' && bytes.last().is_some_and(|b| b & 0x80 != 0);
-    let mut whole = [if signed { 0xff } else { 0 }; 8];
-    whole.get_mut(..bytes.len())?.copy_from_slice(&bytes);
-    let n = i64::from_le_bytes(whole);
+    let mut padded = [if signed { 0xff } else { 0 }; 8];
+    padded.get_mut(..bytes.len())?.copy_from_slice(&bytes);
+    let n = i64::from_le_bytes(padded);
     Some(match (kind, size) {
-        (b'f', 8) => Node::Float(f64::from_le_bytes(whole)),
+        (b'f', 8) => Node::Float(f64::from_le_bytes(padded)),
         (b'f', 4) => Node::Float(f32::from_bits(n as u32).into()),
         (b'f', 2) => Node::Float(half::f16::from_bits(n as u16).into()),
         (b'f', _) => return None,

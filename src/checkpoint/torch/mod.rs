@@ -26,8 +26,8 @@ const MAX_SHARED_NUMBERS: usize = 1 << 20;
 pub struct TorchFile {
     /// The saved value, usually a dictionary.
     pub root: Value,
-    /// Unknown classes and functions that the pickle mentions, such as `argparse.Namespace`; the first by name if there are many. None was
-    /// imported or called; their objects are [`Value::Object`]s.
+    /// Unknown classes and functions that the pickle mentions, such as `argparse.Namespace`; the first by name if there are many. They were
+    /// not imported or called; their objects are [`Value::Object`]s.
     pub opaque: Vec<String>,
     /// `Verified` if the archive has checksums, which are compared when the numbers are read.
     pub integrity: Integrity,
@@ -47,7 +47,7 @@ impl TorchFile {
     /// # Errors
     /// If it is not such an archive, is damaged, or holds an object of an unknown class instead of a dictionary.
     pub fn open(path: &Path) -> super::Result<Self> {
-        Self::read_values(path).map_err(|p| p.at(path))
+        Self::read_values(path).map_err(|p| p.with_path(path))
     }
 
     pub(super) fn read_values(path: &Path) -> Result<Self, ErrorKind> {
@@ -70,7 +70,7 @@ impl TorchFile {
     /// # Errors
     /// If an entry is damaged.
     pub fn check(&mut self, path: &Path) -> super::Result<()> {
-        self.storages.archive.check().map_err(|p| p.at(path))
+        self.storages.archive.check().map_err(|p| p.with_path(path))
     }
 }
 

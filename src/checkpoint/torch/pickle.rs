@@ -1,9 +1,8 @@
 //! The pickle in a PyTorch file, parsed as data.
 //!
-//! A pickle is a program for a stack machine. This is that machine without anything that could have an effect. The opcodes are those of
-//! protocols 2 to 5 (Python's `pickletools` describes them). No name is imported: [`Unpickler::reduce`], in `globals.rs`, implements the
-//! values that calls of known names would make. A call of any other name makes an object of which only the class, the attributes and the
-//! items are kept.
+//! A pickle is a program for a stack machine. This is that machine without side effects. The opcodes are those of protocols 2 to 5
+//! (Python's `pickletools` describes them). No name is imported: [`Unpickler::reduce`], in `globals.rs`, implements the results of calls of
+//! known names. A call of any other name makes an object with class, attributes and items only.
 
 use std::{
     borrow::Cow,
@@ -17,7 +16,7 @@ use super::{
 };
 use crate::checkpoint::ErrorKind;
 
-/// The largest pickle, in bytes. It does not contain the numbers of tensors, but those of numpy's arrays.
+/// The largest pickle, in bytes. It contains the numbers of numpy arrays, but not those of tensors.
 pub(super) const MAX_BYTES: u64 = 256 << 20;
 pub(super) const MAX_VALUES: usize = 1 << 20;
 /// The largest number of times that values are pushed onto the stack again.
@@ -37,7 +36,7 @@ pub(super) fn parse(pickle: &[u8]) -> Result<(Value, Vec<String>), ErrorKind> {
         memo_reads: 0,
         opaque: BTreeSet::new(),
     };
-    let wrong = |at: usize, message: String| ErrorKind::malformed(format!("data.pkl, byte {at}"), message);
+    let invalid = |at: usize, message: String| ErrorKind::malformed(format!("data.pkl, byte {at}"), message);
     loop {
         let at = machine.at;
         match machine.step() {
@@ -51,9 +50,9 @@ pub(super) fn parse(pickle: &[u8]) -> Result<(Value, Vec<String>), ErrorKind> {
                 };
                 let opaque =
                     machine.opaque.iter().take(MAX_NAMES).map(|(module, name)| full_name(module, name));
-                return Ok((root.map_err(|m| wrong(at, m))?, opaque.collect()));
+                return Ok((root.map_err(|m| invalid(at, m))?, opaque.collect()));
             }
-            Err(message) => return Err(wrong(at, message)),
+            Err(message) => return Err(invalid(at, message)),
         }
     }
 }
@@ -100,7 +99,7 @@ pub(super) enum Node<'a> {
     Opaque(&'static str),
 }
 
-/// The kept parts of an object of an unknown class.
+/// The parts of an object of an unknown class that are kept.
 #[derive(Clone, Debug)]
 pub(super) struct Object {
     /// A [`Node::Name`].
@@ -158,7 +157,7 @@ impl<'a> Unpickler<'a> {
             }
             b'\x8b' => {
                 let n = i32::from_le_bytes(self.number()?);
-                self.long(u64::try_from(n).map_err(|_| "a whole number of less than no bytes")?)?;
+                self.long(u64::try_from(n).map_err(|_| "an integer of negative length")?)?;
             }
             b'G' => {
                 let x = f64::from_be_bytes(self.number()?);
@@ -234,7 +233,8 @@ impl<'a> Unpickler<'a> {
             }
             b'\x85'..=b'\x87' => {
                 let n = usize::from(opcode - b'\x84');
-                let from = self.stack.len().checked_sub(n).ok_or("a tuple of more values than there are")?;
+                let from =
+                    self.stack.len().checked_sub(n).ok_or("a tuple of more values than the stack has")?;
                 let items = self.stack.split_off(from);
                 self.push(Node::Tuple(items))?;
             }
@@ -266,11 +266,11 @@ impl<'a> Unpickler<'a> {
             b'\x94' => self.memoize(self.memo.len() as u32)?,
             b'h' => {
                 let [key] = self.number()?;
-                self.recall(key.into())?;
+                self.read_memo(key.into())?;
             }
             b'j' => {
                 let key = u32::from_le_bytes(self.number()?);
-                self.recall(key)?;
+                self.read_memo(key)?;
             }
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
@@ -312,7 +312,9 @@ impl<'a> Unpickler<'a> {
             }
             b'o' => {
                 let items = self.pop_marked()?;
-                let [class, arguments @ ..] = &items[..] else { return Err("a call of nothing".into()) };
+                let [class, arguments @ ..] = &items[..] else {
+                    return Err("a call without a function".into());
+                };
                 let node = self.reduce(*class, arguments)?;
                 self.push(node)?;
             }
@@ -320,16 +322,16 @@ impl<'a> Unpickler<'a> {
                 let state = self.pop()?;
                 self.build(state)?;
             }
-            _ => return Err(format!("opcode {opcode:#04x}, which no checkpoint needs")),
+            _ => return Err(format!("unsupported opcode {opcode:#04x}")),
         }
         Ok(None)
     }
 
     fn take(&mut self, n: u64) -> ParseResult<&'a [u8]> {
         let rest = self.input.get(self.at..).unwrap_or_default();
-        let taken = usize::try_from(n).ok().and_then(|n| rest.get(..n)).ok_or("the pickle ends too early")?;
-        self.at += taken.len();
-        Ok(taken)
+        let bytes = usize::try_from(n).ok().and_then(|n| rest.get(..n)).ok_or("the pickle ends too early")?;
+        self.at += bytes.len();
+        Ok(bytes)
     }
 
     fn number<const N: usize>(&mut self) -> ParseResult<[u8; N]> {
@@ -358,13 +360,13 @@ impl<'a> Unpickler<'a> {
     fn long(&mut self, n: u64) -> ParseResult<()> {
         let bytes = self.take(n)?;
         let fill = if bytes.last().is_some_and(|b| b & 0x80 != 0) { 0xff } else { 0 };
-        let mut whole = [fill; 8];
-        self.push(match whole.get_mut(..bytes.len()) {
+        let mut padded = [fill; 8];
+        self.push(match padded.get_mut(..bytes.len()) {
             Some(part) => {
                 part.copy_from_slice(bytes);
-                Node::Int(i64::from_le_bytes(whole))
+                Node::Int(i64::from_le_bytes(padded))
             }
-            None => Node::Opaque("a whole number of more than 64 bits"),
+            None => Node::Opaque("an integer of more than 64 bits"),
         })
     }
 
@@ -381,7 +383,7 @@ impl<'a> Unpickler<'a> {
     fn push_existing(&mut self, id: Id) -> ParseResult<()> {
         self.memo_reads += 1;
         if self.memo_reads > MAX_MEMO_READS {
-            return Err(format!("more than {MAX_MEMO_READS} mentions of values"));
+            return Err(format!("more than {MAX_MEMO_READS} references to values"));
         }
         self.stack.push(id);
         Ok(())
@@ -389,7 +391,7 @@ impl<'a> Unpickler<'a> {
 
     fn mark(&mut self) -> ParseResult<()> {
         if self.marks.len() >= MAX_VALUES {
-            return Err(format!("more than {MAX_VALUES} lists begun"));
+            return Err(format!("more than {MAX_VALUES} open lists"));
         }
         self.marks.push(self.stack.len());
         Ok(())
@@ -403,7 +405,7 @@ impl<'a> Unpickler<'a> {
     }
 
     fn pop_marked(&mut self) -> ParseResult<Vec<Id>> {
-        let mark = self.marks.pop().filter(|&m| m <= self.stack.len()).ok_or("a list without a beginning")?;
+        let mark = self.marks.pop().filter(|&m| m <= self.stack.len()).ok_or("a list without a start")?;
         Ok(self.stack.split_off(mark))
     }
 
@@ -420,7 +422,7 @@ impl<'a> Unpickler<'a> {
         match self.top()? {
             Node::List(items) => items.extend(new),
             Node::Object(_) => {}
-            _ => return Err("an append to what is not a list".into()),
+            _ => return Err("an append to a value that is not a list".into()),
         }
         Ok(())
     }
@@ -432,7 +434,7 @@ impl<'a> Unpickler<'a> {
             Node::Object(object) if rest.is_empty() => {
                 object.items.extend(pairs.iter().map(|&[k, v]| (k, v)));
             }
-            _ => return Err("keys and values for what is not a dictionary".into()),
+            _ => return Err("items for a value that is not a dictionary".into()),
         }
         Ok(())
     }
@@ -440,14 +442,14 @@ impl<'a> Unpickler<'a> {
     fn memoize(&mut self, key: u32) -> ParseResult<()> {
         let id = self.stack.last().copied().ok_or("a value is missing")?;
         if self.memo.len() >= MAX_VALUES {
-            return Err(format!("more than {MAX_VALUES} values remembered"));
+            return Err(format!("more than {MAX_VALUES} memoized values"));
         }
         self.memo.insert(key, id);
         Ok(())
     }
 
-    fn recall(&mut self, key: u32) -> ParseResult<()> {
-        let id = self.memo.get(&key).copied().ok_or("a remembered value is missing")?;
+    fn read_memo(&mut self, key: u32) -> ParseResult<()> {
+        let id = self.memo.get(&key).copied().ok_or("a memoized value is missing")?;
         self.push_existing(id)
     }
 
@@ -465,7 +467,7 @@ impl Node<'_> {
         match self {
             Node::None => "None",
             Node::Bool(_) => "a bool",
-            Node::Int(_) => "a whole number",
+            Node::Int(_) => "an integer",
             Node::Float(_) => "a real number",
             Node::Str(_) => "text",
             Node::Bytes(_) => "bytes",

@@ -19,13 +19,13 @@ fn fixture(name: &str) -> Vec<u8> {
 
 /// Bypasses the archive's checksums, which would reject the altered files first.
 #[test]
-fn no_altered_pickle_makes_the_machine_panic() {
-    for (name, every) in
+fn altered_pickles_do_not_panic() {
+    for (name, step) in
         [("training.pt", 1), ("views.pt", 1), ("values.pt", 1), ("objects-2.pt", 127), ("objects-5.pt", 127)]
     {
         let good = fixture(name);
         assert!(parse(&good).is_ok());
-        for i in (0..good.len()).step_by(every) {
+        for i in (0..good.len()).step_by(step) {
             assert!(parse(&good[..i]).is_err(), "{name} cut to {i} bytes");
             for byte in (0..=255).step_by(17) {
                 let mut bad = good.clone();
@@ -38,57 +38,57 @@ fn no_altered_pickle_makes_the_machine_panic() {
     }
 }
 
-fn refused(pickle: &[u8], why: &str) {
+fn assert_rejected(pickle: &[u8], expected: &str) {
     match parse(pickle) {
         Err(ErrorKind::Malformed { message, .. }) => {
-            assert!(message.contains(why), "{message}, expected {why}")
+            assert!(message.contains(expected), "{message}, expected {expected}")
         }
-        other => panic!("{other:?}, expected {why}"),
+        other => panic!("{other:?}, expected {expected}"),
     }
 }
 
 #[test]
-fn what_would_not_end_or_not_fit_is_refused() {
-    refused(b"\x80\x02]q\x00h\x00a.", "nested more than");
+fn endless_and_oversized_pickles_are_rejected() {
+    assert_rejected(b"\x80\x02]q\x00h\x00a.", "nested more than");
     let deep = [vec![b']'; 1000], vec![b'a'; 999], vec![b'.']].concat();
-    refused(&deep, "nested more than");
+    assert_rejected(&deep, "nested more than");
     // A list of two references to a list of two references, and so on: a million values from every 20 doublings.
-    let mut laughs = b"]".to_vec();
+    let mut doubling = b"]".to_vec();
     for i in 0..50u8 {
-        laughs.extend([b'q', i, b']', b'(', b'h', i, b'h', i, b'e']);
+        doubling.extend([b'q', i, b']', b'(', b'h', i, b'h', i, b'e']);
     }
-    laughs.push(b'.');
-    refused(&laughs, "values");
-    refused(&[vec![b'N'; MAX_VALUES + 1], vec![b'.']].concat(), "values");
-    refused(b"X\xff\xff\xff\xffa.", "too early");
-    refused(b"\x8d\xff\xff\xff\xff\xff\xff\xff\xffa.", "too early");
-    refused(b"\x8a\x09123456789.", "64 bits");
-    refused(&[vec![b'('; MAX_VALUES + 1], vec![b'.']].concat(), "lists begun");
-    refused(&[&b"Nq\x00"[..], &b"h\x00".repeat(MAX_MEMO_READS + 1), b"."].concat(), "mentions");
+    doubling.push(b'.');
+    assert_rejected(&doubling, "values");
+    assert_rejected(&[vec![b'N'; MAX_VALUES + 1], vec![b'.']].concat(), "values");
+    assert_rejected(b"X\xff\xff\xff\xffa.", "too early");
+    assert_rejected(b"\x8d\xff\xff\xff\xff\xff\xff\xff\xffa.", "too early");
+    assert_rejected(b"\x8a\x09123456789.", "64 bits");
+    assert_rejected(&[vec![b'('; MAX_VALUES + 1], vec![b'.']].concat(), "open lists");
+    assert_rejected(&[&b"Nq\x00"[..], &b"h\x00".repeat(MAX_MEMO_READS + 1), b"."].concat(), "references");
     let text = [b"X\x00\x00\x10\x00".to_vec(), vec![b'a'; 1 << 20], b"q\x00].".to_vec()].concat();
     assert!(parse(&text).is_ok());
     let repeated = [&text[..text.len() - 2], b"](", &b"h\x00".repeat(100)[..], b"e."].concat();
-    refused(&repeated, "text");
+    assert_rejected(&repeated, "text");
 }
 
-/// Nothing is called, and no weights are read from the result of a call.
+/// No function is called, and no weights are read from the result of a call.
 #[test]
-fn a_file_that_is_an_object_of_an_unknown_class_is_refused_by_its_name() {
-    refused(b"cos\nsystem\nX\x02\x00\x00\x00ls\x85R.", "an object of os.system");
-    refused(b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93.", "an object of builtins.eval");
-    refused(b"ctorch\nload\n.", "an object of torch.load");
-    refused(b"ctorch\nFloatStorage\n)R.", "an object of torch.FloatStorage");
-    refused(b"K\x01)R.", "a call of a whole number");
-    refused(b"cmodels\nNet\nK\x01R.", "expected a tuple");
-    refused(b"(o.", "a call of nothing");
-    for nothing in
+fn root_objects_of_unknown_classes_are_rejected_by_name() {
+    assert_rejected(b"cos\nsystem\nX\x02\x00\x00\x00ls\x85R.", "an object of os.system");
+    assert_rejected(b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93.", "an object of builtins.eval");
+    assert_rejected(b"ctorch\nload\n.", "an object of torch.load");
+    assert_rejected(b"ctorch\nFloatStorage\n)R.", "an object of torch.FloatStorage");
+    assert_rejected(b"K\x01)R.", "a call of an integer");
+    assert_rejected(b"cmodels\nNet\nK\x01R.", "expected a tuple");
+    assert_rejected(b"(o.", "a call without a function");
+    for incomplete in
         [b"\x81.", b"R.", b"o.", b"0.", b"1.", b"2.", b"\x90.", b"\x91.", b"l.", b"d.", b"b.", b"Q."]
     {
-        assert!(parse(nothing).is_err(), "{nothing:?}");
+        assert!(parse(incomplete).is_err(), "{incomplete:?}");
     }
-    refused(b"\x82\x01.", "0x82");
-    refused(b"]N\x90.", "a list without a beginning");
-    refused(b"](N\x90.", "expected a set");
+    assert_rejected(b"\x82\x01.", "0x82");
+    assert_rejected(b"]N\x90.", "a list without a start");
+    assert_rejected(b"](N\x90.", "expected a set");
     // The error cuts the name and escapes its control characters.
     let name = format!("c{}\nx\x1b[31m\n)R.", "m".repeat(1 << 20));
     let problem = parse(name.as_bytes()).unwrap_err().to_string();
@@ -110,7 +110,7 @@ fn attributes(pickle: &[u8]) -> (String, serde_json::Value) {
 
 /// Covers the ways to make the same object in protocols 2 to 5.
 #[test]
-fn objects_of_unknown_classes_keep_their_class_and_attributes() {
+fn objects_of_unknown_classes_have_class_and_attributes() {
     let expected = ("argparse.Namespace".to_owned(), serde_json::json!({"depth": 12}));
     let name = b"cargparse\nNamespace\n";
     let named = b"\x8c\x08argparse\x8c\x09Namespace\x93";
@@ -134,20 +134,20 @@ fn objects_of_unknown_classes_keep_their_class_and_attributes() {
 }
 
 #[test]
-fn objects_that_refer_to_themselves_and_large_ones_have_no_attributes() {
+fn cyclic_and_large_objects_have_no_attributes() {
     let start = b"]cm\nNode\n)Rq\x00";
-    // An object that is its own parent: only the name of the inner one is kept.
-    let circle = [&start[..], b"}X\x06\x00\x00\x00parenth\x00sba."].concat();
-    assert_eq!(attributes(&circle), ("m.Node".into(), serde_json::json!({"parent": null})));
+    // An object that is its own parent: only the name of the inner object is kept.
+    let cyclic = [&start[..], b"}X\x06\x00\x00\x00parenth\x00sba."].concat();
+    assert_eq!(attributes(&cyclic), ("m.Node".into(), serde_json::json!({"parent": null})));
     // A list that contains itself.
-    let endless = [&start[..], b"}X\x01\x00\x00\x00l]q\x01h\x01asba."].concat();
-    assert_eq!(attributes(&endless).1, serde_json::Value::Null);
+    let self_containing = [&start[..], b"}X\x01\x00\x00\x00l]q\x01h\x01asba."].concat();
+    assert_eq!(attributes(&self_containing).1, serde_json::Value::Null);
     let large = [&start[..], b"}X\x01\x00\x00\x00l](", &[b'N'; 1 << 17], b"esba."].concat();
     assert_eq!(attributes(&large).1, serde_json::Value::Null);
 }
 
 #[test]
-fn values_of_python_that_are_of_no_interest_are_passed_over() {
+fn unsupported_python_values_are_skipped() {
     for pickle in [
         &b"]\x8f(K\x01K\x02\x90a."[..],
         b"](K\x01\x91a.",
@@ -167,9 +167,9 @@ fn values_of_python_that_are_of_no_interest_are_passed_over() {
     assert_eq!(object(b"](U\x01aK\x02da.").0.to_json(), serde_json::json!({"a": 2}));
 }
 
-/// If each reference to a large value took time by its size, this would take hours.
+/// If each reference to a large value took time in proportion to its size, this would take hours.
 #[test]
-fn a_large_value_is_not_copied_or_searched_as_often_as_it_is_mentioned() {
+fn large_shared_values_are_not_copied_per_reference() {
     let tuple = [&b"("[..], &[b'N'; 1 << 16], b"tq\x00"].concat();
     let repeat = |part: &[u8]| [&tuple[..], b"](", &part.repeat(1 << 17), b"e."].concat();
     for pickle in [

@@ -16,7 +16,7 @@ const MAX_ATTRIBUTE_TEXT: usize = 1 << 20;
 pub(super) struct TreeBuilder<'n, 'a> {
     nodes: &'n [Node<'a>],
     budget: Limits,
-    left_for_objects: Limits,
+    object_budget: Limits,
 }
 
 struct Limits {
@@ -36,89 +36,89 @@ struct Position {
 impl<'n, 'a> TreeBuilder<'n, 'a> {
     pub(super) fn new(nodes: &'n [Node<'a>]) -> Self {
         let budget = Limits { values: MAX_VALUES, text: MAX_TEXT };
-        let left_for_objects = Limits { values: MAX_ATTRIBUTES, text: MAX_ATTRIBUTE_TEXT };
-        Self { nodes, budget, left_for_objects }
+        let object_budget = Limits { values: MAX_ATTRIBUTES, text: MAX_ATTRIBUTE_TEXT };
+        Self { nodes, budget, object_budget }
     }
 
     pub(super) fn value(&mut self, root: Id) -> ParseResult<Value> {
         self.copy(root, Position { depth: 0, in_object: false })
     }
 
-    fn limits(&mut self, place: Position) -> &mut Limits {
-        if place.in_object { &mut self.left_for_objects } else { &mut self.budget }
+    fn limits(&mut self, position: Position) -> &mut Limits {
+        if position.in_object { &mut self.object_budget } else { &mut self.budget }
     }
 
-    fn text(&mut self, text: &str, place: Position) -> ParseResult<String> {
-        let budget = &mut self.limits(place).text;
+    fn text(&mut self, text: &str, position: Position) -> ParseResult<String> {
+        let budget = &mut self.limits(position).text;
         *budget =
             budget.checked_sub(text.len()).ok_or_else(|| format!("more than {MAX_TEXT} bytes of text"))?;
         Ok(text.to_owned())
     }
 
-    fn copy(&mut self, id: Id, place: Position) -> ParseResult<Value> {
-        let budget = &mut self.limits(place).values;
-        if place.depth > MAX_DEPTH || *budget == 0 {
+    fn copy(&mut self, id: Id, position: Position) -> ParseResult<Value> {
+        let budget = &mut self.limits(position).values;
+        if position.depth > MAX_DEPTH || *budget == 0 {
             return Err(format!("nested more than {MAX_DEPTH} deep, or more than {MAX_VALUES} values"));
         }
         *budget -= 1;
         let node = self.nodes.get(id).ok_or("a value is missing")?;
-        let inner = Position { depth: place.depth + 1, ..place };
+        let inner = Position { depth: position.depth + 1, ..position };
         Ok(match node {
             Node::None => Value::None,
             Node::Bool(b) => Value::Bool(*b),
             Node::Int(n) => Value::Int(*n),
             Node::Float(x) => Value::Float(*x),
-            Node::Str(s) => Value::Str(self.text(s, place)?),
+            Node::Str(s) => Value::Str(self.text(s, position)?),
             Node::Device(kind, index) => {
                 let index = index.map(|i| format!(":{i}")).unwrap_or_default();
-                Value::Str(self.text(kind, place)? + &index)
+                Value::Str(self.text(kind, position)? + &index)
             }
             Node::List(items) => Value::List(self.list(items, inner)?),
             Node::Tuple(items) => Value::Tuple(self.list(items, inner)?),
             Node::Dict(items) => Value::Dict(self.pairs(items, inner)?),
             Node::Name { module, name, known: Some(Global::Dtype(_)) } => {
-                Value::Str(self.text(&full_name(module, name), place)?)
+                Value::Str(self.text(&full_name(module, name), position)?)
             }
             Node::Tensor(tensor) => Value::Tensor((**tensor).clone()),
             Node::Unsupported(tensor) => {
                 let (kind, dims) = &**tensor;
-                Value::Unsupported { kind: self.text(kind, place)?, dims: dims.clone() }
+                Value::Unsupported { kind: self.text(kind, position)?, dims: dims.clone() }
             }
             Node::Object(object) => {
-                let attributes = if place.in_object {
+                let attributes = if position.in_object {
                     Vec::new()
                 } else {
                     // Objects beyond the limits are skipped; smaller ones may be a configuration.
                     self.attributes(object, Position { in_object: true, ..inner }).unwrap_or_default()
                 };
-                Value::Object { class: self.class(object.class, place)?, attributes }
+                Value::Object { class: self.class(object.class, position)?, attributes }
             }
-            Node::Name { .. } => Value::Object { class: self.class(id, place)?, attributes: Vec::new() },
+            Node::Name { .. } => Value::Object { class: self.class(id, position)?, attributes: Vec::new() },
             Node::Storage { .. } | Node::NumpyType { .. } | Node::Bytes(_) | Node::Opaque(_) => {
-                Value::Object { class: self.text(node.kind(), place)?, attributes: Vec::new() }
+                Value::Object { class: self.text(node.kind(), position)?, attributes: Vec::new() }
             }
         })
     }
 
-    fn list(&mut self, items: &[Id], place: Position) -> ParseResult<Vec<Value>> {
-        items.iter().map(|&id| self.copy(id, place)).collect()
+    fn list(&mut self, items: &[Id], position: Position) -> ParseResult<Vec<Value>> {
+        items.iter().map(|&id| self.copy(id, position)).collect()
     }
 
-    fn pairs(&mut self, items: &[(Id, Id)], place: Position) -> ParseResult<Vec<(Value, Value)>> {
-        items.iter().map(|&(k, v)| Ok((self.copy(k, place)?, self.copy(v, place)?))).collect()
+    fn pairs(&mut self, items: &[(Id, Id)], position: Position) -> ParseResult<Vec<(Value, Value)>> {
+        items.iter().map(|&(k, v)| Ok((self.copy(k, position)?, self.copy(v, position)?))).collect()
     }
 
-    fn class(&mut self, id: Id, place: Position) -> ParseResult<String> {
+    fn class(&mut self, id: Id, position: Position) -> ParseResult<String> {
         match self.nodes.get(id) {
-            Some(Node::Name { module, name, .. }) => self.text(&full_name(module, name), place),
+            Some(Node::Name { module, name, .. }) => self.text(&full_name(module, name), position),
             _ => Err("a class without a name".into()),
         }
     }
 
     /// The items of a kind of dictionary, else the attributes: a dictionary, or for classes with `__slots__` a pair of them.
-    fn attributes(&mut self, object: &Object, place: Position) -> ParseResult<Vec<(Value, Value)>> {
+    fn attributes(&mut self, object: &Object, position: Position) -> ParseResult<Vec<(Value, Value)>> {
         if !object.items.is_empty() {
-            return self.pairs(&object.items, place);
+            return self.pairs(&object.items, position);
         }
         let nodes = self.nodes;
         let dictionary = |id: &Id| match nodes.get(*id) {
@@ -130,6 +130,6 @@ impl<'n, 'a> TreeBuilder<'n, 'a> {
             Some((None, Some(Node::Tuple(both)))) => both.iter().take(2).find_map(dictionary),
             _ => None,
         };
-        items.map_or(Ok(Vec::new()), |items| self.pairs(items, place))
+        items.map_or(Ok(Vec::new()), |items| self.pairs(items, position))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::checkpoint::{ErrorKind, error::shown, tensor_data::Dtype};
+use crate::checkpoint::{ErrorKind, error::printable, tensor_data::Dtype};
 
 /// A value in a PyTorch file.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,7 +27,7 @@ pub enum Value {
     Tensor(Tensor),
     /// A tensor of an unsupported type.
     Unsupported {
-        /// Its type, such as `torch.float8_e4m3fn`, `quantised` or `sparse`.
+        /// Its type, such as `torch.float8_e4m3fn`, `quantized` or `sparse`.
         kind: String,
         /// The sizes of its axes, if they are known.
         dims: Vec<usize>,
@@ -86,7 +86,7 @@ impl Value {
         let text = match self {
             Value::None => "None",
             Value::Bool(_) => "a bool",
-            Value::Int(_) => "a whole number",
+            Value::Int(_) => "an integer",
             Value::Float(_) => "a real number",
             Value::Str(_) => "text",
             Value::List(_) => "a list",
@@ -98,7 +98,7 @@ impl Value {
                 let named = items
                     .iter()
                     .take(max)
-                    .map(|(k, v)| format!("{} ({})", shown(&k.key(), 40), v.describe(0)));
+                    .map(|(k, v)| format!("{} ({})", printable(&k.key(), 40), v.describe(0)));
                 let rest = items.len().saturating_sub(max);
                 let rest = (rest > 0).then(|| format!("{rest} more"));
                 return named.chain(rest).collect::<Vec<_>>().join(", ");
@@ -110,7 +110,7 @@ impl Value {
         text.to_owned()
     }
 
-    /// Converts to JSON, with `null` for what JSON lacks: tensors, numbers that are not finite, and objects without attributes.
+    /// Converts to JSON, with `null` for values that JSON lacks: tensors, numbers that are not finite, and objects without attributes.
     pub fn to_json(&self) -> serde_json::Value {
         use serde_json::Value as Json;
         match self {
@@ -155,10 +155,7 @@ impl Tensor {
             last.checked_add(1)?.checked_mul(self.dtype.size())
         };
         checked().ok_or_else(|| {
-            ErrorKind::malformed(
-                &*self.storage,
-                format!("a tensor of shape {:?}, beyond any memory", self.dims),
-            )
+            ErrorKind::malformed(&*self.storage, format!("a tensor of shape {:?} is too large", self.dims))
         })
     }
 
@@ -166,7 +163,7 @@ impl Tensor {
     pub(super) fn gather<'a>(&self, storage: &'a [u8]) -> std::borrow::Cow<'a, [u8]> {
         let size = self.dtype.size();
         let n = self.elements();
-        let at = |i: usize| storage.get(i * size..).and_then(|s| s.get(..size)).unwrap_or_default();
+        let element = |i: usize| storage.get(i * size..).and_then(|s| s.get(..size)).unwrap_or_default();
         if n == 0 {
             return Default::default();
         }
@@ -175,22 +172,22 @@ impl Tensor {
         }
         let mut bytes = Vec::with_capacity(n * size);
         let mut index = vec![0; self.dims.len()];
-        let mut place = self.offset;
+        let mut position = self.offset;
         loop {
-            bytes.extend_from_slice(at(place));
-            // Counts up like an odometer, the last axis first.
+            bytes.extend_from_slice(element(position));
+            // Increments the index, the last axis first.
             let mut axis = self.dims.len();
             loop {
                 if axis == 0 {
                     return bytes.into();
                 }
                 axis -= 1;
-                place += self.strides[axis];
+                position += self.strides[axis];
                 index[axis] += 1;
                 if index[axis] < self.dims[axis] {
                     break;
                 }
-                place -= self.strides[axis] * self.dims[axis];
+                position -= self.strides[axis] * self.dims[axis];
                 index[axis] = 0;
             }
         }
@@ -222,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_view_gathers_the_places_that_its_strides_say() {
+    fn gather_follows_the_strides() {
         let storage: Vec<u8> = (0..24).collect();
         for (dims, strides, offset) in [
             (vec![2, 3, 4], vec![12, 4, 1], 0),
@@ -245,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_overflow_are_refused() {
+    fn overflowing_sizes_are_rejected() {
         for t in [
             tensor(&[1 << 40, 1 << 40], &[0, 0], 0),
             tensor(&[2, 0, 1 << 63, 2], &[1, 1, 1, 1], 0),

@@ -10,7 +10,7 @@ use tiny_cats_export::write_atomically;
 use tiny_cats_models::Array;
 use zip::{CompressionMethod, DateTime, ZipWriter, result::ZipError, write::SimpleFileOptions};
 
-use crate::checkpoint::{Error, ErrorKind, tensor_data::each_piece};
+use crate::checkpoint::{Error, ErrorKind, tensor_data::for_each_chunk};
 
 /// A value to write. Equal values give equal bytes.
 #[derive(Clone, Debug)]
@@ -55,9 +55,9 @@ impl From<&serde_json::Value> for Item<'_> {
 /// Writes `root` to `path`, atomically.
 ///
 /// # Errors
-/// Those of [`write_atomically`].
+/// Returns the errors of [`write_atomically`].
 pub fn write(path: &Path, root: &Item) -> Result<(), Error> {
-    write_atomically(path, |file| archive(file, root)).map_err(|p| p.at(path))
+    write_atomically(path, |file| archive(file, root)).map_err(|p| p.with_path(path))
 }
 
 fn archive(file: &mut BufWriter<&mut File>, root: &Item) -> Result<(), ErrorKind> {
@@ -85,7 +85,7 @@ fn archive(file: &mut BufWriter<&mut File>, root: &Item) -> Result<(), ErrorKind
         let large = matches!(storage, Storage::Floats(a) if a.data().len() as u64 >= u64::from(u32::MAX) / 4);
         zip.start_file(format!("archive/data/{key}"), options.large_file(large)).map_err(problem)?;
         match storage {
-            Storage::Floats(array) => each_piece(array.data(), |bytes| zip.write_all(bytes))?,
+            Storage::Floats(array) => for_each_chunk(array.data(), |bytes| zip.write_all(bytes))?,
             Storage::Integer(integer) => zip.write_all(&integer.to_le_bytes())?,
         }
     }

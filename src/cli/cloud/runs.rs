@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 use tiny_cats_export::strip_temp_name;
 
-use super::{app_name, file, list_volume, running_app};
+use super::{app_name, list_volume, read_file, running_app};
 use crate::{
     checkpoint::verify::{VerifyOptions, verify},
     cli::{
@@ -26,8 +26,8 @@ use crate::{
 
 /// The arguments of `tiny-cats cloud status`.
 #[derive(clap::Args, Debug)]
-pub struct Status {
-    /// The run; unset, the newest
+pub struct StatusArgs {
+    /// The run [default: the newest runs]
     run: Option<String>,
     /// Number of runs to list
     #[arg(short = 'n', long, default_value_t = 10, value_name = "N", conflicts_with = "run")]
@@ -39,7 +39,7 @@ pub struct Status {
 
 /// The arguments of `tiny-cats cloud logs`.
 #[derive(clap::Args, Debug)]
-pub struct Logs {
+pub struct LogsArgs {
     /// The run
     run: String,
     /// Keep printing the output of its containers while it runs
@@ -49,7 +49,7 @@ pub struct Logs {
 
 /// The arguments of `tiny-cats cloud fetch`.
 #[derive(clap::Args, Debug)]
-pub struct Fetch {
+pub struct FetchArgs {
     /// The run
     run: String,
     /// Folder of the runs on this machine; the run gets a folder in it
@@ -59,18 +59,18 @@ pub struct Fetch {
 
 /// The arguments of `tiny-cats cloud stop`.
 #[derive(clap::Args, Debug)]
-pub struct Stop {
+pub struct StopArgs {
     /// The run
     run: String,
 }
 
-/// The maximum number of printed characters of a text from elsewhere.
+/// Maximum printed characters of a text from the cloud.
 const MAX_TEXT: usize = 200;
 
-/// The maximum number of runs that are requested at once.
+/// Maximum number of runs that are requested in parallel.
 const MAX_CONCURRENT: usize = 8;
 
-/// The location of a run: its folder below `runs/` in the volume, and the name of its app.
+/// The location of a run: its folder in `runs/` of the volume, and the name of its app.
 struct RunLocation {
     id: String,
     folder: String,
@@ -78,21 +78,21 @@ struct RunLocation {
 }
 
 impl RunLocation {
-    /// Parses the name of a run, or of a sweep's job as `sweeps/NAME/JOB`.
+    /// Parses the name of a run, or of a job of a sweep, `sweeps/NAME/JOB`.
     ///
     /// # Errors
-    /// If the name is neither.
-    fn of(id: &str) -> anyhow::Result<Self> {
+    /// If the name has another form.
+    fn parse(id: &str) -> anyhow::Result<Self> {
         let parts: Vec<&str> = id.split('/').collect();
         let (folder, app) = match parts[..] {
             [run] => (run.to_owned(), run.to_owned()),
             [SWEEPS, sweep, job] => (format!("{SWEEPS}/{sweep}/{job}/{job}"), format!("sweep-{sweep}")),
             [SWEEPS, sweep] => (format!("{SWEEPS}/{sweep}"), format!("sweep-{sweep}")),
-            _ => bail!("{}: expected a run's name, or sweeps/NAME/JOB", clean(id, MAX_TEXT)),
+            _ => bail!("{}: expected the name of a run, or sweeps/NAME/JOB", clean(id, MAX_TEXT)),
         };
         let names = if parts.len() > 1 { &parts[1..] } else { &parts[..] };
         if !names.iter().all(|name| folder::is_id(name)) {
-            bail!("{}: expected a run's name, such as tiny-cats cloud status lists", clean(id, MAX_TEXT));
+            bail!("{}: expected a name that tiny-cats cloud status lists", clean(id, MAX_TEXT));
         }
         Ok(Self { id: id.to_owned(), folder, app })
     }
@@ -100,7 +100,7 @@ impl RunLocation {
 
 /// A run in the volume, with the records that exist.
 struct CloudRun {
-    place: RunLocation,
+    location: RunLocation,
     record: Option<folder::RunRecord>,
     cloud: Option<CloudRecord>,
 }
@@ -111,24 +111,25 @@ impl CloudRun {
     /// # Errors
     /// If Modal cannot be reached, or there is no such run.
     fn load(id: &str) -> anyhow::Result<Self> {
-        let place = RunLocation::of(id)?;
-        let (record, cloud) = (file(&place.folder, folder::RECORD)?, file(&place.folder, RECORD)?);
+        let location = RunLocation::parse(id)?;
+        let (record, cloud) =
+            (read_file(&location.folder, folder::RECORD)?, read_file(&location.folder, RECORD)?);
         if record.is_none() && cloud.is_none() {
             let volume = CloudSettings::default().app.output_volume;
-            let known = list_volume(&volume, "/runs").unwrap_or_default();
-            let others = known.iter().map(|entry| entry.0.as_str()).filter(|other| *other != id);
-            let near = tiny_cats_export::closest(id, others);
-            let near =
-                near.map_or(String::new(), |near| format!("; the nearest is {}", clean(near, MAX_TEXT)));
-            bail!("{id}: there is no such run in the volume {volume}{near}");
+            let entries = list_volume(&volume, "/runs").unwrap_or_default();
+            let others = entries.iter().map(|entry| entry.0.as_str()).filter(|other| *other != id);
+            let suggestion = tiny_cats_export::closest(id, others);
+            let suggestion =
+                suggestion.map_or(String::new(), |name| format!("; did you mean {}?", clean(name, MAX_TEXT)));
+            bail!("{id}: there is no such run in the volume {volume}{suggestion}");
         }
         let record = record.map(|text| serde_json::from_slice(&text)).transpose();
         let record = record.with_context(|| format!("{id}/{}", folder::RECORD))?;
         let cloud = cloud.map(|text| CloudRecord::parse(&Path::new(id).join(RECORD), &text)).transpose()?;
-        Ok(Self { place, record, cloud })
+        Ok(Self { location, record, cloud })
     }
 
-    /// True if the run and its work in the cloud have finished.
+    /// True if the run and its app have finished.
     fn is_finished(&self) -> bool {
         self.record.as_ref().is_some_and(|record| record.status == RunStatus::Finished)
             && self.cloud.as_ref().is_none_or(|cloud| cloud.status == "finished")
@@ -152,8 +153,8 @@ impl CloudRun {
         error.or(self.record.as_ref().and_then(|record| record.error.as_deref())).unwrap_or_default()
     }
 
-    fn json(&self) -> Value {
-        json!({"id": self.place.id, "status": self.status(), "record": self.record, "cloud": self.cloud})
+    fn to_json(&self) -> Value {
+        json!({"id": self.location.id, "status": self.status(), "record": self.record, "cloud": self.cloud})
     }
 }
 
@@ -161,10 +162,10 @@ impl CloudRun {
 ///
 /// # Errors
 /// If Modal cannot be reached, or there is no such run.
-pub fn status(args: &Status) -> anyhow::Result<ExitCode> {
+pub fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     if let Some(run) = &args.run {
         let run = CloudRun::load(run)?;
-        print(&if args.json { pretty_json(&run.json())? } else { about(&run) })?;
+        print(&if args.json { pretty_json(&run.to_json())? } else { run_details(&run) })?;
         return Ok(ExitCode::SUCCESS);
     }
     let volume = CloudSettings::default().app.output_volume;
@@ -177,34 +178,34 @@ pub fn status(args: &Status) -> anyhow::Result<ExitCode> {
         .filter(|(name, is_folder)| *is_folder && folder::is_id(name))
         .map(|e| e.0)
         .collect();
-    // Names begin with the time, unless the user chose them.
+    // Names start with the time, unless the user chose them.
     names.sort();
     let newest = names.split_off(names.len().saturating_sub(args.count));
     let mut runs: Vec<anyhow::Result<CloudRun>> = Vec::new();
-    for some in newest.chunks(MAX_CONCURRENT) {
+    for chunk in newest.chunks(MAX_CONCURRENT) {
         std::thread::scope(|scope| {
-            let asked: Vec<_> = some.iter().map(|name| scope.spawn(|| CloudRun::load(name))).collect();
-            let gone = || Err(anyhow::anyhow!("could not be asked for"));
-            runs.extend(asked.into_iter().map(|thread| thread.join().unwrap_or_else(|_| gone())));
+            let threads: Vec<_> = chunk.iter().map(|name| scope.spawn(|| CloudRun::load(name))).collect();
+            let thread_error = || Err(anyhow::anyhow!("the thread for this run panicked"));
+            runs.extend(threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| thread_error())));
         });
     }
-    // If Modal cannot be reached for one run, it cannot for any. A single unreadable run is a line of the list.
+    // An error of Modal ends the command, since it affects all runs. A run that cannot be read is a line of the list.
     if let Some(error) = runs.iter().position(|run| run.as_ref().is_err_and(|e| e.is::<modal::Error>())) {
         return runs.swap_remove(error).map(|_| ExitCode::FAILURE);
     }
-    let both = newest.iter().zip(&runs);
+    let named_runs = newest.iter().zip(&runs);
     if args.json {
         let row = |(name, run): (&String, &anyhow::Result<CloudRun>)| match run {
-            Ok(run) => run.json(),
+            Ok(run) => run.to_json(),
             Err(error) => json!({"id": name, "status": "unreadable", "error": error.to_string()}),
         };
-        print(&pretty_json(&both.map(row).collect())?)?;
+        print(&pretty_json(&named_runs.map(row).collect())?)?;
     } else if runs.is_empty() {
-        print(&format!("there are no runs in the volume {volume}\n"))?;
+        print(&format!("no runs found in the volume {volume}\n"))?;
     } else {
-        let head = ["id", "status", "steps", "gpu", "attempts", "preemptions", "hours", "$", "error"];
-        let rows: Vec<Vec<String>> = both.map(|(name, run)| row(name, run)).collect();
-        print(&table(&head, &rows))?;
+        let headings = ["id", "status", "steps", "gpu", "attempts", "preemptions", "hours", "$", "error"];
+        let rows: Vec<Vec<String>> = named_runs.map(|(name, run)| row(name, run)).collect();
+        print(&table(&headings, &rows))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -220,7 +221,7 @@ fn row(name: &str, run: &anyhow::Result<CloudRun>) -> Vec<String> {
     };
     let cloud = run.cloud.clone().unwrap_or_default();
     vec![
-        run.place.id.clone(),
+        run.location.id.clone(),
         clean(run.status(), 20),
         run.steps(),
         clean(cloud.gpu.as_deref().unwrap_or_default(), 40),
@@ -232,51 +233,51 @@ fn row(name: &str, run: &anyhow::Result<CloudRun>) -> Vec<String> {
     ]
 }
 
-fn about(run: &CloudRun) -> String {
-    let mut said = format!("run       {}\nstatus    {}\n", run.place.id, clean(run.status(), 20));
+fn run_details(run: &CloudRun) -> String {
+    let mut output = format!("run       {}\nstatus    {}\n", run.location.id, clean(run.status(), 20));
     if let Some(record) = &run.record {
-        said += &format!("task      {}\nsteps     {}\n", clean(&record.task, 20), run.steps());
+        output += &format!("task      {}\nsteps     {}\n", clean(&record.task, 20), run.steps());
         if let Some(best) = &record.best {
-            said += &format!("best      {} {:.4} at {}\n", clean(&best.name, 40), best.value, best.step);
+            output += &format!("best      {} {:.4} at {}\n", clean(&best.name, 40), best.value, best.step);
         }
     }
     if let Some(cloud) = &run.cloud {
-        said += &format!("cloud     {}\n", clean(&cloud.line(), MAX_TEXT));
+        output += &format!("cloud     {}\n", clean(&cloud.to_line(), MAX_TEXT));
         for attempt in &cloud.attempts {
             let hours = attempt.ended.map_or_else(
                 || "now".to_owned(),
-                |ended| format!("{:.2} h", (ended - attempt.begun) / 3600.0),
+                |ended| format!("{:.2} h", (ended - attempt.started) / 3600.0),
             );
             let gpu = attempt.gpu.as_deref().unwrap_or("no GPU");
-            said += &format!("          {}, {hours}, {}\n", clean(gpu, 60), clean(&attempt.outcome, 40));
+            output += &format!("          {}, {hours}, {}\n", clean(gpu, 60), clean(&attempt.outcome, 40));
         }
     }
     if !run.error().is_empty() {
-        said += &format!("error     {}\n", clean(run.error(), MAX_TEXT));
+        output += &format!("error     {}\n", clean(run.error(), MAX_TEXT));
     }
-    said
+    output
 }
 
 /// Prints the log of a run.
 ///
 /// # Errors
 /// If Modal cannot be reached, or there is no such run.
-pub fn logs(args: &Logs) -> anyhow::Result<ExitCode> {
-    let place = RunLocation::of(&args.run)?;
+pub fn logs(args: &LogsArgs) -> anyhow::Result<ExitCode> {
+    let location = RunLocation::parse(&args.run)?;
     if args.follow {
-        let Some(app) = running_app(&app_name(&place.app))? else {
-            bail!("{}: no container works on it now", place.id)
+        let Some(app) = running_app(&app_name(&location.app))? else {
+            bail!("{}: no container works on this run", location.id)
         };
         let status = modal::run(&["app", "logs", "--follow", &app])?;
         return Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     let run = CloudRun::load(&args.run)?;
-    let text =
-        file(&place.folder, LOG)?.with_context(|| format!("{}: it has said nothing yet", run.place.id))?;
-    // Control characters of a text from elsewhere could change the terminal.
+    let text = read_file(&location.folder, LOG)?
+        .with_context(|| format!("{}: the run has no log yet", run.location.id))?;
+    // Control characters from the cloud could change the state of the terminal.
     let text = String::from_utf8_lossy(&text);
-    let shown = |c: char| if c == '\n' || c == '\t' || !c.is_control() { c } else { '\u{fffd}' };
-    print(&text.chars().map(shown).collect::<String>())?;
+    let printable_char = |c: char| if c == '\n' || c == '\t' || !c.is_control() { c } else { '\u{fffd}' };
+    print(&text.chars().map(printable_char).collect::<String>())?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -284,84 +285,88 @@ pub fn logs(args: &Logs) -> anyhow::Result<ExitCode> {
 ///
 /// # Errors
 /// If Modal cannot be reached, or no app works on the run.
-pub fn stop(args: &Stop) -> anyhow::Result<ExitCode> {
-    let place = RunLocation::of(&args.run)?;
-    let Some(app) = running_app(&app_name(&place.app))? else {
-        bail!("{}: no container works on it; tiny-cats cloud status says how it stands", place.id);
+pub fn stop(args: &StopArgs) -> anyhow::Result<ExitCode> {
+    let location = RunLocation::parse(&args.run)?;
+    let Some(app) = running_app(&app_name(&location.app))? else {
+        bail!("{}: no container works on this run; tiny-cats cloud status shows its status", location.id);
     };
     modal::run_captured(&["app", "stop", "--yes", &app])?;
     print(&format!(
-        "{}: stopped; what was saved stays, and the same command goes on from there\n",
-        place.id
+        "{}: stopped; saved states are kept, and the same command resumes the run\n",
+        location.id
     ))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Downloads everything except the training states into a temporary folder, verifies the released files, and only then moves it into place.
+/// Downloads all files except training states to a temporary folder, verifies the released files, and moves all files to the run's folder.
 ///
 /// # Errors
 /// If Modal cannot be reached, the run has not finished, or the downloaded files differ from the released ones.
-pub fn fetch(args: &Fetch) -> anyhow::Result<ExitCode> {
+pub fn fetch(args: &FetchArgs) -> anyhow::Result<ExitCode> {
     let run = CloudRun::load(&args.run)?;
-    let (id, there) = (&run.place.id, &run.place.folder);
+    let (id, run_path) = (&run.location.id, &run.location.folder);
     if !run.is_finished() {
-        bail!("{}: is not finished: {} at step {}", id, clean(run.status(), 20), run.steps());
+        bail!("{}: expected a finished run, found {} at step {}", id, clean(run.status(), 20), run.steps());
     }
-    let folder = args.runs_dir.join(Path::new(there).file_name().unwrap_or_default());
-    let begun = |record: &folder::RunRecord| record.begun;
-    if let Ok(here) = folder::RunRecord::load(&folder)
-        && Some(here.begun) != run.record.as_ref().map(begun)
+    let folder = args.runs_dir.join(Path::new(run_path).file_name().unwrap_or_default());
+    let start_time = |record: &folder::RunRecord| record.started;
+    if let Ok(local) = folder::RunRecord::load(&folder)
+        && Some(local.started) != run.record.as_ref().map(start_time)
     {
-        bail!("{}: another run of this name is here; --runs-dir can name another place", folder.display());
+        bail!(
+            "{}: this folder contains another run; choose another folder with --runs-dir",
+            folder.display()
+        );
     }
     let volume = CloudSettings::default().app.output_volume;
-    let entries = list_volume(&volume, &format!("/runs/{there}"))?;
-    let wanted = |name: &String| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        let known = [".pt", ".safetensors", ".json", ".jsonl", ".toml", ".log", ".png", ".onnx"];
-        name.chars().all(plain)
+    let entries = list_volume(&volume, &format!("/runs/{run_path}"))?;
+    let is_wanted = |name: &String| {
+        let is_safe = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let extensions = [".pt", ".safetensors", ".json", ".jsonl", ".toml", ".log", ".png", ".onnx"];
+        name.chars().all(is_safe)
             && !name.starts_with('.')
             && !name.contains("_step_")
-            && known.iter().any(|k| name.ends_with(k))
+            && extensions.iter().any(|extension| name.ends_with(extension))
     };
-    let names: Vec<String> = entries.into_iter().filter(|e| !e.1).map(|e| e.0).filter(wanted).collect();
+    let names: Vec<String> = entries.into_iter().filter(|e| !e.1).map(|e| e.0).filter(is_wanted).collect();
     std::fs::create_dir_all(&args.runs_dir).with_context(|| args.runs_dir.display().to_string())?;
-    let stage = tempfile::Builder::new().prefix(".fetch-").tempdir_in(&args.runs_dir);
-    let stage = stage.map_err(strip_temp_name).with_context(|| args.runs_dir.display().to_string())?;
+    let temp_folder = tempfile::Builder::new().prefix(".fetch-").tempdir_in(&args.runs_dir);
+    let temp_folder =
+        temp_folder.map_err(strip_temp_name).with_context(|| args.runs_dir.display().to_string())?;
     for name in &names {
-        let to = stage.path().join(name);
+        let to = temp_folder.path().join(name);
         modal::run_captured(&[
             "volume",
             "get",
             &volume,
-            &format!("runs/{there}/{name}"),
+            &format!("runs/{run_path}/{name}"),
             &to.to_string_lossy(),
         ])?;
         if !to.is_file() {
-            bail!("{}: {name} did not come", id);
+            bail!("{}: {name} was not downloaded", id);
         }
     }
     let released: Vec<&String> =
         names.iter().filter(|name| name.ends_with(".pt") || name.ends_with(".safetensors")).collect();
     if released.is_empty() {
-        bail!("{}: there is no released file, which a finished run has", id);
+        bail!("{}: expected a released file, found none", id);
     }
     for name in released {
         let options = VerifyOptions::default();
-        let report = verify(&stage.path().join(name), &options);
+        let report = verify(&temp_folder.path().join(name), &options);
         if let Some(problem) = report.problems.first() {
-            bail!("{name} is not kept: {problem}");
+            bail!("{name}: verification failed: {problem}");
         }
         print(&format!("verified {name}\n"))?;
     }
     std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    let lock = Lock::take(&folder)?;
+    let lock = Lock::acquire(&folder)?;
     if lock.is_none() {
         bail!("{}: another process trains in this folder", folder.display());
     }
     for name in &names {
         let to = folder.join(name);
-        std::fs::rename(stage.path().join(name), &to).with_context(|| to.display().to_string())?;
+        std::fs::rename(temp_folder.path().join(name), &to).with_context(|| to.display().to_string())?;
     }
     print(&format!("{}: {}\n", folder.display(), pluralize(names.len(), "file")))?;
     std::io::stdout().flush()?;

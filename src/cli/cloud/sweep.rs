@@ -9,13 +9,13 @@ use anyhow::{Context, bail};
 use serde_json::{Map, Value};
 
 use super::{
-    CostLimits, app, file, modal_run, require_data, require_idle, shell, start,
-    train::{ExpectedCost, bounds, choose_gpus, retries, volume_path},
+    CostLimits, check_data, check_idle, find_app, read_file, run_app, run_arguments, shell_command,
+    train::{ExpectedCost, choose_gpus, choose_retries, limit_flags, volume_path},
 };
 use crate::{
     cli::{
         common::print,
-        plan::{GpuArgs, HEADS, PHOTOS, hours, money},
+        plan::{CAT_HEADS, GpuArgs, PHOTOS, format_dollars, format_hours},
         sweep::{load, print_outcome, train_args},
     },
     cloud::{CloudSettings, modal},
@@ -25,19 +25,19 @@ use crate::{
 /// The arguments of `tiny-cats cloud sweep`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// TOML file that states what to train and which settings to try: see `tiny-cats sweep --help`
+    /// TOML file with the task and the settings to try; see `tiny-cats sweep --help`
     #[arg(value_name = "FILE.toml")]
     file: PathBuf,
-    /// Jobs at once, each in its own container
+    /// Number of parallel jobs, each in its own container
     #[arg(long, default_value_t = 1, value_name = "N")]
     parallel: u64,
-    /// Retries after a failed attempt [default: by the plan]
+    /// Maximum retries after failed attempts [default: from the plan]
     #[arg(long, value_name = "N")]
     max_retries: Option<u64>,
     /// Run failed jobs again
     #[arg(long)]
     retry_failed: bool,
-    /// Print the results so far, and start nothing
+    /// Print the results so far without starting jobs
     #[arg(long, conflicts_with = "retry_failed")]
     results: bool,
     /// Print the results as JSON
@@ -46,18 +46,18 @@ pub struct Args {
     #[command(flatten)]
     gpu_args: GpuArgs,
     #[command(flatten)]
-    bounds: CostLimits,
+    limits: CostLimits,
 }
 
 /// Starts the sweep, or prints its results.
 ///
 /// # Errors
-/// If an argument is invalid, something is missing or the cost is too high, before anything is started; and if Modal reports an error.
+/// If an argument is invalid, a requirement is missing, the cost is too high, or Modal reports an error.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let settings = CloudSettings::default();
-    args.bounds.validate(args.max_retries.unwrap_or(0), &settings)?;
-    let inside = |part: Component| matches!(part, Component::Normal(_) | Component::CurDir);
-    if !args.file.components().all(inside) {
+    args.limits.validate(args.max_retries.unwrap_or(0), &settings)?;
+    let is_inside = |part: Component| matches!(part, Component::Normal(_) | Component::CurDir);
+    if !args.file.components().all(is_inside) {
         bail!("{}: expected a path below the working directory", args.file.display());
     }
     if args.parallel == 0 {
@@ -65,83 +65,89 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let (sweep, jobs) = load(&args.file)?;
     if args.results {
-        return results(&sweep, &jobs, args.json);
+        return print_results(&sweep, &jobs, args.json);
     }
-    let prices = args.bounds.prices(&args.gpu_args)?;
-    let usual = if sweep.task == TaskKind::Dit { HEADS } else { PHOTOS };
-    let (mut all, mut data, mut gpus) = (Vec::new(), String::new(), Vec::new());
+    let prices = args.limits.prices(&args.gpu_args)?;
+    let default_counts = if sweep.task == TaskKind::Dit { CAT_HEADS } else { PHOTOS };
+    let (mut all_estimates, mut data, mut gpus) = (Vec::new(), String::new(), Vec::new());
     for job in &jobs {
         let job = train_args(&sweep, job)?;
         data = volume_path(job.data())?;
-        let (pictures, _) = args.gpu_args.pictures(job.data(), usual)?;
+        let (images, _) = args.gpu_args.image_counts(job.data(), default_counts)?;
         // All jobs use the same GPUs, so those of the first must fit the others.
-        let asked = GpuArgs {
+        let gpu_args = GpuArgs {
             gpu: if gpus.is_empty() { args.gpu_args.gpu.clone() } else { gpus.clone() },
             ..args.gpu_args.clone()
         };
-        let estimates = choose_gpus(&asked, &job.workload(&pictures)?, &settings, &prices)?;
+        let estimates = choose_gpus(&gpu_args, &job.workload(&images)?, &settings, &prices)?;
         gpus = estimates.iter().map(|e| e.gpu.to_string()).collect();
-        all.push(estimates);
+        all_estimates.push(estimates);
     }
-    let expected: Vec<ExpectedCost> = all.iter().map(|estimates| ExpectedCost::of(estimates)).collect();
+    let expected: Vec<ExpectedCost> =
+        all_estimates.iter().map(|estimates| ExpectedCost::from_estimates(estimates)).collect();
     let dollars: Option<f64> = expected.iter().map(|e| e.dollars).sum();
-    let longest = expected.iter().map(|e| e.hours).fold(0.0, f64::max);
-    let together: f64 = expected.iter().map(|e| e.hours).sum();
+    let longest_job = expected.iter().map(|e| e.hours).fold(0.0, f64::max);
+    let total_hours: f64 = expected.iter().map(|e| e.hours).sum();
     print(&format!(
-        "sweep {}: {} jobs, {} at once, on {}: {} of containers, done in about {}, {} expected\n",
+        "sweep {}: {} jobs, {} in parallel, on {}; {} of container time, about {} in total, {} expected\n",
         sweep.name,
         jobs.len(),
         args.parallel,
         gpus.join(","),
-        hours(together),
-        hours(longest.max(together / args.parallel as f64)),
-        dollars.map_or("an unknown price".into(), money)
+        format_hours(total_hours),
+        format_hours(longest_job.max(total_hours / args.parallel as f64)),
+        dollars.map_or("an unknown price".into(), format_dollars)
     ))?;
-    match (args.bounds.max_cost, dollars) {
-        (Some(_), None) => bail!("--max-cost: these GPUs have no price; --prices FILE can give one"),
-        (Some(most), Some(dollars)) if dollars > most => {
-            let [dollars, most] = [dollars, most].map(money);
-            bail!("--max-cost: {dollars} are expected to be spent, more than {most}: nothing was started");
+    match (args.limits.max_cost, dollars) {
+        (Some(_), None) => bail!("--max-cost: these GPUs have no price; set one with --prices FILE"),
+        (Some(max_cost), Some(dollars)) if dollars > max_cost => {
+            let [dollars, max_cost] = [dollars, max_cost].map(format_dollars);
+            bail!("--max-cost: the expected cost of {dollars} exceeds {max_cost}; nothing was started");
         }
         _ => {}
     }
     let timeout = expected.iter().map(|e| e.timeout_s).max().unwrap_or(0);
-    let timeout = args.bounds.timeout.map_or(timeout, |time| time.as_secs());
-    let retries = retries(&all.concat(), timeout, args.max_retries, &settings)?;
-    let app = app()?;
-    let mut call = modal_run(&app, &format!("sweep-{}", sweep.name), args.bounds.detach);
-    call.extend(["sweep".to_owned(), args.file.to_string_lossy().into_owned()]);
-    call.push(format!("--parallel={}", args.parallel));
-    call.extend(bounds(&all[0], timeout, retries, &args.bounds));
-    call.extend(args.retry_failed.then(|| "--retry-failed".to_owned()));
-    if let Some((most, dollars)) = args.bounds.max_cost.zip(dollars) {
+    let timeout = args.limits.timeout.map_or(timeout, |time| time.as_secs());
+    let retries = choose_retries(&all_estimates.concat(), timeout, args.max_retries, &settings)?;
+    let app = find_app()?;
+    let mut arguments = run_arguments(&app, &format!("sweep-{}", sweep.name), args.limits.detach);
+    arguments.extend(["sweep".to_owned(), args.file.to_string_lossy().into_owned()]);
+    arguments.push(format!("--parallel={}", args.parallel));
+    arguments.extend(limit_flags(&all_estimates[0], timeout, retries, &args.limits));
+    arguments.extend(args.retry_failed.then(|| "--retry-failed".to_owned()));
+    if let Some((max_cost, dollars)) = args.limits.max_cost.zip(dollars) {
         // Each job gets a share of the maximum cost in proportion to its expected cost.
-        let share =
-            |e: &ExpectedCost| ((e.dollars.unwrap_or(0.0) * most / dollars * 1e4).floor() / 1e4).max(1e-4);
+        let share = |e: &ExpectedCost| {
+            ((e.dollars.unwrap_or(0.0) * max_cost / dollars * 1e4).floor() / 1e4).max(1e-4)
+        };
         let shares: Map<String, Value> =
             jobs.iter().zip(&expected).map(|(job, e)| (job.name.clone(), share(e).into())).collect();
-        call.push(format!("--shares={}", Value::Object(shares)));
+        arguments.push(format!("--shares={}", Value::Object(shares)));
     }
-    if args.bounds.dry_run {
-        print(&format!("{}\n", shell(&call)))?;
+    if args.limits.dry_run {
+        print(&format!("{}\n", shell_command(&arguments)))?;
         return Ok(ExitCode::SUCCESS);
     }
     modal::version()?;
     modal::run_captured(&["token", "info"])?;
-    require_idle(&format!("sweep-{}", sweep.name))?;
+    check_idle(&format!("sweep-{}", sweep.name))?;
     if std::env::var_os("TINY_CATS_S3_BUCKET").is_none() {
-        require_data(&settings.app.data_volume, &data)?;
+        check_data(&settings.app.data_volume, &data)?;
     }
-    start(&app, &call)
+    run_app(&app, &arguments)
 }
 
-/// Prints the results so far of the sweep's jobs in the volume.
-fn results(sweep: &Sweep, jobs: &[Job], json: bool) -> anyhow::Result<ExitCode> {
-    let there = format!("{SWEEPS}/{}", sweep.name);
-    let text = file(&there, STATE_FILE)?
-        .with_context(|| format!("{there}: no job of this sweep has ended in the volume"))?;
-    let copy = tempfile::tempdir()?;
-    std::fs::write(copy.path().join(STATE_FILE), text)?;
-    let state = SweepState::open(copy.path(), sweep, jobs)?;
-    print_outcome(sweep, &SweepResult { folder: format!("runs/{there}").into(), state, stopped: false }, json)
+/// Prints the results so far of the jobs in the volume.
+fn print_results(sweep: &Sweep, jobs: &[Job], json: bool) -> anyhow::Result<ExitCode> {
+    let sweep_path = format!("{SWEEPS}/{}", sweep.name);
+    let text = read_file(&sweep_path, STATE_FILE)?
+        .with_context(|| format!("{sweep_path}: no job of this sweep has ended in the volume"))?;
+    let temp_folder = tempfile::tempdir()?;
+    std::fs::write(temp_folder.path().join(STATE_FILE), text)?;
+    let state = SweepState::open(temp_folder.path(), sweep, jobs)?;
+    print_outcome(
+        sweep,
+        &SweepResult { folder: format!("runs/{sweep_path}").into(), state, stopped: false },
+        json,
+    )
 }

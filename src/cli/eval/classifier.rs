@@ -7,7 +7,7 @@ use serde_json::json;
 use tiny_cats_export::{Classifier, Error, LoadOptions, write_png};
 use tiny_cats_models::pretrained;
 
-use super::{OpenedModel, SplitArg, bar, labels, skipped_json};
+use super::{OpenedModel, SplitArg, labels, progress_bar, skipped_json};
 use crate::{
     cli::common::{ModelContext, Runtime, warn_skipped, write_json},
     cli::writable::check_writable,
@@ -20,7 +20,7 @@ use crate::{
 pub struct Args {
     /// Folder of class folders of photographs
     data: PathBuf,
-    /// The model, .onnx, .safetensors or .pt [default: the one that comes with this program]
+    /// The model, .onnx, .safetensors or .pt [default: the bundled one]
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
     /// Photographs to use
@@ -29,21 +29,21 @@ pub struct Args {
     /// Use only N photographs, spread over the classes
     #[arg(long, value_name = "N")]
     limit_files: Option<usize>,
-    /// Write all figures to this file, with the model and data that they were measured on
+    /// Write all results to this JSON file, with the digests of the model and the data
     #[arg(long, value_name = "FILE.json")]
     json: Option<PathBuf>,
-    /// Draw the confusion matrix to this file
+    /// Write a plot of the confusion matrix to this file
     #[arg(long, value_name = "FILE.png")]
     confusion: Option<PathBuf>,
-    /// Runtime that computes the model [default: native; tract for another program's file]
+    /// Runtime of the model [default: native; tract for the file of another program]
     #[arg(long, value_enum)]
     runtime: Option<Runtime>,
-    /// Photographs per batch; changes memory, not results
+    /// Photographs per batch; affects memory, not results
     #[arg(long, default_value_t = 16)]
     batch: usize,
 }
 
-/// Evaluates the classifier. A photograph that cannot be used is reported, and the others continue.
+/// Evaluates the classifier. Reports a photograph that cannot be used, and continues with the others.
 ///
 /// # Errors
 /// If an argument is invalid, the model or the data cannot be used, or the model lacks a class of the data.
@@ -62,11 +62,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut classifier =
         Classifier::from_model(&opened.model, &options).model_context(opened.path.as_deref())?;
     let data = args.split.open(&args.data)?;
-    let known = labels(&data.classes, &classifier.meta().classes);
+    let model_labels = labels(&data.classes, &classifier.meta().classes);
     let files = evenly_spaced(&data.files, args.limit_files);
-    if let Some(file) = files.iter().find(|file| known[file.label as usize].is_none()) {
+    if let Some(file) = files.iter().find(|file| model_labels[file.label as usize].is_none()) {
         bail!(
-            "{}: the model knows no class {:?}; its classes are {}",
+            "{}: the model has no class {:?}; its classes are {}",
             args.data.display(),
             data.classes[file.label as usize],
             classifier.meta().classes.join(", ")
@@ -74,25 +74,25 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let mut result = Classification::new(&classifier.meta().classes);
     let mut skipped = Vec::new();
-    let progress = bar(files.len() as u64, "photographs")?;
-    for part in files.chunks(args.batch) {
-        let paths: Vec<PathBuf> = part.iter().map(|file| data.root.join(&file.path)).collect();
+    let progress = progress_bar(files.len() as u64, "photographs")?;
+    for chunk in files.chunks(args.batch) {
+        let paths: Vec<PathBuf> = chunk.iter().map(|file| data.root.join(&file.path)).collect();
         for (file, prediction) in
-            part.iter().zip(classifier.classify_files(&paths).model_context(opened.path.as_deref())?)
+            chunk.iter().zip(classifier.classify_files(&paths).model_context(opened.path.as_deref())?)
         {
-            match (prediction, known[file.label as usize]) {
-                (Ok(prediction), Some(truth)) => result.add(truth, &prediction),
-                (Err(Error::Picture { reason, .. }), _) => skipped.push((file.path.clone(), reason)),
+            match (prediction, model_labels[file.label as usize]) {
+                (Ok(prediction), Some(label)) => result.add(label, &prediction),
+                (Err(Error::Image { reason, .. }), _) => skipped.push((file.path.clone(), reason)),
                 (Err(error), _) => return Err(error.into()),
                 (Ok(_), None) => {}
             }
         }
-        progress.inc(part.len() as u64);
+        progress.inc(chunk.len() as u64);
     }
     progress.finish_and_clear();
     warn_skipped(&skipped);
     if result.total() == 0 {
-        bail!("{}: not one of {} photographs could be decoded", args.data.display(), files.len());
+        bail!("{}: none of {} photographs could be decoded", args.data.display(), files.len());
     }
     println!(
         "{} photographs ({}), {} on {}\n",
@@ -103,7 +103,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     );
     println!("{result}");
     if let Some(path) = &args.confusion {
-        write_png(path, &result.confusion.picture()).with_context(|| path.display().to_string())?;
+        write_png(path, &result.confusion.to_image()).with_context(|| path.display().to_string())?;
         println!("wrote {}", path.display());
     }
     if let Some(path) = &args.json {

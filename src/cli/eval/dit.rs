@@ -13,8 +13,8 @@ use tiny_cats_models::pretrained;
 
 use super::{
     OpenedModel, SplitArg, file_name,
-    generated::{self, GeneratedSet, Sampling},
-    image_features::{breed_confusion, extract, pictures, pixels, warn_weak_classifier},
+    generated::{self, GeneratedSet, SamplingArgs},
+    image_features::{breed_confusion, extract, pixels, to_rgb_images, warn_weak_classifier},
     labels, sha256, skipped_json,
 };
 use crate::{
@@ -28,29 +28,29 @@ use crate::{
     },
 };
 
-/// The default maximum of generated images.
+/// The default maximum number of generated images.
 const MAX_GENERATED: usize = 2048;
-/// The maximum of `--samples`.
+/// Maximum of `--samples`.
 const MAX_SAMPLES: usize = 100_000;
 /// The default number of resamples for intervals.
 const RESAMPLES: usize = 200;
-/// With more features, the interval of the Fréchet distance would take hours, so it is computed only on request.
+/// Maximum features for a default interval of the Fréchet distance; with more, it would take hours.
 const MAX_RESAMPLED_FEATURES: usize = 512;
-/// Pairs of each kind on the sheet.
+/// Maximum pairs per distance on the sheet.
 const PAIRS: usize = 12;
 
 /// The arguments of `tiny-cats eval dit`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Folder of class folders of the images that the generator was trained on
+    /// Folder of class folders of the training data of the generator
     data: PathBuf,
-    /// The generator, .onnx, .safetensors or .pt [default: the one that comes with this program]
+    /// The generator, .onnx, .safetensors or .pt [default: the bundled one]
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// Compare the images in this folder instead of generating some
+    /// Compare the images in this folder instead of generating images
     #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "samples", "cfg", "steps", "sampler"])]
     images: Option<PathBuf>,
-    /// Resize all images to this height and width first [default: the generator's, or that of the pictures in --images]
+    /// Resize all images to this height and width [default: that of the generator, or of the images in --images]
     #[arg(long, value_name = "PIXELS", requires = "images")]
     image_size: Option<u32>,
     /// Real images to use
@@ -59,43 +59,43 @@ pub struct Args {
     /// Use only N real images, spread over the classes
     #[arg(long, value_name = "N")]
     limit_files: Option<usize>,
-    /// Number of images to generate, of each class in proportion to the real ones [default: as many as there are real ones, at most 2048]
+    /// Number of images to generate, with the class proportions of the real images [default: the number of real images, at most 2048]
     #[arg(long, value_name = "N")]
     samples: Option<usize>,
     #[command(flatten)]
-    sampling: Sampling,
+    sampling: SamplingArgs,
     /// Random seed; the same seed gives the same images and intervals
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Network that computes features of images: a classifier of this program, without its last layer, or any ONNX file with one input
-    /// [batch, 3, size, size] and an output [batch, features] [default: the classifier that comes with this program]
+    /// Network that computes features: a classifier of this program, without its last layer, or any ONNX file with one input
+    /// [batch, 3, size, size] and an output [batch, features] [default: the bundled classifier]
     #[arg(long, value_name = "FILE")]
     features: Option<PathBuf>,
-    /// Shorter side after resizing, before the center is cropped for another program's ONNX file [default: 8/7 of its input's size]
+    /// Short side after resizing, before the center is cropped, for the ONNX file of another program [default: 8/7 of its input size]
     #[arg(long, value_name = "PIXELS", requires = "features")]
     features_resize: Option<usize>,
-    /// Mean of red, green and blue from 0 to 1, for another program's ONNX file [default: ImageNet's]
+    /// Mean of red, green and blue from 0 to 1, for the ONNX file of another program [default: that of ImageNet]
     #[arg(long, value_name = "R,G,B", value_parser = parse_triple, requires = "features")]
     features_mean: Option<[f32; 3]>,
-    /// Standard deviations of red, green and blue, for the same file [default: ImageNet's]
+    /// Standard deviation of red, green and blue, for the ONNX file of another program [default: that of ImageNet]
     #[arg(long, value_name = "R,G,B", value_parser = parse_triple, requires = "features")]
     features_std: Option<[f32; 3]>,
-    /// Classifier that should find the requested breed [default: the one that comes with this program]
+    /// Classifier that predicts the breeds of images [default: the bundled one]
     #[arg(long, value_name = "FILE")]
     classifier: Option<PathBuf>,
-    /// Resamples for the intervals [default: 200; for the Fréchet distance 0 with more than 512 features]
+    /// Number of bootstrap resamples for the intervals [default: 200; 0 for the Fréchet distance with more than 512 features]
     #[arg(long, value_name = "N")]
     bootstrap: Option<usize>,
-    /// Write all figures to this file, with the model and data that they were measured on
+    /// Write all results to this JSON file, with the digests of the model and the data
     #[arg(long, value_name = "FILE.json")]
     json: Option<PathBuf>,
-    /// Write the generated images that are nearest to a real one, each next to it
+    /// Write the generated images that are nearest to real ones, each next to its nearest
     #[arg(long, value_name = "FILE.png")]
     sheet: Option<PathBuf>,
-    /// Runtime that computes all networks [default: native; tract for another program's file]
+    /// Runtime of all networks [default: native; tract for the file of another program]
     #[arg(long, value_enum)]
     runtime: Option<Runtime>,
-    /// Images per batch; changes memory, not results
+    /// Images per batch; affects memory, not results
     #[arg(long, default_value_t = 16)]
     batch: usize,
 }
@@ -104,7 +104,7 @@ pub struct Args {
 fn parse_triple(text: &str) -> Result<[f32; 3], String> {
     let numbers: Option<Vec<f32>> = text.split(',').map(|number| number.trim().parse().ok()).collect();
     let numbers = numbers.and_then(|numbers| numbers.try_into().ok());
-    numbers.ok_or_else(|| "expected three numbers like 0.5,0.5,0.5".to_owned())
+    numbers.ok_or_else(|| "expected three numbers, such as 0.5,0.5,0.5".to_owned())
 }
 
 /// Compares generated images with real ones.
@@ -128,81 +128,93 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         bail!("--limit-files: expected at least 2, found {n}");
     }
     let options = LoadOptions { runtime: args.runtime.map(Into::into), batch: args.batch };
-    let (mut extractor, of_features) = extractor(args, &options)?;
-    let judge =
+    let (mut extractor, feature_meta) = extractor(args, &options)?;
+    let classifier_model =
         OpenedModel::new(args.classifier.as_deref(), (pretrained::CLASSIFIER, "resnet18-breeds.onnx"))?;
-    let mut classifier =
-        Classifier::from_model(&judge.model, &options).model_context(judge.path.as_deref())?;
+    let mut classifier = Classifier::from_model(&classifier_model.model, &options)
+        .model_context(classifier_model.path.as_deref())?;
     let data = args.split.open(&args.data)?;
-    let (drawn, real, by) = match &args.images {
+    let (generated, real, source) = match &args.images {
         Some(folder) => {
-            let drawn = generated::from_folder(folder, args.image_size, &data.classes)?;
-            warn_skipped(&drawn.skipped);
-            let Some(first) = drawn.images.first() else {
-                bail!("--images {}: there is no usable picture", folder.display());
+            let generated = generated::read_folder(folder, args.image_size, &data.classes)?;
+            warn_skipped(&generated.skipped);
+            let Some(first) = generated.images.first() else {
+                bail!("--images {}: no usable image found", folder.display());
             };
             let real = Images::load(&data, first.width(), args.limit_files, &Cache::Default)?;
-            let by = json!({"fingerprint": drawn.fingerprint, "skipped": skipped_json(&drawn.skipped)});
-            (drawn, real, by)
+            let source =
+                json!({"fingerprint": generated.fingerprint, "skipped": skipped_json(&generated.skipped)});
+            (generated, real, source)
         }
-        None => draw(args, &options, &data)?,
+        None => generate(args, &options, &data)?,
     };
     warn_skipped(&real.skipped);
     let size = real.size();
-    let of_real: Vec<Option<usize>> = real.labels().iter().map(|&label| Some(label as usize)).collect();
+    let real_labels: Vec<Option<usize>> = real.labels().iter().map(|&label| Some(label as usize)).collect();
     let paths: Vec<String> = (0..real.len()).map(|i| file_name(real.path(i))).collect();
-    let real_images: Vec<RgbImage> = pictures(&real)?;
+    let real_images: Vec<RgbImage> = to_rgb_images(&real)?;
 
-    let real_features = extract(&mut extractor, &real_images, args.batch, "real pictures")
+    let real_features = extract(&mut extractor, &real_images, args.batch, "real images")
         .model_context(args.features.as_deref())?;
-    let features = extract(&mut extractor, &drawn.images, args.batch, "drawn pictures")
+    let features = extract(&mut extractor, &generated.images, args.batch, "generated images")
         .model_context(args.features.as_deref())?;
-    let how = CompareOptions {
+    let compare_options = CompareOptions {
         frechet_resamples: match args.bootstrap {
             None if features.dims() > MAX_RESAMPLED_FEATURES => 0,
-            asked => asked.unwrap_or(RESAMPLES),
+            resamples => resamples.unwrap_or(RESAMPLES),
         },
         kernel_resamples: args.bootstrap.unwrap_or(RESAMPLES),
         seed: args.seed,
     };
-    let comparison = compare(&real_features, &features, &how)?;
-    // Each half needs two images, so four are the minimum.
-    let floor = match real.len() {
+    let comparison = compare(&real_features, &features, &compare_options)?;
+    // Each half needs at least two images.
+    let baseline = match real.len() {
         ..4 => None,
         _ => {
             let [a, b] = random_halves(&real_features, args.seed)?;
-            Some(compare(&a, &b, &CompareOptions { frechet_resamples: 0, kernel_resamples: 0, ..how })?)
+            Some(compare(
+                &a,
+                &b,
+                &CompareOptions { frechet_resamples: 0, kernel_resamples: 0, ..compare_options },
+            )?)
         }
     };
-    let plain = pixels(&real_images, false)?;
-    let near = NearestReport {
-        pixels: memorization(&[&plain, &pixels(&real_images, true)?], &pixels(&drawn.images, false)?)?,
+    let real_pixels = pixels(&real_images, false)?;
+    let nearest_report = NearestReport {
+        pixels: memorization(
+            &[&real_pixels, &pixels(&real_images, true)?],
+            &pixels(&generated.images, false)?,
+        )?,
         features: memorization(&[&real_features], &features)?,
-        values: plain.dims(),
+        values: real_pixels.dims(),
     };
-    let known = labels(&data.classes, &classifier.meta().classes);
-    let breeds = [(&drawn.images, &drawn.labels), (&real_images, &of_real)]
-        .map(|(images, labels)| breed_confusion(&mut classifier, images, labels, &known, args.batch));
-    let [by_drawn, by_real] = breeds;
-    let (by_drawn, by_real) =
-        (by_drawn.model_context(judge.path.as_deref())?, by_real.model_context(judge.path.as_deref())?);
+    let classifier_labels = labels(&data.classes, &classifier.meta().classes);
+    let breeds =
+        [(&generated.images, &generated.labels), (&real_images, &real_labels)].map(|(images, labels)| {
+            breed_confusion(&mut classifier, images, labels, &classifier_labels, args.batch)
+        });
+    let [generated_breeds, real_breeds] = breeds;
+    let (generated_breeds, real_breeds) = (
+        generated_breeds.model_context(classifier_model.path.as_deref())?,
+        real_breeds.model_context(classifier_model.path.as_deref())?,
+    );
 
     println!(
-        "{} drawn and {} real pictures ({}) of {size} px, by {} features of {}\n",
-        comparison.drawn,
+        "{} generated and {} real images ({}) of {size} px, compared by {} features of {}\n",
+        comparison.generated,
         comparison.real,
         args.split.name(),
         comparison.features,
-        of_features["file"].as_str().unwrap_or_default()
+        feature_meta["file"].as_str().unwrap_or_default()
     );
-    print_comparison(&comparison, floor.as_ref());
-    near.print_comparison();
-    print_breeds(&by_drawn, &by_real, &judge.file);
+    print_comparison(&comparison, baseline.as_ref());
+    nearest_report.print();
+    print_breeds(&generated_breeds, &real_breeds, &classifier_model.file);
     for warning in &comparison.warnings {
         eprintln!("warning: {warning}");
     }
     if let Some(path) = &args.sheet {
-        let sheet = near.sheet(&drawn.images, &real_images, &paths);
+        let sheet = nearest_report.sheet(&generated.images, &real_images, &paths);
         write_png(path, &sheet).with_context(|| path.display().to_string())?;
         println!("wrote {}", path.display());
     }
@@ -210,7 +222,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let report = json!({
             "evaluation": "generator",
             "version": env!("CARGO_PKG_VERSION"),
-            "drawn": by,
+            "drawn": source,
             "data": {
                 "fingerprint": data.fingerprint,
                 "split": args.split.name(),
@@ -219,13 +231,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
                 "skipped": skipped_json(&real.skipped),
             },
             "image_size": size,
-            "features": of_features,
+            "features": feature_meta,
             "runtime": extractor.runtime().name(),
-            "comparing": how,
+            "comparing": compare_options,
             "results": comparison,
-            "real_halves": floor,
-            "nearest_training_picture": near.report(),
-            "breed_as_asked": {"classifier": judge.provenance(), "drawn": breed_report(&by_drawn), "real": breed_report(&by_real)},
+            "real_halves": baseline,
+            "nearest_training_picture": nearest_report.report(),
+            "breed_as_asked": {"classifier": classifier_model.provenance(), "drawn": breed_report(&generated_breeds), "real": breed_report(&real_breeds)},
         });
         write_json(path, &report)?;
         println!("wrote {}", path.display());
@@ -233,28 +245,32 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Generates images of the classes of `data` in their proportions. Also returns the real images, and the settings as JSON.
-fn draw(args: &Args, options: &LoadOptions, data: &Dataset) -> anyhow::Result<(GeneratedSet, Images, Value)> {
+/// Generates images with the class proportions of `data`. Also returns the real images, and the settings as JSON.
+fn generate(
+    args: &Args,
+    options: &LoadOptions,
+    data: &Dataset,
+) -> anyhow::Result<(GeneratedSet, Images, Value)> {
     let opened = OpenedModel::new(args.model.as_deref(), (pretrained::TINYDIT, "tinydit.onnx"))?;
     let mut generator =
         Generator::from_model(&opened.model, options).model_context(opened.path.as_deref())?;
     let classes = generator.meta().classes.clone();
-    let known = generated::class_labels(&args.data, data, &classes)?;
+    let classifier_labels = generated::class_labels(&args.data, data, &classes)?;
     let real = Images::load(data, generator.meta().image_size as u32, args.limit_files, &Cache::Default)?;
     let mut counts = vec![0; classes.len()];
-    for label in real.labels().iter().filter_map(|&label| known[label as usize]) {
+    for label in real.labels().iter().filter_map(|&label| classifier_labels[label as usize]) {
         counts[label] += 1;
     }
     let samples = args.samples.unwrap_or(real.len().clamp(2, MAX_GENERATED));
     let counts = proportional(&counts, samples);
-    let request = args.sampling.request(args.seed);
+    let request = args.sampling.to_request(args.seed);
     let settings = generator.settings(&request);
-    let mut drawn =
-        generated::draw(&mut generator, &counts, &request).model_context(opened.path.as_deref())?;
-    // From the generator's labels to the data's.
-    let back = labels(&classes, &data.classes);
-    drawn.labels.iter_mut().for_each(|label| *label = label.and_then(|label| back[label]));
-    let by = json!({
+    let mut generated =
+        generated::generate_set(&mut generator, &counts, &request).model_context(opened.path.as_deref())?;
+    // Converts the labels of the generator to those of the data.
+    let data_labels = labels(&classes, &data.classes);
+    generated.labels.iter_mut().for_each(|label| *label = label.and_then(|label| data_labels[label]));
+    let source = json!({
         "model": opened.provenance(),
         "samples": samples,
         "of_each_class": counts,
@@ -266,31 +282,29 @@ fn draw(args: &Args, options: &LoadOptions, data: &Dataset) -> anyhow::Result<(G
         "seed": settings.seed,
         "runtime": generator.runtime().name(),
     });
-    Ok((drawn, real, by))
+    Ok((generated, real, source))
 }
 
-/// Opens the network that computes features of images, and describes its file.
+/// Opens the network that computes features, and describes it as JSON.
 fn extractor(args: &Args, options: &LoadOptions) -> anyhow::Result<(FeatureExtractor, Value)> {
     let released = (pretrained::CLASSIFIER, "resnet18-breeds.onnx");
-    let classifier_cases = |path: Option<&Path>| -> anyhow::Result<_> {
+    let open_classifier = |path: Option<&Path>| -> anyhow::Result<_> {
         if args.features_resize.is_some() || args.features_mean.is_some() || args.features_std.is_some() {
-            bail!(
-                "--features-resize, --features-mean, --features-std: the file says itself how pictures are prepared"
-            );
+            bail!("--features-resize, --features-mean, --features-std: the file has its own preprocessing");
         }
         let opened = OpenedModel::new(path, released)?;
         let extractor = FeatureExtractor::from_classifier(&opened.model, options).model_context(path)?;
         Ok((extractor, opened.provenance(), "before the last layer"))
     };
-    let (extractor, mut from, output) = match args.features.as_deref() {
-        None => classifier_cases(None)?,
+    let (extractor, mut feature_meta, output) = match args.features.as_deref() {
+        None => open_classifier(None)?,
         Some(path) if is_checkpoint(path).with_context(|| path.display().to_string())? => {
-            classifier_cases(Some(path))?
+            open_classifier(Some(path))?
         }
         Some(path) => {
             let file = OnnxFile::open(path)?;
             if file.metadata().contains_key(META_KEY) {
-                classifier_cases(Some(path))?
+                open_classifier(Some(path))?
             } else {
                 let preprocessing = |size| {
                     let default = Preprocessing::imagenet(size);
@@ -307,16 +321,16 @@ fn extractor(args: &Args, options: &LoadOptions) -> anyhow::Result<(FeatureExtra
             }
         }
     };
-    from["output"] = output.into();
-    from["image_size"] = extractor.size().into();
-    from["preprocessing"] = serde_json::to_value(extractor.preprocessing())?;
-    Ok((extractor, from))
+    feature_meta["output"] = output.into();
+    feature_meta["image_size"] = extractor.size().into();
+    feature_meta["preprocessing"] = serde_json::to_value(extractor.preprocessing())?;
+    Ok((extractor, feature_meta))
 }
 
 fn breed_report(confusion: &Confusion) -> Value {
     let class = |(i, name): (usize, &String)| {
-        let pictures: u32 = confusion.counts[i].iter().sum();
-        (pictures > 0).then(|| json!({"class": name, "pictures": pictures, "share": confusion.recall(i)}))
+        let count: u32 = confusion.counts[i].iter().sum();
+        (count > 0).then(|| json!({"class": name, "pictures": count, "share": confusion.recall(i)}))
     };
     json!({
         "pictures": confusion.total(),
@@ -327,61 +341,62 @@ fn breed_report(confusion: &Confusion) -> Value {
     })
 }
 
-fn print_comparison(comparison: &Comparison, floor: Option<&Comparison>) {
-    let half = floor.map_or_else(String::new, |f| format!("real halves ({} and {})", f.real, f.drawn));
-    println!("{:<30} {:>10}  {:<22} {half:>26}", "", "drawn", "95 % interval");
-    let line = |name: &str, value: Option<f64>, interval: Option<Interval>, floor: Option<f64>| {
+fn print_comparison(comparison: &Comparison, baseline: Option<&Comparison>) {
+    let heading =
+        baseline.map_or_else(String::new, |f| format!("real halves ({} and {})", f.real, f.generated));
+    println!("{:<30} {:>10}  {:<22} {heading:>26}", "", "generated", "95 % interval");
+    let line = |name: &str, value: Option<f64>, interval: Option<Interval>, baseline: Option<f64>| {
         let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.4}"));
         let interval = interval.map_or_else(String::new, |i| format!("{:.4} to {:.4}", i.low, i.high));
-        println!("{name:<30} {:>10}  {interval:<22} {:>26}", number(value), number(floor));
+        println!("{name:<30} {:>10}  {interval:<22} {:>26}", number(value), number(baseline));
     };
-    let thousand =
+    let scale_1000 =
         |interval: Interval| Interval { low: 1e3 * interval.low, high: 1e3 * interval.high, ..interval };
     let Comparison { frechet, frechet_interval, kernel, .. } = comparison;
-    line("Fréchet distance", Some(*frechet), *frechet_interval, floor.map(|f| f.frechet));
+    line("Fréchet distance", Some(*frechet), *frechet_interval, baseline.map(|f| f.frechet));
     line(
         "kernel distance × 1000",
         Some(1e3 * kernel.distance),
-        kernel.interval.map(thousand),
-        floor.map(|f| 1e3 * f.kernel.distance),
+        kernel.interval.map(scale_1000),
+        baseline.map(|f| 1e3 * f.kernel.distance),
     );
-    let of_subsets = format!("  of {} subsets of {}", kernel.subsets, kernel.subset_size);
+    let name = format!("  of {} subsets of {}", kernel.subsets, kernel.subset_size);
     let (mean, deviation) = (1e3 * kernel.subset_mean, 1e3 * kernel.subset_deviation);
-    println!("{of_subsets:<30} {mean:>10.4}  ± {deviation:.4}");
-    let of = |pick: fn(&Comparison) -> Option<f64>| (pick(comparison), floor.and_then(pick));
-    for (name, (value, floor)) in [
-        ("precision", of(|c| Some(c.precision_recall?.precision))),
-        ("recall", of(|c| Some(c.precision_recall?.recall))),
-        ("density", of(|c| Some(c.density_coverage?.density))),
-        ("coverage", of(|c| Some(c.density_coverage?.coverage))),
+    println!("{name:<30} {mean:>10.4}  ± {deviation:.4}");
+    let metric = |field: fn(&Comparison) -> Option<f64>| (field(comparison), baseline.and_then(field));
+    for (name, (value, baseline)) in [
+        ("precision", metric(|c| Some(c.precision_recall?.precision))),
+        ("recall", metric(|c| Some(c.precision_recall?.recall))),
+        ("density", metric(|c| Some(c.density_coverage?.density))),
+        ("coverage", metric(|c| Some(c.density_coverage?.coverage))),
     ] {
-        line(name, value, None, floor);
+        line(name, value, None, baseline);
     }
 }
 
-fn print_breeds(drawn: &Confusion, real: &Confusion, judge: &str) {
+fn print_breeds(generated: &Confusion, real: &Confusion, classifier_model: &str) {
     let percent =
         |share: Option<f64>| share.map_or("-".to_owned(), |share| format!("{:.1} %", 100.0 * share));
-    if drawn.total() == 0 {
-        println!("\nbreed as asked: of no drawn picture a breed is known that {judge} knows");
+    if generated.total() == 0 {
+        println!("\nrequested breed: no generated image has a breed that {classifier_model} knows");
         return;
     }
-    println!("\nbreed as asked, by {judge:<20} {:>10} {:>10}", "drawn", "real");
-    for (i, name) in drawn.classes.iter().enumerate() {
-        if drawn.recall(i).is_some() || real.recall(i).is_some() {
+    println!("\nrequested breed, by {classifier_model:<19} {:>10} {:>10}", "generated", "real");
+    for (i, name) in generated.classes.iter().enumerate() {
+        if generated.recall(i).is_some() || real.recall(i).is_some() {
             let name = name.replace('_', " ");
-            println!("{name:<39} {:>10} {:>10}", percent(drawn.recall(i)), percent(real.recall(i)));
+            println!("{name:<39} {:>10} {:>10}", percent(generated.recall(i)), percent(real.recall(i)));
         }
     }
-    warn_weak_classifier(real, judge);
-    let [low, high] = drawn.interval();
+    warn_weak_classifier(real, classifier_model);
+    let [low, high] = generated.interval();
     println!(
-        "{:<39} {:>10} {:>10}  (drawn: {} of {}, 95 % interval {:.1} to {:.1} %)",
+        "{:<39} {:>10} {:>10}  (generated: {} of {}, 95 % interval {:.1} to {:.1} %)",
         "all",
-        percent(Some(drawn.accuracy())),
+        percent(Some(generated.accuracy())),
         percent((real.total() > 0).then(|| real.accuracy())),
-        drawn.correct(),
-        drawn.total(),
+        generated.correct(),
+        generated.total(),
         100.0 * low,
         100.0 * high
     );
@@ -391,31 +406,32 @@ fn print_breeds(drawn: &Confusion, real: &Confusion, judge: &str) {
 struct NearestReport {
     pixels: Memorization,
     features: Memorization,
-    /// The number of values of an image's pixels.
+    /// The number of pixel values of an image.
     values: usize,
 }
 
 impl NearestReport {
     /// Converts a distance between pixels to the root mean square of their differences.
-    fn mean(&self, distance: f64) -> f64 {
+    fn root_mean_square(&self, distance: f64) -> f64 {
         distance / (self.values as f64).sqrt()
     }
 
-    fn print_comparison(&self) {
-        let median = "median distance (of real ones to others)";
-        println!("\n{:<30} {:>10} {:>10}   {median}", "nearest real picture", "near", "copied");
-        let line = |name: &str, by: &Memorization, scale: &dyn Fn(f64) -> f64| {
-            let [near, copied] = [by.share, by.copied].map(|share| format!("{:.1} %", 100.0 * share));
-            let (median, own) = (scale(by.median), scale(by.training_median));
-            println!("{name:<30} {near:>10} {copied:>10}   {median:.3} ({own:.3})");
+    fn print(&self) {
+        let median = "median distance (between real images)";
+        println!("\n{:<30} {:>10} {:>10}   {median}", "nearest real image", "near", "copied");
+        let line = |name: &str, result: &Memorization, scale: &dyn Fn(f64) -> f64| {
+            let [near_share, copied] =
+                [result.share, result.copied].map(|share| format!("{:.1} %", 100.0 * share));
+            let (median, real_median) = (scale(result.median), scale(result.training_median));
+            println!("{name:<30} {near_share:>10} {copied:>10}   {median:.3} ({real_median:.3})");
         };
-        line("by pixels, mirrored or not", &self.pixels, &|distance| self.mean(distance));
+        line("by pixels, mirrored or not", &self.pixels, &|distance| self.root_mean_square(distance));
         line("by features", &self.features, &|distance| distance);
         println!(
-            "near: as the nearest 5 % of real pictures are to each other, and smooth pictures easily are;"
+            "near: closer than the nearest 5 % of real images are to each other, as smooth images often are;"
         );
         println!(
-            "copied: at most half as far from one real picture as from the {COPY_NEIGHBORS} nearest on average"
+            "copied: at most half as far from the nearest real image as from the {COPY_NEIGHBORS} nearest on average"
         );
     }
 
@@ -425,23 +441,24 @@ impl NearestReport {
             "pixels": {
                 "share": share,
                 "copied": copied,
-                "threshold": self.mean(*threshold),
-                "median": self.mean(*median),
-                "training_median": self.mean(*training_median),
+                "threshold": self.root_mean_square(*threshold),
+                "median": self.root_mean_square(*median),
+                "training_median": self.root_mean_square(*training_median),
                 "distance": "root mean square of differences of values in [-1, 1], mirrored or not",
             },
             "features": self.features,
         })
     }
 
-    /// Draws the generated images that are nearest by pixels, then those that are nearest by features, each with its nearest real image.
-    fn sheet(&self, drawn: &[RgbImage], real: &[RgbImage], paths: &[String]) -> RgbImage {
+    /// Creates a grid of the generated images that are nearest by pixels, then by features, each with its nearest real image.
+    fn sheet(&self, generated: &[RgbImage], real: &[RgbImage], paths: &[String]) -> RgbImage {
         let (mut images, mut captions) = (Vec::new(), Vec::new());
-        for (name, by) in [("pixels", &self.pixels), ("features", &self.features)] {
-            for i in by.closest().into_iter().take(PAIRS) {
-                let nearest = by.nearest[i];
-                let distance = if name == "pixels" { self.mean(nearest.distance) } else { nearest.distance };
-                images.extend([drawn[i].clone(), real[nearest.index].clone()]);
+        for (name, result) in [("pixels", &self.pixels), ("features", &self.features)] {
+            for i in result.closest().into_iter().take(PAIRS) {
+                let nearest = result.nearest[i];
+                let distance =
+                    if name == "pixels" { self.root_mean_square(nearest.distance) } else { nearest.distance };
+                images.extend([generated[i].clone(), real[nearest.index].clone()]);
                 captions.extend([format!("{i}, {name} {distance:.2}"), paths[nearest.index].clone()]);
             }
         }

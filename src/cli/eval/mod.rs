@@ -33,9 +33,9 @@ pub struct Args {
 
 #[derive(clap::Subcommand, Debug)]
 enum Command {
-    /// Measures the accuracy of a classifier, and the calibration of its probabilities
+    /// Measures the accuracy of a classifier and the calibration of its probabilities
     Classifier(classifier::Args),
-    /// Measures how close a generator's images are to real ones, and looks for copies of training images
+    /// Measures the distance of generated images to real ones, and detects copies of training images
     Dit(dit::Args),
     /// Decides whether a generator may be released; the exit code is 0 only if it may
     Gate(gate::Args),
@@ -54,7 +54,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The images of a data set to use.
+/// The part of a data set to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum SplitArg {
     /// Test images, which measure the selected model.
@@ -78,7 +78,7 @@ impl SplitArg {
         }
     }
 
-    /// Opens this part of a data set, and prints which of all images were skipped.
+    /// Opens this part of a data set, and prints the skipped images of the whole data set.
     fn open(self, path: &Path) -> anyhow::Result<Dataset> {
         let data = Dataset::open(path)?;
         warn_skipped(&data.skipped);
@@ -90,24 +90,25 @@ impl SplitArg {
             Self::All => data,
         };
         if part.files.is_empty() {
-            bail!("{}: there are no {} pictures; --split all takes all", path.display(), self.name());
+            bail!("{}: no {} images found; pass --split all to use all images", path.display(), self.name());
         }
         Ok(part)
     }
 }
 
-/// A model, and the file that it comes from.
+/// A model and its file.
 struct OpenedModel {
     model: Model,
-    /// The path; `None` for the model that comes with this program.
+    /// The path; `None` for the bundled model.
     path: Option<PathBuf>,
-    /// The file's name, without its folders.
+    /// The name of the file, without its folders.
     file: String,
+    /// The SHA-256 of the file, in hexadecimal.
     sha256: String,
 }
 
 impl OpenedModel {
-    /// Opens the model in `path`, of any format that this program writes; without a path, the one in `bytes`.
+    /// Opens the model in `path`, of any supported format; without a path, the bundled one in `bytes`.
     fn new(path: Option<&Path>, (bytes, name): (&[u8], &str)) -> anyhow::Result<Self> {
         let Some(path) = path else {
             let model = Model::from_bytes(bytes.to_vec(), name)?;
@@ -118,16 +119,17 @@ impl OpenedModel {
                 sha256: hex(&Sha256::digest(bytes)),
             });
         };
-        let named = || path.display().to_string();
+        let context = || path.display().to_string();
         let model = open_model(path)?;
         Ok(Self {
             model,
             path: Some(path.to_owned()),
             file: file_name(path),
-            sha256: sha256(path).with_context(named)?,
+            sha256: sha256(path).with_context(context)?,
         })
     }
 
+    /// Returns the name and digest of the file as JSON.
     fn provenance(&self) -> Value {
         json!({"file": self.file, "sha256": self.sha256})
     }
@@ -143,23 +145,25 @@ fn file_name(path: &Path) -> String {
     path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
 
-/// For each class of `from`, the label in `to` of the class of that name; case, spaces, `_` and `-` are ignored.
+/// For each class in `from`, the label of the class with that name in `to`. Case, spaces, `_` and `-` are ignored.
 fn labels(from: &[String], to: &[String]) -> Vec<Option<usize>> {
-    let plain = |name: &String| name.to_lowercase().replace([' ', '-'], "_");
-    from.iter().map(|name| to.iter().position(|other| plain(other) == plain(name))).collect()
+    let normalized = |name: &String| name.to_lowercase().replace([' ', '-'], "_");
+    from.iter()
+        .map(|name| to.iter().position(|candidate| normalized(candidate) == normalized(name)))
+        .collect()
 }
 
 fn skipped_json(skipped: &[(PathBuf, String)]) -> Value {
-    skipped.iter().map(|(path, why)| json!({"path": path.to_string_lossy(), "reason": why})).collect()
+    skipped.iter().map(|(path, reason)| json!({"path": path.to_string_lossy(), "reason": reason})).collect()
 }
 
-/// A progress bar for `what`, shown on a terminal only.
-fn bar(len: u64, what: &str) -> anyhow::Result<ProgressBar> {
+/// A progress bar with the label `label`, shown only on a terminal.
+fn progress_bar(len: u64, label: &str) -> anyhow::Result<ProgressBar> {
     let bar = ProgressBar::with_draw_target(Some(len), ProgressDrawTarget::hidden());
     if io::stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::stderr());
         bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}, {eta} left")?);
     }
-    bar.set_message(what.to_owned());
+    bar.set_message(label.to_owned());
     Ok(bar)
 }

@@ -11,7 +11,7 @@ use tiny_cats_models::{NetworkConfig, ResNetConfig, Weights};
 use super::{
     ImageCounts, TrainJob,
     common::{CommonArgs, MAX_STEPS},
-    open,
+    open_data,
     released::EXTENSIONS,
     run_training,
 };
@@ -40,7 +40,7 @@ pub struct Args {
     /// Folder of class folders of photographs
     #[arg(default_value = "data/cats")]
     data: PathBuf,
-    /// Number of passes over all photographs
+    /// Number of passes over the training photographs
     #[arg(long, default_value_t = 10)]
     epochs: u64,
     /// Network [default: that of --init, resnet18]
@@ -49,44 +49,44 @@ pub struct Args {
     /// Channels of the first stage; torchvision's networks have 64 [default: those of --init, 64]
     #[arg(long)]
     width: Option<usize>,
-    /// Start from the weights of this PyTorch or safetensors file: a ResNet with any head or none. Classes that it has by name keep their
-    /// part of the head
+    /// Start from the weights of this PyTorch or safetensors file: a ResNet with any head or none. Classes that it has keep their
+    /// rows of the head
     #[arg(long, value_name = "FILE")]
     init: Option<PathBuf>,
     /// Start from random weights, as without --init
     #[arg(long, conflicts_with = "init")]
     no_pretrained: bool,
-    /// Height and width of the images that the classifier is for [default: that of --init if it says one, 128]
+    /// Height and width of the images to classify [default: that of --init if it has one, 128]
     #[arg(long, value_name = "PIXELS")]
     image_size: Option<usize>,
-    /// Height and width of the images that it is trained on [default: --image-size]
+    /// Height and width of the training images [default: --image-size]
     #[arg(long, value_name = "PIXELS")]
     crop_size: Option<usize>,
     /// Released file; the run's own folder is in --runs-dir
     #[arg(short, long, default_value = "checkpoints/cats_model.pt", value_name = "FILE")]
     output: PathBuf,
-    /// Epochs of the warm-up; unset, the smaller of 2 and 5 % of the run
+    /// Epochs of the warm-up [default: the smaller of 2 and 5 % of the run]
     #[arg(long, value_name = "EPOCHS", help_heading = "Method")]
     warmup_epochs: Option<u64>,
     /// Mix pairs of images by shares from Beta(ALPHA, ALPHA), ALPHA at most 1; 0 disables mixing
     #[arg(long, default_value_t = 0.0, value_name = "ALPHA", help_heading = "Method")]
     mixup: f64,
-    /// Share of the target that is spread over all classes
+    /// Share of the target distribution that is spread over all classes
     #[arg(long, default_value_t = 0.1, value_name = "SHARE", help_heading = "Method")]
     label_smoothing: f64,
-    /// Epochs between training states, each of which is evaluated; 0 saves only the last
-    #[arg(long, default_value_t = 1, value_name = "EPOCHS", help_heading = "Watching")]
+    /// Epochs between evaluations and saved training states; 0 saves only the last epoch
+    #[arg(long, default_value_t = 1, value_name = "EPOCHS", help_heading = "Monitoring")]
     save_interval: u64,
     #[command(flatten)]
     pub(super) common: CommonArgs,
 }
 
-/// The network, and the sizes of its images.
+/// The network and the sizes of its images.
 struct Sizes {
     network: ResNetConfig,
-    /// Height and width of the images that the classifier is for.
+    /// Height and width of the images to classify, in pixels.
     image_size: usize,
-    /// Height and width of the images that it is trained on.
+    /// Height and width of the training images, in pixels.
     crop_size: usize,
 }
 
@@ -106,8 +106,8 @@ impl Args {
         if let Some(warmup) = self.warmup_epochs.filter(|&warmup| warmup >= self.epochs) {
             bail!("--warmup-epochs: expected fewer than --epochs ({}), found {warmup}", self.epochs);
         }
-        output(&self.output)?;
-        // The steps of an epoch are not known yet, nor is the number of classes.
+        split_output(&self.output)?;
+        // The steps per epoch and the number of classes are not known yet.
         self.common.schedule(self.epochs, 1, None, 0)?;
         self.sizes(2)?;
         Ok(())
@@ -122,8 +122,8 @@ impl Args {
     ///
     /// # Errors
     /// If `--output` is not the name of a `.pt` file.
-    pub fn released(&self) -> anyhow::Result<[PathBuf; 2]> {
-        let (folder, name) = output(&self.output)?;
+    pub fn released_paths(&self) -> anyhow::Result<[PathBuf; 2]> {
+        let (folder, name) = split_output(&self.output)?;
         Ok(EXTENSIONS.map(|extension| folder.join(format!("{name}.{extension}"))))
     }
 
@@ -135,16 +135,16 @@ impl Args {
         self.common.device.device()
     }
 
-    /// The network and its sizes for a number of classes: from the flags, else from the file of `--init`.
+    /// The network and its sizes for a number of classes, from the flags or the file of `--init`.
     fn sizes(&self, classes: usize) -> anyhow::Result<Sizes> {
         let file = self.init().map(|path| InitFile::open(path)).transpose()?;
-        let held = file.as_ref().map(InitFile::resnet).transpose()?;
-        let backbone = match (&self.backbone, &held) {
+        let init_config = file.as_ref().map(InitFile::resnet).transpose()?;
+        let backbone = match (&self.backbone, &init_config) {
             (Some(name), _) => name.clone(),
-            (None, Some(held)) => format!("resnet{}", held.depth),
+            (None, Some(init_config)) => format!("resnet{}", init_config.depth),
             (None, None) => "resnet18".to_owned(),
         };
-        let width = self.width.or(held.map(|held| held.width)).unwrap_or(64);
+        let width = self.width.or(init_config.map(|init_config| init_config.width)).unwrap_or(64);
         let network = ResNetConfig { width, ..ResNetConfig::named(&backbone, classes)? };
         let image_size = self.image_size.or(file.and_then(|file| file.image_size())).unwrap_or(128);
         Ok(Sizes { network, image_size, crop_size: self.crop_size.unwrap_or(image_size) })
@@ -154,23 +154,23 @@ impl Args {
         self.init.as_ref().filter(|_| !self.no_pretrained)
     }
 
-    /// The work of training on `pictures`.
+    /// The workload of training on `images`.
     ///
     /// # Errors
-    /// If there is no such network.
-    pub fn workload(&self, pictures: &ImageCounts) -> anyhow::Result<Workload> {
-        let Sizes { network, image_size, crop_size } = self.sizes(pictures.classes)?;
+    /// If the flags describe no valid network.
+    pub fn workload(&self, images: &ImageCounts) -> anyhow::Result<Workload> {
+        let Sizes { network, image_size, crop_size } = self.sizes(images.classes)?;
         let network = NetworkConfig::ResNet(network);
-        let ImageCounts { train, validation, test, .. } = pictures.limited(self.common.limit_files);
+        let ImageCounts { train, validation, test, .. } = images.with_limit(self.common.limit_files);
         let averages = self.common.ema_beta.len();
         let batch = self.common.batch_size.min(train);
         let accumulation = self.common.gradient_accumulation_steps;
         let steps = self.epochs.saturating_mul(train.div_ceil(batch * accumulation) as u64);
         let evaluations = if self.save_interval == 0 { 1 } else { self.epochs.div_ceil(self.save_interval) };
-        // At the end, the released weights are evaluated once more, on test images too.
-        let looked_at = evaluations as f64 * (validation * averages) as f64 + (validation + test) as f64;
+        // At the end, the released weights are evaluated on validation and test images.
+        let evaluated = evaluations as f64 * (validation * averages) as f64 + (validation + test) as f64;
         Ok(Workload {
-            eval_flops: network.cost(image_size)?.flops() as f64 * looked_at,
+            eval_flops: network.cost(image_size)?.flops() as f64 * evaluated,
             network,
             side: crop_size,
             steps,
@@ -189,11 +189,11 @@ impl Args {
 /// If a setting is invalid, the data cannot be read, or the run stops.
 pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
     let common = &args.common;
-    let (folder, name) = output(&args.output)?;
+    let (folder, name) = split_output(&args.output)?;
     let device = common.device()?;
-    let data = open(&args.data)?;
+    let data = open_data(&args.data)?;
     if data.classes.len() < 2 {
-        bail!("{}: expected at least 2 class folders to tell apart, found 1", args.data.display());
+        bail!("{}: expected at least 2 class folders, found 1", args.data.display());
     }
     let Sizes { network, image_size, crop_size } = args.sizes(data.classes.len())?;
     let options = ClassifierOptions {
@@ -219,13 +219,13 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
         Ok(Some(photos))
     };
     let train = load(Split::Train)?
-        .with_context(|| format!("{}: no photograph is left to train on", args.data.display()))?;
+        .with_context(|| format!("{}: expected photographs to train on, found none", args.data.display()))?;
     let validation = load(Split::Validation)?;
     let test = load(Split::Test)?;
     if validation.is_none() {
         let data = args.data.display();
         logging::eprint_and_log(&format!(
-            "{data}: there are no photographs for validation: the last state is released"
+            "{data}: no photographs for validation; the last state is released"
         ));
     }
     common.check_early_stopping(validation.as_ref().map_or(0, |photos| photos.len()))?;
@@ -250,19 +250,19 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
         device.clone(),
     );
     let mut task = Classifier::new(options, train, validation, device)?;
-    let released = run_training(&mut task, &plan, common, args.released()?)?;
+    let released = run_training(&mut task, &plan, common, args.released_paths()?)?;
     let Some(released) = released else { return Ok(()) };
     let weights = checkpoint::open(&released, WeightsSelection::Default)?.weights;
-    for (photos, words) in [(task.validation(), "validation"), (test.as_ref(), "test")] {
+    for (photos, split) in [(task.validation(), "validation"), (test.as_ref(), "test")] {
         if let Some(photos) = photos {
-            evaluate(&task, &weights, photos, words, &folder.join(format!("{name}_{words}")))?;
+            evaluate(&task, &weights, photos, split, &folder.join(format!("{name}_{split}")))?;
         }
     }
     Ok(())
 }
 
 /// The folder and name of the released file.
-fn output(path: &Path) -> anyhow::Result<(PathBuf, String)> {
+fn split_output(path: &Path) -> anyhow::Result<(PathBuf, String)> {
     let (stem, extension) =
         (path.file_stem().and_then(|s| s.to_str()), path.extension().and_then(|e| e.to_str()));
     let (Some(stem), Some("pt" | "safetensors")) = (stem, extension) else {
@@ -277,16 +277,17 @@ fn evaluate(
     task: &Classifier,
     weights: &Weights,
     photos: &Photos,
-    words: &str,
+    split: &str,
     path: &Path,
 ) -> anyhow::Result<()> {
-    let found = task.classify(weights, photos)?;
-    logging::print_and_log(&format!("\n{words} photographs, none of which was trained on\n{found}"));
-    let [picture, numbers] = ["png", "json"].map(|extension| path.with_extension(extension));
-    let mut report = found.report();
-    report["photographs"] = json!(words);
-    write_png(&picture, &found.confusion.picture()).with_context(|| picture.display().to_string())?;
-    write_json(&numbers, &report)?;
-    logging::print_and_log(&format!("wrote {} and {}", picture.display(), numbers.display()));
+    let evaluation = task.classify(weights, photos)?;
+    logging::print_and_log(&format!("\n{split} photographs, not used for training\n{evaluation}"));
+    let [image_path, report_path] = ["png", "json"].map(|extension| path.with_extension(extension));
+    let mut report = evaluation.report();
+    report["photographs"] = json!(split);
+    write_png(&image_path, &evaluation.confusion.to_image())
+        .with_context(|| image_path.display().to_string())?;
+    write_json(&report_path, &report)?;
+    logging::print_and_log(&format!("wrote {} and {}", image_path.display(), report_path.display()));
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Arguments that both tasks take.
+//! The arguments that both tasks share.
 
 use std::{
     path::{Path, PathBuf},
@@ -25,28 +25,28 @@ use crate::{
     },
 };
 
-/// The maximum number of steps, or epochs, of a run; small enough to count without overflow.
+/// Maximum steps or epochs of a run; small enough to count images without overflow.
 pub const MAX_STEPS: u64 = 1 << 40;
-/// The maximum number of images in a micro-batch, and of micro-batches in a step.
+/// Maximum images per micro-batch, and micro-batches per step.
 const MAX_ITEMS: usize = 1 << 24;
 
 /// The value of `--tensorboard` without a folder, on the command line and in a configuration.
-const IN_RUN: &str = "true";
+const DEFAULT_TENSORBOARD: &str = "true";
 
-/// Arguments that both tasks take. Defaults that differ are set by the tasks.
+/// The arguments that both tasks share. Defaults that differ are set by the tasks.
 #[derive(clap::Args, Debug)]
 pub struct CommonArgs {
     /// Profile (smoke, local, t4, a10, a100, h100) or TOML file; flags take precedence
     #[arg(long, value_name = "NAME|FILE", help_heading = "Run")]
     pub config: Option<String>,
-    /// Resume: `auto` resumes the newest unfinished run of this configuration, if any; a run's folder resumes that run; a training state
-    /// starts a new run from it
+    /// Resume a run: `auto` the newest unfinished one of this configuration, if any; a folder the run in it. A training state starts a new
+    /// run from it
     #[arg(long, default_value = "never", value_name = "auto|PATH|never", help_heading = "Run")]
     pub resume: String,
-    /// Folder of the runs, each in its own folder
+    /// Folder of the runs, each of which has its own folder
     #[arg(long, default_value = RUNS, value_name = "DIR", help_heading = "Run")]
     pub runs_dir: PathBuf,
-    /// Name of the run's folder [default: time, task and chance]. An existing run of that name is resumed
+    /// Name of the run's folder [default: time, task and a random suffix]. An existing run of that name is resumed
     #[arg(long, value_name = "NAME", conflicts_with = "resume", help_heading = "Run")]
     pub run_id: Option<String>,
     /// Random seed; the same seed, data and CPU model give the same model
@@ -55,47 +55,48 @@ pub struct CommonArgs {
     /// Device to compute on
     #[arg(long, value_enum, default_value_t = DeviceKind::Auto, help_heading = "Run")]
     pub device: DeviceKind,
-    /// GPUs that share the images of each step, one process each; with --device cpu as many processes on the CPU, for testing
+    /// Number of GPUs that share the images of each step, with one process each. With --device cpu, the number of processes, for testing
     #[arg(long, default_value_t = 1, value_name = "N", help_heading = "Run")]
     pub gpus: usize,
     /// Stop after this time (8h, 90m); the run can be resumed
     #[arg(long, value_parser = humantime::parse_duration, value_name = "TIME", help_heading = "Run")]
     pub max_time: Option<Duration>,
-    /// Retries in a row, without a new training state in between, after a transient error or a killed process
+    /// Maximum retries after a transient error or a killed process, without a new training state in between
     #[arg(long, default_value_t = 3, value_name = "N", help_heading = "Run")]
     pub max_retries: u32,
-    /// Wait before the first retry; doubled each time
+    /// Delay before the first retry; it doubles with each retry
     #[arg(long, default_value = "10s", value_parser = humantime::parse_duration, value_name = "TIME", help_heading = "Run")]
     pub retry_initial: Duration,
-    /// Longest wait before a retry
+    /// Maximum delay before a retry
     #[arg(long, default_value = "300s", value_parser = humantime::parse_duration, value_name = "TIME", help_heading = "Run")]
     pub retry_max: Duration,
 
-    /// Images in a micro-batch; at most as many as there are
+    /// Images per micro-batch; at most the number of training images
     #[arg(long, required = false, value_name = "N", help_heading = "Method")]
     pub batch_size: usize,
-    /// Micro-batches in an optimizer step
+    /// Micro-batches per optimizer step
     #[arg(long, default_value_t = 1, alias = "grad-accum-steps", value_name = "N", help_heading = "Method")]
     pub gradient_accumulation_steps: usize,
     /// Learning rate after the warm-up
     #[arg(long, default_value_t = 1e-4, help_heading = "Method")]
     pub lr: f64,
-    /// Learning rate at the end; unset, the smaller of 1e-6 and --lr
+    /// Learning rate at the end [default: the smaller of 1e-6 and --lr]
     #[arg(long, value_name = "LR", help_heading = "Method")]
     pub min_lr: Option<f64>,
-    /// Course of the learning rate after the warm-up
+    /// Schedule of the learning rate after the warm-up
     #[arg(long, value_enum, default_value_t = LrShape::Cosine, help_heading = "Method")]
     pub lr_schedule: LrShape,
-    /// Scaling of the learning rate with the images in a step; --lr is that of 256 images
+    /// Scaling of the learning rate with the images per step; --lr is the rate for 256 images
     #[arg(long, value_enum, default_value_t = LrScaling::None, help_heading = "Method")]
     pub lr_scaling: LrScaling,
-    /// Decay of the weights' moving average, which is released; of two, separated by a comma, the one that evaluates better
+    /// Decay of the moving average of the weights, which is released. With two, separated by a comma, the one with the better
+    /// evaluation is released
     #[arg(long, required = false, value_delimiter = ',', value_name = "DECAY", help_heading = "Method")]
     pub ema_beta: Vec<f64>,
     /// Maximum norm of the gradients; 0 disables clipping
     #[arg(long, default_value_t = 1.0, value_name = "NORM", help_heading = "Method")]
     pub gradient_clip: f64,
-    /// Decoupled weight decay of matrices and kernels
+    /// Decoupled weight decay of matrices and convolution kernels
     #[arg(long, required = false, value_name = "DECAY", help_heading = "Method")]
     pub weight_decay: f64,
     /// Number format of matrix products; weights stay f32
@@ -104,7 +105,7 @@ pub struct CommonArgs {
     /// The same as --precision bf16
     #[arg(long, hide = true, conflicts_with = "precision")]
     pub mixed_precision: bool,
-    /// Recompute each block's activations for its gradients instead of keeping them: less memory, a third more time
+    /// Recompute the activations of each block in backward instead of storing them: less memory, a third more time
     #[arg(long, help_heading = "Method")]
     pub gradient_checkpointing: bool,
     /// Strength of data augmentation
@@ -113,17 +114,17 @@ pub struct CommonArgs {
     /// Stop after this many evaluations without an improvement
     #[arg(long, value_name = "N", help_heading = "Method")]
     pub early_stopping_patience: Option<u64>,
-    /// Smallest improvement of an evaluation that counts
+    /// Minimum improvement of an evaluation that counts
     #[arg(long, default_value_t = 0.0, value_name = "DELTA", help_heading = "Method")]
     pub early_stopping_min_delta: f64,
     /// Stop after this many steps in a row whose loss or gradients are not finite; such steps are skipped
     #[arg(long, default_value_t = 10, value_name = "N", help_heading = "Method")]
     pub max_skipped_steps: u64,
 
-    /// Use only N images of each part, spread over the classes
+    /// Use only N images of each split, spread over the classes
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub limit_files: Option<usize>,
-    /// Threads that prepare images ahead; 0 prepares them when they are needed [default: one for each core at most 8]
+    /// Threads that prepare images ahead; 0 prepares them in the training thread [default: one per core, at most 8]
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub num_workers: Option<usize>,
     /// Folder of cached decoded images [default: TINY_CATS_CACHE, or tiny-cats in the user's cache folder]
@@ -134,32 +135,32 @@ pub struct CommonArgs {
     pub no_cache: bool,
 
     /// Steps between lines of metrics.jsonl
-    #[arg(long, required = false, value_name = "STEPS", help_heading = "Watching")]
+    #[arg(long, required = false, value_name = "STEPS", help_heading = "Monitoring")]
     pub log_interval: u64,
-    /// Append the log to this file too
-    #[arg(long, value_name = "FILE", help_heading = "Watching")]
+    /// Also append the log to this file
+    #[arg(long, value_name = "FILE", help_heading = "Monitoring")]
     pub log_file: Option<PathBuf>,
 
     /// Format of log lines
-    #[arg(long, value_enum, default_value_t = Format::Text, help_heading = "Watching")]
+    #[arg(long, value_enum, default_value_t = Format::Text, help_heading = "Monitoring")]
     pub log_format: Format,
     /// Write event files for TensorBoard: into the run's folder, or into DIR/ID
-    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = IN_RUN, help_heading = "Watching")]
+    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = DEFAULT_TENSORBOARD, help_heading = "Monitoring")]
     pub tensorboard: Option<PathBuf>,
     /// Report to the MLflow server at this address, with the credentials of MLFLOW_TRACKING_TOKEN, or _USERNAME and _PASSWORD
-    #[arg(long, value_name = "URI", help_heading = "Watching")]
+    #[arg(long, value_name = "URI", help_heading = "Monitoring")]
     pub mlflow: Option<String>,
 
     /// Folder of the run that this process trains
     #[arg(long, hide = true)]
     pub worker: Option<PathBuf>,
-    /// Rank of this process among those that train together
+    /// Rank of this process in its process group
     #[arg(long, hide = true, requires = "worker", default_value_t = 0)]
     pub rank: usize,
-    /// Number of times that memory was insufficient
+    /// Number of times that the micro-batch is halved, after out-of-memory errors
     #[arg(long, hide = true, default_value_t = 0)]
     pub halvings: u32,
-    /// Time to stop, in seconds since 1970
+    /// Time to stop at, in seconds since 1970
     #[arg(long, hide = true)]
     pub deadline: Option<u64>,
 }
@@ -178,13 +179,13 @@ impl CommonArgs {
         if self.ema_beta.is_empty() || self.ema_beta.len() > MAX_AVERAGES {
             bail!("--ema-beta: expected 1 to {MAX_AVERAGES} decays, found {}", self.ema_beta.len());
         }
-        let not_negative = [
+        let non_negative = [
             ("--gradient-clip", self.gradient_clip),
             ("--weight-decay", self.weight_decay),
             ("--early-stopping-min-delta", self.early_stopping_min_delta),
         ];
         if let Some((flag, value)) =
-            not_negative.iter().find(|(_, value)| !(*value >= 0.0 && value.is_finite()))
+            non_negative.iter().find(|(_, value)| !(*value >= 0.0 && value.is_finite()))
         {
             bail!("{flag}: expected 0 or a positive number, found {value}");
         }
@@ -221,7 +222,7 @@ impl CommonArgs {
         Ok(())
     }
 
-    /// The device of this process.
+    /// The device that this process computes on.
     ///
     /// # Errors
     /// If it is not available.
@@ -241,14 +242,14 @@ impl CommonArgs {
         Ok(())
     }
 
-    /// Opens the trackers that the run reports to.
+    /// Creates the trackers of the run.
     ///
     /// # Errors
-    /// If a tracker cannot be opened.
+    /// If a tracker cannot be created.
     pub fn trackers(&self) -> anyhow::Result<Vec<Box<dyn Tracker>>> {
         let mut trackers: Vec<Box<dyn Tracker>> = Vec::new();
         if let Some(folder) = &self.tensorboard {
-            let folder = Some(folder.clone()).filter(|folder| folder != Path::new(IN_RUN));
+            let folder = Some(folder.clone()).filter(|folder| folder != Path::new(DEFAULT_TENSORBOARD));
             trackers.push(Box::new(track::tensorboard(folder)));
         }
         if let Some(uri) = &self.mlflow {
@@ -261,18 +262,18 @@ impl CommonArgs {
     pub fn cache(&self) -> Cache {
         match &self.cache {
             _ if self.no_cache => Cache::Memory,
-            Some(folder) => Cache::At(folder.clone()),
+            Some(folder) => Cache::Folder(folder.clone()),
             None => Cache::Default,
         }
     }
 
-    /// Checks that early stopping has validation images to measure by.
+    /// Checks that early stopping has validation images.
     ///
     /// # Errors
     /// If early stopping is enabled and there are none.
     pub fn check_early_stopping(&self, validation: usize) -> anyhow::Result<()> {
         if validation == 0 && self.early_stopping_patience.is_some() {
-            bail!("--early-stopping-patience: there are no validation pictures to measure by");
+            bail!("--early-stopping-patience: expected validation images, found none");
         }
         Ok(())
     }
@@ -283,16 +284,16 @@ impl CommonArgs {
         TapeOptions { checkpoint: self.gradient_checkpointing, precision }
     }
 
-    /// The number of items in a micro-batch: at most as many as there are.
-    pub fn batch(&self, pictures: usize) -> usize {
-        let asked = self.batch_size;
-        if asked > pictures {
+    /// The images per micro-batch: at most all `images`. Prints a message if they are fewer than `--batch-size`.
+    pub fn batch(&self, images: usize) -> usize {
+        let batch_size = self.batch_size;
+        if batch_size > images {
             logging::eprint_and_log(&format!(
-                "--batch-size {asked}: there are only {}, so that is the batch",
-                pluralize(pictures, "picture")
+                "--batch-size {batch_size}: reduced to {}, since there are no more",
+                pluralize(images, "image")
             ));
         }
-        asked.min(pictures)
+        batch_size.min(images)
     }
 
     /// The learning rate over `steps` steps of `items` items, with a warm-up of `warmup` steps. Without `warmup`, it is the smaller of
@@ -309,8 +310,8 @@ impl CommonArgs {
     ) -> anyhow::Result<Schedule> {
         let factor = self.lr_scaling.factor(items as u64);
         let peak = self.lr * factor;
-        let floor = self.min_lr.map_or(peak.min(1e-6), |floor| floor * factor);
-        Ok(Schedule::new(self.lr_schedule, peak, floor, warmup, default_warmup, steps)?)
+        let min_lr = self.min_lr.map_or(peak.min(1e-6), |lr| lr * factor);
+        Ok(Schedule::new(self.lr_schedule, peak, min_lr, warmup, default_warmup, steps)?)
     }
 
     /// The options of a run. `betas` are the decays of the moments; the intervals are the steps between training states and between sample
@@ -328,7 +329,7 @@ impl CommonArgs {
         let early_stopping = |patience| EarlyStopping { patience, min_delta: self.early_stopping_min_delta };
         TrainOptions {
             folder: job.folder,
-            from: job.from,
+            from: job.initial_state,
             schedule,
             optimizer: AdamW {
                 betas,
@@ -355,7 +356,7 @@ impl CommonArgs {
     }
 }
 
-/// A value parser that lists the precisions, as `value_enum` would.
+/// A value parser that lists the possible precisions.
 fn precisions() -> impl TypedValueParser<Value = Precision> {
     PossibleValuesParser::new(Precision::ALL.map(|(_, name)| name)).try_map(|name| name.parse::<Precision>())
 }

@@ -9,7 +9,7 @@ use tiny_cats_models::{NetworkConfig, TinyDitConfig, tiny_dit::SIZES};
 use super::{
     ImageCounts, TrainJob,
     common::{CommonArgs, MAX_STEPS},
-    open,
+    open_data,
     released::EXTENSIONS,
 };
 use crate::{
@@ -37,7 +37,7 @@ pub struct Args {
     /// Folder of class folders of images
     #[arg(default_value = "data/cats")]
     data: PathBuf,
-    /// Optimizer steps
+    /// Number of optimizer steps
     #[arg(long, default_value_t = 200_000)]
     steps: u64,
     /// Height and width of the images [default: those of --init, 128]
@@ -46,39 +46,39 @@ pub struct Args {
     /// Size of the network [default: that of --init, small]
     #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(SIZES.map(|s| s.0)))]
     size: Option<String>,
-    /// Start from the weights of this file: a generator, whose images may be smaller. Classes that it has by name keep their embedding, and
-    /// the others start from the mean of all
+    /// Start from the weights of this file: a generator, whose images may be smaller. Classes that it has keep their embeddings; the
+    /// others start from the mean of all
     #[arg(long, value_name = "FILE")]
     init: Option<PathBuf>,
     /// Folder of the released files; the run's own folder is in --runs-dir
     #[arg(short, long, default_value = "checkpoints", value_name = "DIR")]
     output: PathBuf,
-    /// Train on all images, those for validation and test included
+    /// Train on all images, including those for validation and test
     #[arg(long, help_heading = "Data")]
     no_validation: bool,
-    /// Steps of the warm-up; unset, the smaller of 10000 and 5 % of the run
+    /// Steps of the warm-up [default: the smaller of 10000 and 5 % of the run]
     #[arg(long, value_name = "STEPS", help_heading = "Method")]
     warmup_steps: Option<u64>,
-    /// Share of labels that are dropped, for classifier-free guidance
+    /// Share of labels that are dropped for classifier-free guidance
     #[arg(long, default_value_t = 0.1, value_name = "SHARE", help_heading = "Method")]
     label_dropout: f64,
-    /// Steps between training states, each of which is evaluated; 0 saves only the last step
-    #[arg(long, default_value_t = 10_000, value_name = "STEPS", help_heading = "Watching")]
+    /// Steps between evaluations and saved training states; 0 saves only the last step
+    #[arg(long, default_value_t = 10_000, value_name = "STEPS", help_heading = "Monitoring")]
     save_interval: u64,
     /// Steps between sample grids; 0 disables them
-    #[arg(long, default_value_t = 5_000, value_name = "STEPS", help_heading = "Watching")]
+    #[arg(long, default_value_t = 5_000, value_name = "STEPS", help_heading = "Monitoring")]
     sample_interval: u64,
-    /// Weight of guidance in the sample grids, which the released files recommend
-    #[arg(long, default_value_t = 2.0, value_name = "WEIGHT", help_heading = "Watching")]
+    /// Weight of guidance in the sample grids, also the recommended value in the released files
+    #[arg(long, default_value_t = 2.0, value_name = "WEIGHT", help_heading = "Monitoring")]
     cfg_scale: f32,
-    /// Times at which guidance applies in the sample grids, which the released files recommend
-    #[arg(long, default_value = "0.1,0.9", value_name = "FROM,TO", value_parser = interval, help_heading = "Watching")]
+    /// Interval of times with guidance in the sample grids, also the recommended value in the released files
+    #[arg(long, default_value = "0.1,0.9", value_name = "FROM,TO", value_parser = interval, help_heading = "Monitoring")]
     cfg_interval: [f32; 2],
     #[command(flatten)]
     pub(super) common: CommonArgs,
 }
 
-/// Forward passes per sample: two for guidance at each of Heun's two evaluations in 20 steps.
+/// Forward passes per sample: 20 steps of Heun's two evaluations, each with two passes for guidance.
 const SAMPLE_PASSES: f64 = 80.0;
 
 impl Args {
@@ -97,7 +97,7 @@ impl Args {
         if self.steps > MAX_STEPS {
             bail!("--steps: expected at most {MAX_STEPS}, found {}", self.steps);
         }
-        // The batch is not known yet, and any number of classes will do.
+        // The batch size is not known yet, and the number of classes does not matter.
         self.common.schedule(self.steps, 1, self.warmup_steps, 10_000)?;
         self.network(1)?;
         Ok(())
@@ -109,7 +109,7 @@ impl Args {
     }
 
     /// The path of the released file with this extension.
-    pub fn released(&self, extension: &str) -> PathBuf {
+    pub fn released_path(&self, extension: &str) -> PathBuf {
         self.output.join(format!("tinydit_final.{extension}"))
     }
 
@@ -121,15 +121,16 @@ impl Args {
         self.common.device.device()
     }
 
-    /// The network for a number of classes: from the flags, else from the file of `--init`.
+    /// The network for a number of classes, from the flags or the file of `--init`.
     fn network(&self, classes: usize) -> anyhow::Result<TinyDitConfig> {
-        let held = self.init.as_ref().map(|path| InitFile::open(path)?.tiny_dit()).transpose()?;
-        let image_size = self.image_size.or(held.as_ref().map(|held| held.image_size)).unwrap_or(128);
-        match (&self.size, held) {
-            (None, Some(held)) => {
+        let init_config = self.init.as_ref().map(|path| InitFile::open(path)?.tiny_dit()).transpose()?;
+        let image_size =
+            self.image_size.or(init_config.as_ref().map(|init_config| init_config.image_size)).unwrap_or(128);
+        match (&self.size, init_config) {
+            (None, Some(init_config)) => {
                 // The number of patches stays the same, so larger images have larger patches.
-                let patch_size = held.patch_size * (image_size / held.image_size).max(1);
-                Ok(TinyDitConfig { image_size, patch_size, classes, ..held })
+                let patch_size = init_config.patch_size * (image_size / init_config.image_size).max(1);
+                Ok(TinyDitConfig { image_size, patch_size, classes, ..init_config })
             }
             (size, _) => {
                 let size = size.as_deref().unwrap_or("small");
@@ -139,20 +140,20 @@ impl Args {
         }
     }
 
-    /// The work of training on `pictures`.
+    /// The workload of training on `images`.
     ///
     /// # Errors
-    /// If there is no such network.
-    pub fn workload(&self, pictures: &ImageCounts) -> anyhow::Result<Workload> {
-        let network = self.network(pictures.classes)?;
-        let ImageCounts { train, validation, test, .. } = pictures.limited(self.common.limit_files);
+    /// If the flags describe no valid network.
+    pub fn workload(&self, images: &ImageCounts) -> anyhow::Result<Workload> {
+        let network = self.network(images.classes)?;
+        let ImageCounts { train, validation, test, .. } = images.with_limit(self.common.limit_files);
         let (train, validation) =
             if self.no_validation { (train + validation + test, 0) } else { (train, validation) };
         let averages = self.common.ema_beta.len();
-        let times = |every: u64| if every == 0 { 0.0 } else { self.steps.div_ceil(every) as f64 };
-        let saved = if self.save_interval == 0 { self.steps } else { self.save_interval };
-        let evaluations = times(saved) * VALIDATION_DRAWS as f64 * (validation * averages) as f64;
-        let samples = times(self.sample_interval) * (SAMPLE_ROWS * network.classes) as f64 * SAMPLE_PASSES;
+        let count = |interval: u64| if interval == 0 { 0.0 } else { self.steps.div_ceil(interval) as f64 };
+        let save_interval = if self.save_interval == 0 { self.steps } else { self.save_interval };
+        let evaluations = count(save_interval) * VALIDATION_DRAWS as f64 * (validation * averages) as f64;
+        let samples = count(self.sample_interval) * (SAMPLE_ROWS * network.classes) as f64 * SAMPLE_PASSES;
         let image_size = network.image_size;
         Ok(Workload {
             eval_flops: network.cost()?.flops() as f64 * (evaluations + samples),
@@ -175,7 +176,7 @@ impl Args {
 pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
     let common = &args.common;
     let device = common.device()?;
-    let data = open(&args.data)?;
+    let data = open_data(&args.data)?;
     let network = args.network(data.classes.len())?;
     let load = |part: &Dataset| -> anyhow::Result<Images> {
         let images = Images::load(part, network.image_size as u32, common.limit_files, &common.cache())?;
@@ -194,7 +195,7 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
     logging::print_and_log(&format!(
         "{}: {} in {} to train on, {} to validate",
         args.data.display(),
-        pluralize(train.len(), "picture"),
+        pluralize(train.len(), "image"),
         pluralize(train.classes.len(), "class"),
         validation.as_ref().map_or(0, |images| images.len())
     ));
@@ -214,6 +215,6 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
         init: args.init.clone(),
     };
     let mut task = Dit::new(options, train, validation, device)?;
-    super::run_training(&mut task, &plan, common, EXTENSIONS.map(|extension| args.released(extension)))?;
+    super::run_training(&mut task, &plan, common, EXTENSIONS.map(|extension| args.released_path(extension)))?;
     Ok(())
 }

@@ -55,7 +55,7 @@ enum Command {
 }
 
 impl Args {
-    /// The task's name, and the arguments that both tasks share.
+    /// The name of the task, and the arguments that both tasks share.
     fn common(&self) -> (&'static str, &CommonArgs) {
         match &self.command {
             Command::Dit(args) => ("dit", &args.common),
@@ -77,19 +77,19 @@ impl Args {
     /// If `--output` is not the name of such a file.
     fn output_paths(&self) -> anyhow::Result<[PathBuf; 2]> {
         match &self.command {
-            Command::Dit(args) => Ok(released::EXTENSIONS.map(|extension| args.released(extension))),
-            Command::Classifier(args) => args.released(),
+            Command::Dit(args) => Ok(released::EXTENSIONS.map(|extension| args.released_path(extension))),
+            Command::Classifier(args) => args.released_paths(),
         }
     }
 
-    /// The work of training on `pictures`.
+    /// The workload of training on `images`.
     ///
     /// # Errors
-    /// If there is no such network.
-    pub fn workload(&self, pictures: &ImageCounts) -> anyhow::Result<Workload> {
+    /// If the flags describe no valid network.
+    pub fn workload(&self, images: &ImageCounts) -> anyhow::Result<Workload> {
         match &self.command {
-            Command::Dit(args) => args.workload(pictures),
-            Command::Classifier(args) => args.workload(pictures),
+            Command::Dit(args) => args.workload(images),
+            Command::Classifier(args) => args.workload(images),
         }
     }
 
@@ -119,16 +119,16 @@ pub struct ImageCounts {
 }
 
 impl ImageCounts {
-    /// Counts the images in a data set.
-    pub fn of(data: &Dataset) -> Self {
+    /// Counts the images of a data set.
+    pub fn from_dataset(data: &Dataset) -> Self {
         let [train, validation, test] = Split::ALL.map(|split| data.part(split).files.len());
         Self { classes: data.classes.len(), train, validation, test }
     }
 
-    /// The counts that `--limit-files` leaves.
-    fn limited(self, most: Option<usize>) -> Self {
-        let least = |n: usize| most.map_or(n, |most| n.min(most));
-        Self { train: least(self.train), validation: least(self.validation), test: least(self.test), ..self }
+    /// The counts after `--limit-files`.
+    fn with_limit(self, max: Option<usize>) -> Self {
+        let limit = |n: usize| max.map_or(n, |max| n.min(max));
+        Self { train: limit(self.train), validation: limit(self.validation), test: limit(self.test), ..self }
     }
 }
 
@@ -136,13 +136,13 @@ impl ImageCounts {
 pub struct TrainJob {
     /// The run's folder.
     folder: PathBuf,
-    /// The training state to start from.
-    from: Option<PathBuf>,
+    /// The training state to start from, of `--resume`.
+    initial_state: Option<PathBuf>,
     /// All flags, as TOML.
     configuration: String,
 }
 
-/// Trains, in a small parent process that restarts the run and one that computes. `matches` are those of this command.
+/// Trains in a child process, which this process supervises and restarts. `matches` are those of this command.
 ///
 /// # Errors
 /// If a setting is invalid, the data cannot be read, or the run stops.
@@ -157,34 +157,34 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
         common.open_log()?;
     }
     let Some(folder) = &common.worker else {
-        let places = args.output_paths()?;
+        let destinations = args.output_paths()?;
         if let Some(folder) = finished_run(common, task, &configuration)? {
             // An incomplete run is resumed instead, which writes the missing files.
             let is_complete = RunRecord::load(&folder).is_ok_and(|record| record.complete);
-            if is_complete && released::owned_by_run(&folder, &places) == [true; 2] {
-                let [torch, safetensors] = places.each_ref().map(|place| place.display());
+            if is_complete && released::owned_by_run(&folder, &destinations) == [true; 2] {
+                let [torch, safetensors] = destinations.each_ref().map(|destination| destination.display());
                 logging::print_and_log(&format!(
-                    "{}: is finished: {torch} and {safetensors}; without --resume a new run begins",
+                    "{}: the run is finished: {torch} and {safetensors}; omit --resume to start a new run",
                     folder.display()
                 ));
                 return Ok(ExitCode::SUCCESS);
             }
         }
-        let output = places[0].parent().unwrap_or(Path::new("."));
+        let output = destinations[0].parent().unwrap_or(Path::new("."));
         writable::check_writable_folder("--output", output)?;
         return supervise(common, task, &configuration);
     };
-    let from = Path::new(&common.resume);
-    let from =
-        Some(from.to_owned()).filter(|from| !["auto", "never"].contains(&&*common.resume) && from.is_file());
-    let job = TrainJob { folder: folder.clone(), from, configuration: configuration.to_toml() };
-    logging::print_and_log(&format!("configuration: {}", configuration.line()));
-    let ended = match &args.command {
+    let path = Path::new(&common.resume);
+    let initial_state =
+        Some(path.to_owned()).filter(|path| !["auto", "never"].contains(&&*common.resume) && path.is_file());
+    let job = TrainJob { folder: folder.clone(), initial_state, configuration: configuration.to_toml() };
+    logging::print_and_log(&format!("configuration: {}", configuration.to_line()));
+    let result = match &args.command {
         Command::Dit(args) => dit::run(args, job),
         Command::Classifier(args) => classifier::run(args, job),
     };
-    match ended.and_then(|()| finished(common, folder)) {
-        ended if common.rank > 0 => Ok(process_group::report_exit(ended)),
+    match result.and_then(|()| mark_complete(common, folder)) {
+        result if common.rank > 0 => Ok(process_group::report_exit(result)),
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) if is_transient(&error) => {
             logging::log_fatal(&super::one_line(&error));
@@ -195,49 +195,49 @@ pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
 }
 
 /// Records in `folder` that the run is complete.
-fn finished(common: &CommonArgs, folder: &Path) -> anyhow::Result<()> {
+fn mark_complete(common: &CommonArgs, folder: &Path) -> anyhow::Result<()> {
     if common.rank == 0 {
         train::folder::complete(folder)?;
     }
     Ok(())
 }
 
-/// Catches the signals that stop a run, if this process is the parent of one. Called first of all, so that early signals are handled like
-/// later ones.
+/// Catches the signals that stop a run, if this process supervises one. Called at the start of the program, so that early signals are
+/// handled, too.
 pub fn catch_signals() {
     let mut arguments = std::env::args_os().skip(1);
-    let trains = arguments.next().is_some_and(|command| command == "train");
-    if trains && !arguments.any(|argument| argument.to_string_lossy().starts_with("--worker")) {
-        // A failure is reported by the later call, where it is an error.
+    let is_train = arguments.next().is_some_and(|command| command == "train");
+    if is_train && !arguments.any(|argument| argument.to_string_lossy().starts_with("--worker")) {
+        // A failure is reported by the second call, in `supervise`.
         let _ = Signals::catch();
     }
 }
 
-/// True if the same may succeed later, in a new process.
+/// True if a new process may succeed later.
 fn is_transient(error: &anyhow::Error) -> bool {
-    // Memory that runs out in the middle of an update, where nothing can be halved.
+    // Out of memory in the middle of an update, which has no micro-batches to halve.
     let training = |error: &train::Error| error.is_transient() || error.is_out_of_memory();
     let data = |error: &data::Error| error.is_transient();
     error.downcast_ref().is_some_and(training) || error.downcast_ref().is_some_and(data)
 }
 
-/// Opens the data, and prints its index and the skipped images.
-fn open(path: &Path) -> anyhow::Result<Dataset> {
+/// Opens the data set, and prints its index and the skipped images.
+fn open_data(path: &Path) -> anyhow::Result<Dataset> {
     let data = Dataset::open(path)?;
     if let Some(index) = &data.index {
-        logging::print_and_log(&format!("{}: as indexed", index.display()));
+        logging::print_and_log(&format!("{}: using this index", index.display()));
     }
     warn_skipped(&data.skipped);
     warn_duplicates(&data);
     Ok(data)
 }
 
-/// Tells glibc to keep freed memory for the next step. Returning it to the system would clear every page again: a step of a small network
-/// takes a quarter less time.
+/// Makes glibc keep freed memory for the next step. Memory returned to the system must be cleared again; keeping it saves a quarter of the
+/// time of a step of a small network.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn tune_allocator() {
     for option in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {
-        // SAFETY: mallopt changes a limit of the allocator and touches no memory of ours.
+        // SAFETY: mallopt changes a limit of the allocator and accesses no memory of this program.
         unsafe { libc::mallopt(option, i32::MAX) };
     }
     // SAFETY: as above.
@@ -247,28 +247,28 @@ fn tune_allocator() {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn tune_allocator() {}
 
-/// Trains, reports progress, and copies the released files to `places`. Returns the path of the `.safetensors` file; a process with a rank
-/// above 0 writes none.
+/// Trains, reports progress, and copies the released files to `destinations`. Returns the path of the `.safetensors`
+/// file, or `None` in a process with a rank above 0, which writes no files.
 fn run_training(
     task: &mut dyn Task,
     plan: &TrainOptions,
     common: &CommonArgs,
-    places: [PathBuf; 2],
+    destinations: [PathBuf; 2],
 ) -> anyhow::Result<Option<PathBuf>> {
     tune_allocator();
     if common.rank > 0 {
         train::parallel::follow(task, plan, common.rank, common.gpus)?;
         return Ok(None);
     }
-    let released = 4 * task.cost()?.parameters();
-    for place in &places {
-        let said = || format!("--output {}", place.display());
-        if place.is_dir() {
-            return Err(anyhow!("a folder is in the file's place")).with_context(said);
+    let file_bytes = 4 * task.cost()?.parameters();
+    for destination in &destinations {
+        let flag = || format!("--output {}", destination.display());
+        if destination.is_dir() {
+            return Err(anyhow!("expected a file, found a folder")).with_context(flag);
         }
-        writable::check_free_space(place, places.len() as u64 * released).with_context(said)?;
+        writable::check_free_space(destination, destinations.len() as u64 * file_bytes).with_context(flag)?;
     }
-    let mut team = process_group::create(common)?;
+    let mut process_group = process_group::create(common)?;
     let reporter = Reporter::new(ReportOptions {
         steps: plan.schedule.steps,
         log_interval: plan.log_interval,
@@ -277,33 +277,33 @@ fn run_training(
         device: Some(plan.device.clone()),
     })?;
     let reporter = Arc::new(Mutex::new(Some(reporter)));
-    let finish = |reporter: &Mutex<Option<Reporter>>, status| {
+    let finish_reporter = |reporter: &Mutex<Option<Reporter>>, status| {
         if let Some(reporter) = reporter.lock().unwrap_or_else(PoisonError::into_inner).take() {
             reporter.finish(status);
         }
     };
     let deadline = common.deadline.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
-    let stopped = reporter.clone();
-    stop::watch(&plan.control, deadline, move || finish(&stopped, Status::Stopped))?;
+    let shared_reporter = reporter.clone();
+    stop::watch(&plan.control, deadline, move || finish_reporter(&shared_reporter, Status::Stopped))?;
     train::tune_allocator();
-    let own = released::owned_by_run(&plan.folder, &places);
-    let published = train::train_distributed(task, plan, &mut team, &mut |event| {
+    let is_own = released::owned_by_run(&plan.folder, &destinations);
+    let result = train::train_distributed(task, plan, &mut process_group, &mut |event| {
         if let Some(reporter) = &mut *reporter.lock().unwrap_or_else(PoisonError::into_inner) {
             reporter.observe(event);
         }
     });
-    drop(team);
-    let copied = published
+    drop(process_group);
+    let published = result
         .map_err(anyhow::Error::from)
-        .and_then(|released| released::publish(&released, &places, own));
-    finish(&reporter, if copied.is_ok() { Status::Finished } else { Status::Failed });
-    let kept = copied?;
-    if !kept.is_empty() {
-        let each = kept.iter().map(|(file, name)| format!("{} as {}", file.display(), name.display()));
-        let each = each.collect::<Vec<_>>().join(" and ");
-        logging::eprint_and_log(&format!("kept what another run released: {each}"));
+        .and_then(|files| released::publish(&files, &destinations, is_own));
+    finish_reporter(&reporter, if published.is_ok() { Status::Finished } else { Status::Failed });
+    let renamed = published?;
+    if !renamed.is_empty() {
+        let pairs = renamed.iter().map(|(file, name)| format!("{} as {}", file.display(), name.display()));
+        let pairs = pairs.collect::<Vec<_>>().join(" and ");
+        logging::eprint_and_log(&format!("kept the files of another run: {pairs}"));
     }
-    let [torch, safetensors] = places;
+    let [torch, safetensors] = destinations;
     logging::print_and_log(&format!("finished: {} and {}", torch.display(), safetensors.display()));
     Ok(Some(safetensors))
 }

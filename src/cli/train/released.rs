@@ -1,4 +1,4 @@
-//! The released files of a run at the place that the user chose. Files of another run in that place are kept.
+//! Copies the released files of a run to the path that the user chose. Existing files of another run are renamed.
 
 use std::{
     fs::{self, File},
@@ -12,65 +12,65 @@ use tiny_cats_export::{remove_abandoned, write_atomically};
 /// The extensions of the released files.
 pub const EXTENSIONS: [&str; 2] = ["pt", "safetensors"];
 
-/// For each of `places`, true if it holds a file that the run in `folder` released, byte for byte.
-pub fn owned_by_run(folder: &Path, places: &[PathBuf; 2]) -> [bool; 2] {
-    places.each_ref().map(|place| {
-        place.file_name().is_some_and(|name| is_same(&folder.join(name), place).unwrap_or(false))
+/// For each of `destinations`, true if it is the same file, byte for byte, as one that the run in `folder` released.
+pub fn owned_by_run(folder: &Path, destinations: &[PathBuf; 2]) -> [bool; 2] {
+    destinations.each_ref().map(|destination| {
+        destination.file_name().is_some_and(|name| is_same(&folder.join(name), destination).unwrap_or(false))
     })
 }
 
-/// Copies `released` to `places`. A file of another run, which is not one of `own`, is renamed first. Returns those files with their new
+/// Copies `released` to `destinations`. Renames files of another run first, for which `is_own` is false. Returns those files with their new
 /// names.
 ///
 /// # Errors
 /// If a file cannot be written; the error names it. No existing file is lost.
 pub fn publish(
     released: &[PathBuf; 2],
-    places: &[PathBuf; 2],
-    own: [bool; 2],
+    destinations: &[PathBuf; 2],
+    is_own: [bool; 2],
 ) -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {
     let mut others = Vec::new();
-    for ((from, to), own) in released.iter().zip(places).zip(own) {
-        if to.is_file() && !own && !is_same(from, to).unwrap_or(false) {
+    for ((from, to), is_own) in released.iter().zip(destinations).zip(is_own) {
+        if to.is_file() && !is_own && !is_same(from, to).unwrap_or(false) {
             others.push(to);
         }
     }
-    if let Some(folder) = places[0].parent() {
+    if let Some(folder) = destinations[0].parent() {
         remove_abandoned(folder);
     }
-    let kept = back_up(&others)?;
-    for (from, to) in released.iter().zip(places) {
+    let renamed = back_up(&others)?;
+    for (from, to) in released.iter().zip(destinations) {
         copy(from, to).with_context(|| to.display().to_string())?;
     }
-    Ok(kept)
+    Ok(renamed)
 }
 
-/// Gives `files` a second name, with a number that is free for all of them: `NAME.1.pt`.
+/// Links `files` to a second name, with a number that is free for all of them: `NAME.1.pt`.
 fn back_up(files: &[&PathBuf]) -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {
-    let named = |number: u32| -> Vec<PathBuf> {
+    let numbered = |number: u32| -> Vec<PathBuf> {
         let name = |file: &&PathBuf| {
             let extension = file.extension().unwrap_or_default().to_string_lossy();
             file.with_extension(format!("{number}.{extension}"))
         };
         files.iter().map(name).collect()
     };
-    // A process that was killed may have done this already.
-    let is_kept = |file: &Path, name: &Path| is_same(file, name).unwrap_or(false);
+    // A process that was killed may have linked the files before.
+    let is_backed_up = |file: &Path, name: &Path| is_same(file, name).unwrap_or(false);
     let is_free = |names: &Vec<PathBuf>| {
         let mut pairs = files.iter().zip(names);
-        pairs.all(|(file, name)| name.symlink_metadata().is_err() || is_kept(file, name))
+        pairs.all(|(file, name)| name.symlink_metadata().is_err() || is_backed_up(file, name))
     };
-    let names = (1..).map(named).find(is_free).unwrap_or_default();
-    for (file, name) in files.iter().zip(&names).filter(|(file, name)| !is_kept(file, name)) {
-        // On a file system without hard links the file has only its new name, until the run's own file takes the old one.
+    let names = (1..).map(numbered).find(is_free).unwrap_or_default();
+    for (file, name) in files.iter().zip(&names).filter(|(file, name)| !is_backed_up(file, name)) {
+        // On a file system without hard links, the old name is missing until the new file is copied there.
         fs::hard_link(file, name)
             .or_else(|_| fs::rename(file, name))
-            .with_context(|| format!("keeping {} as {}", file.display(), name.display()))?;
+            .with_context(|| format!("renaming {} to {}", file.display(), name.display()))?;
     }
     Ok(files.iter().map(|file| file.to_path_buf()).zip(names).collect())
 }
 
-/// Copies a file so that `to` holds either the old file or the whole new one.
+/// Copies a file atomically.
 fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     if let Some(folder) = to.parent() {
         fs::create_dir_all(folder)?;
@@ -104,13 +104,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_another_run_released_is_kept_and_what_this_one_did_is_replaced() {
+    fn files_of_another_run_are_renamed_and_files_of_this_run_are_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         let folder = path("run");
         fs::create_dir(&folder).unwrap();
         let files = |root: &Path| EXTENSIONS.map(|extension| root.join(format!("m.{extension}")));
-        let places = files(&path("out"));
+        let destinations = files(&path("out"));
         let write = |root: &Path, text: &str| {
             files(root).iter().for_each(|path| fs::write(path, text).unwrap());
         };
@@ -118,28 +118,28 @@ mod tests {
 
         // No file; the same file again; a new release of the same run.
         for text in ["one", "one", "two"] {
-            let own = owned_by_run(&folder, &places);
+            let is_own = owned_by_run(&folder, &destinations);
             write(&folder, text);
-            assert_eq!(publish(&files(&folder), &places, own).unwrap(), []);
+            assert_eq!(publish(&files(&folder), &destinations, is_own).unwrap(), []);
             assert_eq!((read("out/m.pt"), read("out/m.safetensors")), (text.into(), text.into()));
         }
         // Two files of another run, then only one.
         let other = path("other");
         fs::create_dir(&other).unwrap();
         write(&other, "three");
-        assert_eq!(owned_by_run(&other, &places), [false; 2]);
-        let kept = publish(&files(&other), &places, [false; 2]).unwrap();
-        assert_eq!(kept[0], (path("out/m.pt"), path("out/m.1.pt")));
+        assert_eq!(owned_by_run(&other, &destinations), [false; 2]);
+        let renamed = publish(&files(&other), &destinations, [false; 2]).unwrap();
+        assert_eq!(renamed[0], (path("out/m.pt"), path("out/m.1.pt")));
         assert_eq!((read("out/m.1.pt"), read("out/m.1.safetensors")), ("two".into(), "two".into()));
         assert_eq!((read("out/m.pt"), read("out/m.safetensors")), ("three".into(), "three".into()));
         fs::remove_file(path("out/m.1.pt")).unwrap();
         fs::remove_file(path("out/m.safetensors")).unwrap();
-        let kept = publish(&files(&folder), &places, owned_by_run(&folder, &places)).unwrap();
-        assert_eq!(kept, [(path("out/m.pt"), path("out/m.1.pt"))]);
-        // A file that was kept before a process was killed is not kept twice.
-        back_up(&[&places[0], &places[1]]).unwrap();
-        let kept = publish(&files(&other), &places, [false; 2]).unwrap();
-        assert_eq!(kept[1].1, path("out/m.2.safetensors"));
+        let renamed = publish(&files(&folder), &destinations, owned_by_run(&folder, &destinations)).unwrap();
+        assert_eq!(renamed, [(path("out/m.pt"), path("out/m.1.pt"))]);
+        // A file that was renamed before a process was killed is not renamed twice.
+        back_up(&[&destinations[0], &destinations[1]]).unwrap();
+        let renamed = publish(&files(&other), &destinations, [false; 2]).unwrap();
+        assert_eq!(renamed[1].1, path("out/m.2.safetensors"));
         assert_eq!(
             (read("out/m.2.pt"), read("out/m.1.pt"), read("out/m.pt")),
             ("two".into(), "three".into(), "three".into())
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_compared_to_their_ends() {
+    fn files_are_compared_byte_by_byte() {
         let dir = tempfile::tempdir().unwrap();
         let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
         let long = vec![7u8; 200_000];

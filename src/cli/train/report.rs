@@ -1,4 +1,4 @@
-//! Reports of a training run: a progress bar or lines, a log, plots, and calls of trackers.
+//! Reports a training run: by a progress bar or lines, a log, plots, and trackers.
 
 mod plot_thread;
 
@@ -25,14 +25,14 @@ use crate::{
 
 /// The minimum time between two queries of the memory in use.
 const MEMORY_INTERVAL: Duration = Duration::from_secs(1);
-/// Waiting for data is reported if it takes more than this share of the time.
+/// The minimum share of time waiting for data that is reported.
 const MIN_WAIT_SHARE: f64 = 0.01;
-/// The minimum time between two plots of the loss curve, if nothing else happens.
+/// The minimum time between plots of the loss curve at steps without an evaluation.
 const CURVE_INTERVAL: Duration = Duration::from_secs(60);
-/// The maximum number of lines that are kept for the run's log before its folder is known.
+/// Maximum lines that are buffered until the log of the run exists.
 const MAX_EARLY_LINES: usize = 100;
 
-/// Options of a run's reports.
+/// The options of a [`Reporter`].
 #[derive(Default)]
 pub struct ReportOptions {
     /// Total number of steps.
@@ -47,26 +47,26 @@ pub struct ReportOptions {
     pub device: Option<Device>,
 }
 
-/// Reports a run. Its memory does not grow with the run.
+/// Reports a run, in constant memory.
 pub struct Reporter {
     options: ReportOptions,
     bar: ProgressBar,
     /// True if the progress bar is on a terminal.
-    terminal: bool,
-    /// The steps since the last line.
-    since: StepWindow,
+    is_terminal: bool,
+    /// The totals of the steps since the last line.
+    window: StepWindow,
     memory: Option<(Instant, String)>,
-    /// Lines that were printed before there was a folder to log to; `None` from then on.
+    /// Lines that were printed before the log of the run exists; `None` afterwards.
     early_lines: Option<Vec<String>>,
     plots: Option<PlotThread>,
-    /// The start time, and the step that training started after.
+    /// The start time of training in this process, and the step that it started after.
     started: Option<(Instant, u64)>,
-    /// The time of the last plot of the curve.
-    drawn: Instant,
-    ended: bool,
+    /// The time of the last request for plots.
+    last_plot: Instant,
+    is_finished: bool,
 }
 
-/// The steps between two lines.
+/// Totals of the steps between two lines.
 #[derive(Clone, Copy, Debug, Default)]
 struct StepWindow {
     items: u64,
@@ -87,17 +87,17 @@ impl StepWindow {
         if self.seconds > 0.0 { self.items as f64 / self.seconds } else { 0.0 }
     }
 
-    /// The share of time spent waiting for data, and the number of skipped steps; empty if there is nothing to report.
-    fn remarks(&self) -> String {
-        let mut remarks = String::new();
+    /// The share of time waiting for data and the number of skipped steps; empty if there is nothing to report.
+    fn notes(&self) -> String {
+        let mut notes = String::new();
         let share = self.waited / self.seconds;
         if share > MIN_WAIT_SHARE {
-            remarks += &format!("  {:.0} % waiting for data", 100.0 * share);
+            notes += &format!("  {:.0} % waiting for data", 100.0 * share);
         }
         if self.skipped > 0 {
-            remarks += &format!("  {} skipped", self.skipped);
+            notes += &format!("  {} skipped", self.skipped);
         }
-        remarks
+        notes
     }
 }
 
@@ -110,15 +110,26 @@ impl Reporter {
     pub fn new(options: ReportOptions) -> anyhow::Result<Self> {
         let style = "{bar:30} {pos}/{len}  {msg}  {elapsed} elapsed{prefix}";
         let bar = ProgressBar::new(options.steps).with_style(ProgressStyle::with_template(style)?);
-        let terminal = std::io::stderr().is_terminal();
-        if terminal {
+        let is_terminal = std::io::stderr().is_terminal();
+        if is_terminal {
             bar.enable_steady_tick(Duration::from_millis(500));
         }
         logging::set_progress_bar(&bar);
-        let (since, early_lines) = (StepWindow::default(), Some(Vec::new()));
-        let (memory, plots, drawn) = (None, None, Instant::now());
-        let (started, ended) = (None, false);
-        Ok(Self { options, bar, terminal, since, memory, early_lines, plots, started, drawn, ended })
+        let (window, early_lines) = (StepWindow::default(), Some(Vec::new()));
+        let (memory, plots, last_plot) = (None, None, Instant::now());
+        let (started, is_finished) = (None, false);
+        Ok(Self {
+            options,
+            bar,
+            is_terminal,
+            window,
+            memory,
+            early_lines,
+            plots,
+            started,
+            last_plot,
+            is_finished,
+        })
     }
 
     /// Reports an event.
@@ -127,7 +138,7 @@ impl Reporter {
             Event::Begin { folder, settings, step, steps, parameters } => {
                 self.begin(folder, step);
                 let folder_name = folder.display();
-                self.say(&format!("{folder_name}: {parameters} parameters, steps {step} to {steps}"));
+                self.print(&format!("{folder_name}: {parameters} parameters, steps {step} to {steps}"));
                 self.bar.set_length(steps);
                 self.bar.set_position(step);
                 self.options.steps = steps;
@@ -139,78 +150,77 @@ impl Reporter {
             Event::Step(step) => self.step(step),
             Event::Evaluated { step, scores, best } => {
                 let best = if best { ", the best so far" } else { "" };
-                let words: Vec<String> =
+                let texts: Vec<String> =
                     scores.iter().map(|s| format!("{} {:.4}", s.name, s.value)).collect();
-                self.say(&format!("step {step}  {}{best}", words.join("  ")));
+                self.print(&format!("step {step}  {}{best}", texts.join("  ")));
                 let values: Vec<(&str, f64)> = scores.iter().map(|s| (s.name, s.value)).collect();
                 self.track(step, &values);
-                self.draw(PlotRequest { curve: true, samples: None });
+                self.request_plots(PlotRequest { curve: true, samples: None });
             }
-            Event::Sampled { step, picture, path } => {
-                self.say(&format!("wrote {}", path.display()));
+            Event::Sampled { step, image, path } => {
+                self.print(&format!("wrote {}", path.display()));
                 let trackers = self.options.trackers.iter_mut();
-                trackers.for_each(|tracker| tracker.picture(step, "samples", picture));
-                self.draw(PlotRequest { curve: true, samples: Some(step) });
+                trackers.for_each(|tracker| tracker.image(step, "samples", image));
+                self.request_plots(PlotRequest { curve: true, samples: Some(step) });
             }
-            Event::Wrote(path) => self.say(&format!("wrote {}", path.display())),
+            Event::Wrote(path) => self.print(&format!("wrote {}", path.display())),
             Event::Note(text) => {
                 logging::eprint_and_log(text);
-                self.keep_early(text);
+                self.buffer_early_line(text);
             }
         }
     }
 
-    /// Ends the report with this status. A reporter that is dropped without it reports a failed run.
+    /// Ends the report with this status. A reporter that is dropped without this call reports a failed run.
     pub fn finish(mut self, status: Status) {
         self.end(status);
     }
 
-    /// Starts the log in the run's folder.
+    /// Opens the log in the run's folder.
     fn begin(&mut self, folder: &Path, step: u64) {
         logging::add_run_file(&folder.join(LOG), self.options.log_format);
         self.plots = PlotThread::start(folder, &name(folder), step);
-        let word = if step == 0 { "begins" } else { "goes on" };
+        let action = if step == 0 { "starting run" } else { "resuming run" };
         self.early_lines.take().into_iter().flatten().for_each(|line| logging::log_to_run(&line));
-        logging::log(&format!("{} {word} with tiny-cats {}", name(folder), env!("CARGO_PKG_VERSION")));
+        logging::log(&format!("{action} {} with tiny-cats {}", name(folder), env!("CARGO_PKG_VERSION")));
     }
 
     fn step(&mut self, now: &Step) {
-        self.since.add(now);
+        self.window.add(now);
         let Step { step, mean_loss, rate, norm, .. } = *now;
         let logged = step.is_multiple_of(self.options.log_interval.max(1)) || step == self.options.steps;
-        if self.terminal {
+        if self.is_terminal {
             let speed = if now.seconds > 0.0 { now.items as f64 / now.seconds } else { 0.0 };
             let memory = self.memory();
             self.bar.set_position(step);
-            self.bar.set_prefix(self.left(step));
-            self.bar.set_message(format!(
-                "mean loss {mean_loss:.4}  lr {rate:.2e}  {speed:.1} pictures/s{memory}"
-            ));
+            self.bar.set_prefix(self.remaining_time(step));
+            self.bar
+                .set_message(format!("mean loss {mean_loss:.4}  lr {rate:.2e}  {speed:.1} images/s{memory}"));
         }
         if logged {
-            let (speed, remarks, memory) = (self.since.speed(), self.since.remarks(), self.memory());
+            let (speed, notes, memory) = (self.window.speed(), self.window.notes(), self.memory());
             let line = format!(
-                "step {step}  mean loss {mean_loss:.4}  lr {rate:.2e}  gradient {norm:.3}  {speed:.1} pictures/s{memory}{remarks}"
+                "step {step}  mean loss {mean_loss:.4}  lr {rate:.2e}  gradient {norm:.3}  {speed:.1} images/s{memory}{notes}"
             );
-            if self.terminal {
+            if self.is_terminal {
                 logging::log(&line);
             } else {
-                self.say(&line);
+                self.print(&line);
             }
-            self.since = StepWindow::default();
+            self.window = StepWindow::default();
             let values =
                 [(LOSS, now.loss), ("lr", rate), ("gradient_norm", norm), ("items_per_second", speed)];
             self.track(step, &values);
-            if self.drawn.elapsed() > CURVE_INTERVAL {
-                self.draw(PlotRequest { curve: true, samples: None });
+            if self.last_plot.elapsed() > CURVE_INTERVAL {
+                self.request_plots(PlotRequest { curve: true, samples: None });
             }
         }
     }
 
-    fn draw(&mut self, what: PlotRequest) {
-        self.drawn = Instant::now();
+    fn request_plots(&mut self, request: PlotRequest) {
+        self.last_plot = Instant::now();
         if let Some(plots) = &self.plots {
-            plots.draw(what);
+            plots.request_plots(request);
         }
     }
 
@@ -218,12 +228,12 @@ impl Reporter {
         self.options.trackers.iter_mut().for_each(|tracker| tracker.scalars(step, values));
     }
 
-    fn say(&mut self, line: &str) {
+    fn print(&mut self, line: &str) {
         logging::print_and_log(line);
-        self.keep_early(line);
+        self.buffer_early_line(line);
     }
 
-    fn keep_early(&mut self, line: &str) {
+    fn buffer_early_line(&mut self, line: &str) {
         if let Some(early_lines) =
             self.early_lines.as_mut().filter(|early_lines| early_lines.len() < MAX_EARLY_LINES)
         {
@@ -234,30 +244,30 @@ impl Reporter {
     /// The memory in use, to append to a line; empty if the system does not report it.
     fn memory(&mut self) -> String {
         let now = Instant::now();
-        if let Some((asked, said)) = &self.memory
-            && now.duration_since(*asked) < MEMORY_INTERVAL
+        if let Some((time, text)) = &self.memory
+            && now.duration_since(*time) < MEMORY_INTERVAL
         {
-            return said.clone();
+            return text.clone();
         }
         let process = memory::process().map(|bytes| format!("  {}", size(bytes)));
         let gpu = self.options.device.as_ref().and_then(memory::device);
         let gpu = gpu.map(|gpu| format!("  GPU {} of {}", size(gpu.reserved), size(gpu.total)));
-        let said = process.unwrap_or_default() + &gpu.unwrap_or_default();
-        self.memory = Some((now, said.clone()));
-        said
+        let text = process.unwrap_or_default() + &gpu.unwrap_or_default();
+        self.memory = Some((now, text.clone()));
+        text
     }
 
-    /// The remaining time at the average pace of this process, evaluations and saving included, steps of earlier processes excluded.
-    fn left(&self, step: u64) -> String {
-        let Some((started, first)) = self.started else { return String::new() };
-        let (taken, rest) = (step.saturating_sub(first), self.options.steps.saturating_sub(step));
-        let seconds = started.elapsed().as_secs_f64() * rest as f64 / taken.max(1) as f64;
-        let left = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
-        format!(", {:#} left", HumanDuration(left))
+    /// The remaining time at the average speed of this process, including evaluations and saving.
+    fn remaining_time(&self, step: u64) -> String {
+        let Some((started, first_step)) = self.started else { return String::new() };
+        let (done, remaining) = (step.saturating_sub(first_step), self.options.steps.saturating_sub(step));
+        let seconds = started.elapsed().as_secs_f64() * remaining as f64 / done.max(1) as f64;
+        let remaining_time = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        format!(", {:#} left", HumanDuration(remaining_time))
     }
 
     fn end(&mut self, status: Status) {
-        if std::mem::replace(&mut self.ended, true) {
+        if std::mem::replace(&mut self.is_finished, true) {
             return;
         }
         self.bar.finish_and_clear();
@@ -274,16 +284,16 @@ impl Drop for Reporter {
     }
 }
 
-/// The name of a run: that of its folder, with relative paths and links resolved.
+/// The name of a run: the name of its folder, with relative paths and links resolved.
 fn name(folder: &Path) -> String {
-    let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
-    whole.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned())
+    let absolute = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    absolute.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned())
 }
 
 fn size(bytes: u64) -> String {
     match bytes as f64 / (1 << 20) as f64 {
-        mebi if mebi < 1000.0 => format!("{mebi:.0} MiB"),
-        mebi => format!("{:.1} GiB", mebi / 1024.0),
+        mib if mib < 1000.0 => format!("{mib:.0} MiB"),
+        mib => format!("{:.1} GiB", mib / 1024.0),
     }
 }
 
@@ -319,8 +329,8 @@ mod tests {
             self.add(format!("{step} {}", values.iter().map(|v| v.0).collect::<Vec<_>>().join(" ")));
         }
 
-        fn picture(&mut self, step: u64, name: &str, _picture: &RgbImage) {
-            self.add(format!("{step} picture {name}"));
+        fn image(&mut self, step: u64, name: &str, _image: &RgbImage) {
+            self.add(format!("{step} image {name}"));
         }
 
         fn end(&mut self, status: Status) {
@@ -344,27 +354,33 @@ mod tests {
         }
     }
 
-    fn begin(reporter: &mut Reporter, folder: &Path, at: u64, steps: u64) {
+    fn begin(reporter: &mut Reporter, folder: &Path, first_step: u64, steps: u64) {
         let settings = serde_json::json!({"task": {"size": "nano"}});
-        reporter.observe(Event::Begin { folder, settings: &settings, step: at, steps, parameters: 5 });
+        reporter.observe(Event::Begin {
+            folder,
+            settings: &settings,
+            step: first_step,
+            steps,
+            parameters: 5,
+        });
     }
 
-    /// Logging is global to the process, so everything about it is in one test.
+    /// Logging is global to the process, so a single test covers it.
     #[test]
-    fn what_is_said_is_in_every_log_once_and_trackers_are_told_the_same() {
+    fn every_line_is_in_each_log_once_and_trackers_get_the_same_values() {
         logging::init();
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("20261123-224501-dit-7f3a");
         fs::create_dir(&folder).unwrap();
-        let own = dir.path().join("own.log");
-        let told = RecordingTracker::default();
-        logging::add_file(&own, logging::Format::Json).unwrap();
+        let log_file = dir.path().join("own.log");
+        let calls = RecordingTracker::default();
+        logging::add_file(&log_file, logging::Format::Json).unwrap();
         let (steps, log_interval, format) = (200, 100, logging::Format::Text);
-        let trackers: Vec<Box<dyn Tracker>> = vec![Box::new(told.clone())];
+        let trackers: Vec<Box<dyn Tracker>> = vec![Box::new(calls.clone())];
         let options =
             ReportOptions { steps, log_interval, trackers, log_format: format, device: Some(Device::Cpu) };
         let mut reporter = Reporter::new(options).unwrap();
-        reporter.observe(Event::Note("something from before the folder is known"));
+        reporter.observe(Event::Note("a note before the folder is known"));
         begin(&mut reporter, &folder, 0, 200);
         let metrics = "{\"step\":100,\"loss\":2.0}\n{\"step\":100,\"validation_accuracy\":0.5}\n";
         fs::write(folder.join("metrics.jsonl"), metrics).unwrap();
@@ -374,29 +390,29 @@ mod tests {
         let scores = [Score { name: "validation_accuracy", value: 0.5, higher_is_better: true }];
         reporter.observe(Event::Evaluated { step: 200, scores: &scores, best: true });
         let (picture, path) = (RgbImage::new(8, 8), folder.join("x.png"));
-        reporter.observe(Event::Sampled { step: 200, picture: &picture, path: &path });
+        reporter.observe(Event::Sampled { step: 200, image: &picture, path: &path });
         tracing::warn!("a warning");
         reporter.finish(Status::Stopped);
 
-        let said = [
-            "something from before the folder is known",
+        let expected_lines = [
+            "a note before the folder is known",
             "5 parameters, steps 0 to 200",
-            "step 100  mean loss 1.5000  lr 1.00e-3  gradient 1.000  16.0 pictures/s",
+            "step 100  mean loss 1.5000  lr 1.00e-3  gradient 1.000  16.0 images/s",
             "20 % waiting for data  1 skipped",
             "step 200  validation_accuracy 0.5000, the best so far",
             "a warning",
         ];
         let (text, json) =
-            (fs::read_to_string(folder.join("training.log")).unwrap(), fs::read_to_string(own).unwrap());
-        for line in said {
+            (fs::read_to_string(folder.join("training.log")).unwrap(), fs::read_to_string(log_file).unwrap());
+        for line in expected_lines {
             assert_eq!(text.matches(line).count(), 1, "{line} in\n{text}");
             assert_eq!(json.matches(line).count(), 1, "{line} in\n{json}");
         }
-        // Time, level, text.
+        // Each line has a time, a level and a text.
         for line in text.lines() {
-            let (time, rest) = line.split_once(' ').unwrap();
+            let (time, remaining) = line.split_once(' ').unwrap();
             assert!(
-                humantime::parse_rfc3339(time).is_ok() && rest.trim_start().starts_with(['I', 'W']),
+                humantime::parse_rfc3339(time).is_ok() && remaining.trim_start().starts_with(['I', 'W']),
                 "{line}"
             );
         }
@@ -406,30 +422,30 @@ mod tests {
                 line["message"].is_string() && line["level"].is_string() && line["timestamp"].is_string()
             );
         }
-        let told = told.0.lock().unwrap();
+        let calls = calls.0.lock().unwrap();
         let expected = [
             "begin 20261123-224501-dit-7f3a 0 [(\"task.size\", \"nano\")]",
             "100 loss lr gradient_norm items_per_second",
             "200 loss lr gradient_norm items_per_second",
             "200 validation_accuracy",
-            "200 picture samples",
+            "200 image samples",
             "end Stopped",
         ];
-        assert_eq!(*told, expected);
+        assert_eq!(*calls, expected);
         assert!(folder.join("loss.png").is_file());
 
         #[cfg(target_os = "linux")]
         {
             // A full disk does not stop the run.
             logging::add_file(Path::new("/dev/full"), format).unwrap();
-            (0..3).for_each(|_| logging::print_and_log("to nowhere"));
+            (0..3).for_each(|_| logging::print_and_log("to a full disk"));
             let text = fs::read_to_string(folder.join("training.log")).unwrap();
-            assert_eq!(text.matches("to nowhere").count(), 3);
+            assert_eq!(text.matches("to a full disk").count(), 3);
         }
     }
 
     #[test]
-    fn a_reporter_does_not_grow_with_the_run_nor_wait_for_its_pictures() {
+    fn a_reporter_uses_constant_memory_and_does_not_wait_for_plots() {
         let dir = tempfile::tempdir().unwrap();
         let mut metrics = fs::File::create(dir.path().join("metrics.jsonl")).unwrap();
         let mut reporter = Reporter::new(ReportOptions {
@@ -444,7 +460,7 @@ mod tests {
                 reporter.observe(Event::Step(&step(n, 1.0)));
                 if n % 100 == 0 {
                     writeln!(metrics, "{{\"step\":{n},\"loss\":1.0}}").unwrap();
-                    reporter.draw(PlotRequest { curve: true, samples: Some(n) });
+                    reporter.request_plots(PlotRequest { curve: true, samples: Some(n) });
                 }
             }
             memory::process()

@@ -1,4 +1,4 @@
-//! Stops a run from outside: by a signal, or at the end of its time.
+//! Stops a run at a signal or a deadline.
 
 use std::{
     io::Write,
@@ -12,13 +12,13 @@ use crate::{
     train::Control,
 };
 
-/// The minimum time between a first and a second signal. Systemd and Slurm signal all processes of a run, so one signal reaches this
+/// The minimum time between a first and a second signal. Systemd and Slurm signal all processes of a run, so the same signal reaches this
 /// process twice: directly, and from its parent.
 const REPEAT_WINDOW: Duration = Duration::from_secs(1);
 
-/// Stops `control`'s run at the first SIGINT, SIGTERM or SIGHUP, and at `deadline`. The current step is dropped, the last finished one is
-/// saved, `finish` is called, and the process ends with [`EXIT_RESUMABLE`]. A second signal, at least [`REPEAT_WINDOW`] later, ends it at
-/// once.
+/// Stops the run of `control` at the first SIGINT, SIGTERM or SIGHUP, or at `deadline`. Discards the current step, saves the last finished
+/// one, calls `finish`, and ends the process with [`EXIT_RESUMABLE`]. A second signal, at least [`REPEAT_WINDOW`] later, ends the process
+/// immediately.
 ///
 /// # Errors
 /// If signals cannot be caught.
@@ -30,9 +30,9 @@ pub fn watch(
     if let Some(deadline) = deadline {
         let (control, finish) = (control.clone(), finish.clone());
         thread::spawn(move || {
-            let left = deadline.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);
-            thread::sleep(left);
-            stop(&control, "its time is up", &finish)
+            let remaining = deadline.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);
+            thread::sleep(remaining);
+            stop(&control, "time limit reached", &finish)
         });
     }
     #[cfg(unix)]
@@ -42,18 +42,18 @@ pub fn watch(
             Arc,
             atomic::{AtomicBool, Ordering},
         };
-        let second = Arc::new(AtomicBool::new(false));
-        let all = signals::stop_signals();
-        for &signal in &all {
-            flag::register_conditional_shutdown(signal, 128 + signal, second.clone())?;
+        let is_repeated = Arc::new(AtomicBool::new(false));
+        let caught = signals::stop_signals();
+        for &signal in &caught {
+            flag::register_conditional_shutdown(signal, 128 + signal, is_repeated.clone())?;
         }
-        let mut signals = Signals::new(all)?;
+        let mut signals = Signals::new(caught)?;
         let control = control.clone();
         thread::spawn(move || {
             if let Some(signal) = signals.forever().next() {
                 thread::spawn(move || {
                     thread::sleep(REPEAT_WINDOW);
-                    second.store(true, Ordering::SeqCst);
+                    is_repeated.store(true, Ordering::SeqCst);
                 });
                 stop(&control, signal_name(signal).unwrap_or("a signal"), &finish);
             }
@@ -62,36 +62,36 @@ pub fn watch(
     Ok(())
 }
 
-/// Saves the last finished step and ends the process, whatever its other threads are doing.
-fn stop(control: &Control, why: &str, finish: &dyn Fn()) {
-    // Held until the end, so that nothing of the run changes any more.
+/// Saves the last finished step and ends the process, without waiting for other threads.
+fn stop(control: &Control, reason: &str, finish: &dyn Fn()) {
+    // Held until the end, so that the run does not change.
     let stopped = control.stop();
     let code = match &stopped {
-        // The remaining work is short: the released files are moved into place. A second signal still ends it.
+        // Only the released files remain to be moved, which is quick. A second signal still ends the process.
         Ok(stopped) if stopped.was_finished => return,
         Ok(stopped) => {
             match &stopped.at {
                 Some((step, path)) => logging::eprint_and_log(&format!(
-                    "stopped at step {step} ({why}), saved as {}: the same command with --resume auto goes on",
+                    "stopped at step {step} ({reason}), saved as {}; run the same command with --resume auto to resume",
                     path.display()
                 )),
-                None => {
-                    logging::eprint_and_log(&format!("stopped ({why}); there is no step that is not saved"))
-                }
+                None => logging::eprint_and_log(&format!("stopped ({reason}); all finished steps are saved")),
             }
             finish();
             i32::from(EXIT_RESUMABLE)
         }
         Err(error) => {
-            logging::eprint_and_log(&format!("stopped ({why}); the last step could not be saved: {error}"));
+            logging::eprint_and_log(&format!(
+                "stopped ({reason}); the last step could not be saved: {error}"
+            ));
             finish();
             i32::from(EXIT_RESUMABLE)
         }
     };
     let _ = std::io::stdout().flush();
-    // `exit` would run clean-up that waits for threads that still compute, or breaks under them.
+    // `exit` would run destructors, which wait for computing threads or free memory that they use.
     #[cfg(unix)]
-    // SAFETY: it ends the process and touches no memory of ours.
+    // SAFETY: this ends the process and accesses no memory.
     unsafe {
         libc::_exit(code)
     }

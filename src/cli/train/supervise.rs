@@ -1,4 +1,4 @@
-//! The small parent of a training process: starts a run, and restarts it after a kill, exhausted memory, or a transient error.
+//! The parent of a training process: starts it, and restarts it after a kill, an out-of-memory error, or a transient error.
 
 use std::{
     ffi::OsString,
@@ -23,22 +23,22 @@ use crate::{
     train::folder::{self, LOG, Lock, ParentLock, RunRecord, Status},
 };
 
-/// The exit code of a training process that met a transient error, and of its parent when no retries are left: EX_IOERR of sysexits.h.
+/// The exit code of a training process after a transient error, and of its parent when no retries are left: EX_IOERR of sysexits.h.
 pub const EXIT_TRANSIENT: u8 = 74;
 
-/// The longest wait for another process that trains in the run's folder; `--retry-max`, if shorter.
+/// The timeout for another process that trains in the run's folder to end; `--retry-max`, if shorter.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(30);
-/// The interval at which its end is polled.
+/// The interval between checks that this process has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// The message when a signal arrived before the run started or resumed.
-const STOPPED_MESSAGE: &str = "stopped before the run began or went on: the same command does so";
-/// The message when `--max-time` leaves no time for a retry.
-const OUT_OF_TIME: &str = "the time of --max-time is up: the same command goes on";
+/// The message if a signal arrives before the run starts or resumes.
+const STOPPED_MESSAGE: &str = "stopped before the run started or resumed; run the same command to continue";
+/// The message if `--max-time` leaves no time for a retry.
+const OUT_OF_TIME: &str = "the time limit of --max-time was reached; run the same command to resume";
 
-/// The maximum number of halvings after exhausted memory; further ones would not help.
+/// Maximum halvings of the micro-batch after out-of-memory errors; further ones would not help.
 const MAX_HALVINGS: u32 = 20;
 
-/// Trains in a process of its own, and restarts it if that may help.
+/// Trains in a child process, and restarts it after errors that may be transient.
 ///
 /// # Errors
 /// If there is nothing to resume from, or no process can be started.
@@ -54,28 +54,30 @@ pub fn supervise(
     };
     let program = std::env::current_exe().context("finding this program")?;
     let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    // After `train` and the task, before anything that may end the flags.
-    let place = arguments.iter().position(|argument| argument == task).map_or(arguments.len(), |at| at + 1);
-    arguments.insert(place, join("--worker=", &folder));
+    // Inserted after `train` and the task, before a `--` that would end the flags.
+    let position =
+        arguments.iter().position(|argument| argument == task).map_or(arguments.len(), |at| at + 1);
+    arguments.insert(position, path_flag("--worker=", &folder));
     if let Some(deadline) = deadline {
         let seconds = deadline.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        arguments.insert(place, format!("--deadline={seconds}").into());
+        arguments.insert(position, format!("--deadline={seconds}").into());
     }
-    let begin = |halvings: u32| {
+    let start = |halvings: u32| {
         let kills = out_of_memory_kills();
         let mut command = Command::new(&program);
         command
-            .args(&arguments[..place])
+            .args(&arguments[..position])
             .arg(format!("--halvings={halvings}"))
-            .args(&arguments[place..])
-            .envs(process_group::threads(common));
+            .args(&arguments[position..])
+            .envs(process_group::num_threads_variable(common));
         let status = signals.run(command).with_context(|| program.display().to_string())?;
-        Ok((ChildExit::of(status, out_of_memory_kills() > kills), states(&folder)))
+        Ok((ChildExit::from_status(status, out_of_memory_kills() > kills), states(&folder)))
     };
     let wait = |time| {
-        let left = deadline.map(|deadline| deadline.duration_since(SystemTime::now()).unwrap_or_default());
-        let in_time = left.is_none_or(|left| left > time);
-        signals.sleep(left.map_or(time, |left| left.min(time))) && in_time
+        let remaining =
+            deadline.map(|deadline| deadline.duration_since(SystemTime::now()).unwrap_or_default());
+        let is_in_time = remaining.is_none_or(|remaining| remaining > time);
+        signals.sleep(remaining.map_or(time, |remaining| remaining.min(time))) && is_in_time
     };
     if signals.stopped() {
         logging::eprint_and_log(STOPPED_MESSAGE);
@@ -84,103 +86,104 @@ pub fn supervise(
     }
     let mut supervisor = Supervisor {
         common,
-        begin,
+        start,
         wait,
         stopped: || signals.stopped(),
-        say: |line: &str| say(common, &folder, line),
+        print: |line: &str| print_and_log(common, &folder, line),
     };
     let code = supervisor.run();
     folder::remove_unstarted(&folder);
     Ok(ExitCode::from(code?))
 }
 
-/// Restarts a training process until it ends for good.
-struct Supervisor<'a, Begin, Wait, Stopped, Say> {
+/// Restarts a training process until it succeeds, fails permanently or is stopped.
+struct Supervisor<'a, Start, Wait, Stopped, Print> {
     common: &'a CommonArgs,
-    /// Trains, with micro-batches halved a number of times. Returns how the process ended, and its training states.
-    begin: Begin,
-    /// Waits before a retry; true if the full time passed without a signal or the deadline.
+    /// Runs a training process with the given number of halvings. Returns its exit and its training states.
+    start: Start,
+    /// Waits before a retry. Returns true if the full time passed before a signal or the deadline.
     wait: Wait,
-    /// True if the user has asked the run to stop.
+    /// True if a signal to stop has arrived.
     stopped: Stopped,
-    say: Say,
+    /// Prints a line.
+    print: Print,
 }
 
-impl<Begin, Wait, Stopped, Say, State> Supervisor<'_, Begin, Wait, Stopped, Say>
+impl<Start, Wait, Stopped, Print, State> Supervisor<'_, Start, Wait, Stopped, Print>
 where
-    Begin: FnMut(u32) -> anyhow::Result<(ChildExit, State)>,
+    Start: FnMut(u32) -> anyhow::Result<(ChildExit, State)>,
     Wait: FnMut(Duration) -> bool,
     Stopped: Fn() -> bool,
-    Say: FnMut(&str),
+    Print: FnMut(&str),
     State: Default + PartialEq,
 {
     /// Runs the training process to its end, with retries, and returns the exit code.
     fn run(&mut self) -> anyhow::Result<u8> {
-        let (mut halvings, mut retries, mut newest) = (0, 0, State::default());
+        let (mut halvings, mut retries, mut latest_states) = (0, 0, State::default());
         loop {
-            let (ended, state) = (self.begin)(halvings)?;
-            if state != newest {
-                (newest, retries) = (state, 0);
+            let (child_exit, states) = (self.start)(halvings)?;
+            if states != latest_states {
+                (latest_states, retries) = (states, 0);
             }
-            let what = match ended {
+            let reason = match child_exit {
                 ChildExit::Code(code) => return Ok(code),
                 _ if (self.stopped)() => {
-                    (self.say)(STOPPED_MESSAGE);
+                    (self.print)(STOPPED_MESSAGE);
                     return Ok(EXIT_RESUMABLE);
                 }
                 ChildExit::OutOfMemory if halvings < MAX_HALVINGS => {
                     halvings += 1;
-                    (self.say)(
-                        "out of memory: micro-batches are halved, and there are twice as many in a step",
+                    (self.print)(
+                        "out of memory: halving the micro-batches and doubling their number per step",
                     );
                     continue;
                 }
                 ChildExit::OutOfMemory => "out of memory".to_owned(),
-                ChildExit::Transient => "the error may pass".to_owned(),
-                ChildExit::Killed(how) => format!("the training process was {how}"),
+                ChildExit::Transient => "transient error".to_owned(),
+                ChildExit::Killed(description) => format!("the training process was {description}"),
             };
             let CommonArgs { max_retries, retry_initial, retry_max, .. } = self.common;
             if retries == *max_retries {
-                (self.say)(&format!("{what}; given up after {retries} retries"));
+                (self.print)(&format!("{reason}; given up after {retries} retries"));
                 return Ok(EXIT_TRANSIENT);
             }
             let time = backoff(*retry_initial, *retry_max, retries);
             retries += 1;
             let seconds = time.as_secs_f64();
-            (self.say)(&format!("{what}: going on in {seconds:.1} s (retry {retries} of {max_retries})"));
+            (self.print)(&format!("{reason}: resuming in {seconds:.1} s (retry {retries} of {max_retries})"));
             if !(self.wait)(time) {
-                (self.say)(if (self.stopped)() { STOPPED_MESSAGE } else { OUT_OF_TIME });
+                (self.print)(if (self.stopped)() { STOPPED_MESSAGE } else { OUT_OF_TIME });
                 return Ok(EXIT_RESUMABLE);
             }
         }
     }
 }
 
-/// Locks the run's folder as soon as no process trains in it: one whose parent was killed saves its state first. Prints a message and
-/// returns `None` if it does not end in time, or a signal arrives.
+/// Locks the run's folder as soon as no process trains in it, since a process whose parent was killed saves its state first. Prints a
+/// message and returns `None` at the timeout, or if a signal arrives.
 fn acquire_run_folder(
     common: &CommonArgs,
     task: &'static str,
     configuration: &ResolvedConfig,
     signals: &Signals,
 ) -> anyhow::Result<Option<(PathBuf, ParentLock)>> {
-    let patience = SAVE_TIMEOUT.min(common.retry_max);
-    let end = Instant::now() + patience;
-    let mut told = false;
+    let timeout = SAVE_TIMEOUT.min(common.retry_max);
+    let deadline = Instant::now() + timeout;
+    let mut was_reported = false;
     loop {
-        // Repeated each time, since that process may finish the run.
-        if let Some(found) = claim(common, task, configuration)? {
+        // Repeated in every iteration, since the other process may finish the run.
+        if let Some(found) = lock_run_folder(common, task, configuration)? {
             return Ok(Some(found));
         }
         let folder = run_folder(common, task, configuration)?;
-        let (name, seconds) = (folder.display(), patience.as_secs_f64());
-        if !told {
-            told = true;
+        let (name, seconds) = (folder.display(), timeout.as_secs_f64());
+        if !was_reported {
+            was_reported = true;
             logging::eprint_and_log(&format!(
                 "{name}: another process trains in this folder; waiting at most {seconds} s for it to end"
             ));
         }
-        if Instant::now() >= end {
+        if Instant::now() >= deadline {
             logging::log_fatal(&format!(
                 "{name}: another process trains in this folder; given up after {seconds} s"
             ));
@@ -193,23 +196,23 @@ fn acquire_run_folder(
     }
 }
 
-/// Locks the run's folder; `None` if another process trains in it. A new run gets its record and its configuration here, so that the same
-/// command finds it, however early this process ends.
-fn claim(
+/// Locks the run's folder; `None` if another process trains in it. Writes the record and the configuration of a new run, so that the same
+/// command finds the run even if this process ends early.
+fn lock_run_folder(
     common: &CommonArgs,
     task: &'static str,
     configuration: &ResolvedConfig,
 ) -> anyhow::Result<Option<(PathBuf, ParentLock)>> {
     let root = &common.runs_dir;
-    check_can_write(root).with_context(|| format!("{}: cannot write there", root.display()))?;
-    // One command at a time, so that two do not start the same run.
-    let _claiming = ParentLock::of_runs(root)?;
+    check_can_write(root).with_context(|| format!("{}: cannot write", root.display()))?;
+    // Locked, so that two commands do not start the same run.
+    let _runs_lock = ParentLock::for_runs(root)?;
     let folder = run_folder(common, task, configuration)?;
-    check_can_write(&folder).with_context(|| format!("{}: cannot write there", folder.display()))?;
+    check_can_write(&folder).with_context(|| format!("{}: cannot write", folder.display()))?;
     if Lock::is_held(&folder) {
         return Ok(None);
     }
-    let Some(lock) = ParentLock::take(&folder)? else { return Ok(None) };
+    let Some(lock) = ParentLock::acquire(&folder)? else { return Ok(None) };
     folder::prepare(&folder, task, &configuration.to_toml())?;
     Ok(Some((folder, lock)))
 }
@@ -247,9 +250,9 @@ fn run_folder(
     if let Some(id) = &common.run_id {
         return Ok(common.runs_dir.join(id));
     }
-    let fresh = || folder::new_run_folder(&common.runs_dir, task);
+    let new_folder = || folder::new_run_folder(&common.runs_dir, task);
     match common.resume.as_str() {
-        "never" => Ok(fresh()),
+        "never" => Ok(new_folder()),
         "auto" => {
             let unfinished = |(path, record): &(PathBuf, RunRecord)| {
                 record.task == task && record.status != Status::Finished && is_same(path, configuration)
@@ -257,13 +260,13 @@ fn run_folder(
             let found = folder::list(&common.runs_dir)?.into_iter().rfind(unfinished).map(|(path, _)| path);
             let found =
                 found.map_or_else(|| finished_run(common, task, configuration), |path| Ok(Some(path)))?;
-            Ok(found.unwrap_or_else(fresh))
+            Ok(found.unwrap_or_else(new_folder))
         }
         path => {
             let path = PathBuf::from(path);
             if path.is_dir() {
-                RunRecord::load(&path)?.of(&path, task)?;
-                // A link such as `latest` may point elsewhere tomorrow.
+                RunRecord::load(&path)?.check_task(&path, task)?;
+                // A link such as `latest` may change its target.
                 let path = path.canonicalize().with_context(|| path.display().to_string())?;
                 return Ok(path);
             }
@@ -273,39 +276,39 @@ fn run_folder(
                     path.display()
                 );
             }
-            Ok(fresh())
+            Ok(new_folder())
         }
     }
 }
 
-/// How a training process ended.
+/// The end of a training process.
 enum ChildExit {
-    /// By itself, with this exit code.
+    /// Ended with this exit code.
     Code(u8),
-    /// With a transient error.
+    /// Ended with a transient error.
     Transient,
-    /// Out of memory.
+    /// Ran out of memory.
     OutOfMemory,
-    /// By a signal or a panic, with a description.
+    /// Ended by a signal or a panic, with a description.
     Killed(String),
 }
 
 impl ChildExit {
-    fn of(status: ExitStatus, memory_was_short: bool) -> Self {
+    fn from_status(status: ExitStatus, was_out_of_memory: bool) -> Self {
         #[cfg(unix)]
         if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
-            // A failed allocation aborts a Rust program. On Linux allocation more often succeeds, and the process is killed when it uses
-            // the memory.
+            // A failed allocation aborts a Rust program. On Linux, allocation usually succeeds, and the kernel kills the process when it
+            // uses the memory.
             return match signal {
                 libc::SIGABRT => Self::OutOfMemory,
-                libc::SIGKILL if memory_was_short => Self::OutOfMemory,
+                libc::SIGKILL if was_out_of_memory => Self::OutOfMemory,
                 _ => Self::Killed(format!("killed (signal {signal})")),
             };
         }
-        let _ = memory_was_short;
+        let _ = was_out_of_memory;
         match status.code() {
             Some(code) if code == i32::from(EXIT_TRANSIENT) => Self::Transient,
-            // A panic, whose message was printed already.
+            // A panic, whose message has been printed.
             Some(101) => Self::Killed("ended by a panic".to_owned()),
             Some(code) => Self::Code(u8::try_from(code).unwrap_or(1)),
             None => Self::Code(1),
@@ -320,23 +323,24 @@ fn out_of_memory_kills() -> u64 {
     count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
-/// The training states of a run: a process that has written one has made progress. Times are only compared for equality, since clocks jump.
+/// The training states of a run with their modification times, whose change means progress. Times are only compared for equality, since
+/// clocks may be adjusted.
 fn states(folder: &Path) -> Vec<(PathBuf, Option<SystemTime>)> {
     let states = folder::states(folder).unwrap_or_default().into_iter();
-    let modified = |state: &Path| state.metadata().and_then(|about| about.modified()).ok();
+    let modified = |state: &Path| state.metadata().and_then(|metadata| metadata.modified()).ok();
     states.map(|state| (state.clone(), modified(&state))).collect()
 }
 
-/// Exponential backoff, with random jitter so that many processes do not retry at once.
-fn backoff(initial: Duration, most: Duration, retries: u32) -> Duration {
-    let whole = initial.saturating_mul(1 << retries.min(20)).min(most);
-    let mut chance = RandomState::new().build_hasher();
-    chance.write_u32(retries);
-    whole.mul_f64(0.5 + 0.5 * (chance.finish() >> 11) as f64 / (1u64 << 53) as f64)
+/// The delay of exponential backoff, with random jitter so that many processes do not retry at once.
+fn backoff(initial: Duration, max: Duration, retries: u32) -> Duration {
+    let delay = initial.saturating_mul(1 << retries.min(20)).min(max);
+    let mut hasher = RandomState::new().build_hasher();
+    hasher.write_u32(retries);
+    delay.mul_f64(0.5 + 0.5 * (hasher.finish() >> 11) as f64 / (1u64 << 53) as f64)
 }
 
-/// Prints a line, and logs it in the run's log, if that exists.
-fn say(common: &CommonArgs, folder: &Path, line: &str) {
+/// Prints a line, and appends it to the log of the run if that exists.
+fn print_and_log(common: &CommonArgs, folder: &Path, line: &str) {
     let log = folder.join(LOG);
     if log.is_file() {
         logging::add_run_file(&log, common.log_format);
@@ -344,63 +348,65 @@ fn say(common: &CommonArgs, folder: &Path, line: &str) {
     logging::eprint_and_log(line);
 }
 
-fn join(flag: &str, path: &Path) -> OsString {
+fn path_flag(flag: &str, path: &Path) -> OsString {
     let mut argument = OsString::from(flag);
     argument.push(path);
     argument
 }
 
-/// Forwards signals of this process to the training process. That is in a group of its own, so signals from a terminal arrive only here.
+/// Forwards signals of this process to the training process, which is in its own process group and receives no signals from a terminal.
 #[derive(Clone, Default)]
 pub struct Signals {
     /// The ID of the training process; 0 while there is none.
     child: Arc<AtomicU32>,
+    /// True if a signal to stop has arrived.
     stopped: Arc<AtomicBool>,
-    last: Arc<AtomicI32>,
+    /// The last such signal.
+    last_signal: Arc<AtomicI32>,
 }
 
 impl Signals {
-    /// Catches the signals, from the first call in this process on.
+    /// Catches signals from the first call in this process on.
     ///
     /// # Errors
     /// If they cannot be caught.
     pub fn catch() -> std::io::Result<Self> {
-        static CAUGHT: OnceLock<Signals> = OnceLock::new();
-        if let Some(caught) = CAUGHT.get() {
-            return Ok(caught.clone());
+        static SIGNALS: OnceLock<Signals> = OnceLock::new();
+        if let Some(forwarder) = SIGNALS.get() {
+            return Ok(forwarder.clone());
         }
-        let caught = Self::default();
+        let forwarder = Self::default();
         #[cfg(unix)]
         {
             use signal_hook::consts::{SIGCONT, SIGTSTP};
-            let heard = [signals::stop_signals(), vec![SIGTSTP, SIGCONT]].concat();
-            let mut signals = signal_hook::iterator::Signals::new(heard)?;
-            let caught = caught.clone();
+            let caught = [signals::stop_signals(), vec![SIGTSTP, SIGCONT]].concat();
+            let mut signals = signal_hook::iterator::Signals::new(caught)?;
+            let forwarder = forwarder.clone();
             thread::spawn(move || {
                 for signal in signals.forever() {
                     match signal {
                         SIGTSTP => {
-                            caught.send(libc::SIGSTOP);
+                            forwarder.send(libc::SIGSTOP);
                             let _ = signal_hook::low_level::raise(libc::SIGSTOP);
                         }
-                        SIGCONT => caught.send(SIGCONT),
+                        SIGCONT => forwarder.send(SIGCONT),
                         signal => {
-                            caught.stopped.store(true, Ordering::SeqCst);
-                            caught.last.store(signal, Ordering::SeqCst);
-                            caught.send(signal);
+                            forwarder.stopped.store(true, Ordering::SeqCst);
+                            forwarder.last_signal.store(signal, Ordering::SeqCst);
+                            forwarder.send(signal);
                         }
                     }
                 }
             });
         }
-        Ok(CAUGHT.get_or_init(|| caught).clone())
+        Ok(SIGNALS.get_or_init(|| forwarder).clone())
     }
 
     #[cfg(unix)]
     fn send(&self, signal: i32) {
         let child = self.child.load(Ordering::SeqCst);
         if child != 0 {
-            // SAFETY: it sends a signal to our own child, which is not reaped before `child` is set to 0.
+            // SAFETY: this sends a signal to a child of this process, which is not reaped before `child` is set to 0.
             unsafe { libc::kill(child as i32, signal) };
         }
     }
@@ -418,8 +424,8 @@ impl Signals {
         self.child.store(child.id(), Ordering::SeqCst);
         #[cfg(unix)]
         if self.stopped() {
-            // A signal that arrived before there was a process to forward it to.
-            self.send(self.last.load(Ordering::SeqCst));
+            // Forwards a signal that arrived before the process started.
+            self.send(self.last_signal.load(Ordering::SeqCst));
         }
         let status = wait(&mut child, &self.child);
         self.child.store(0, Ordering::SeqCst);
@@ -430,22 +436,21 @@ impl Signals {
         self.stopped.load(Ordering::SeqCst)
     }
 
-    /// Sleeps for `time`; false if a signal arrived.
+    /// Sleeps for `time`, or until a signal arrives. Returns false if one did.
     fn sleep(&self, time: Duration) -> bool {
-        let end = Instant::now() + time;
-        while !self.stopped() && Instant::now() < end {
-            thread::sleep(Duration::from_millis(50).min(end - Instant::now()));
+        let deadline = Instant::now() + time;
+        while !self.stopped() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(50).min(deadline - Instant::now()));
         }
         !self.stopped()
     }
 }
 
-/// Waits for `child`, which gets no more signals once it has ended.
+/// Waits for `child`, and clears `id` before the child is reaped, so that no signal is sent to a reused process ID.
 fn wait(child: &mut std::process::Child, id: &AtomicU32) -> std::io::Result<ExitStatus> {
     #[cfg(unix)]
     {
-        // Its process ID is not reused until it is reaped below.
-        // SAFETY: siginfo_t is plain memory that the call fills; WNOWAIT leaves the child to be reaped.
+        // SAFETY: the call fills siginfo_t, for which zeros are valid; WNOWAIT leaves the child to be reaped below.
         unsafe {
             let mut info: libc::siginfo_t = std::mem::zeroed();
             while libc::waitid(libc::P_PID, child.id(), &mut info, libc::WEXITED | libc::WNOWAIT) != 0
@@ -465,42 +470,43 @@ mod tests {
     use super::*;
 
     #[derive(Parser)]
-    struct Line {
+    struct TestCli {
         #[command(flatten)]
         common: CommonArgs,
     }
 
     /// Supervises a run whose processes end as listed, each with the number of the state that it saved. Returns the exit code, the halvings
-    /// of micro-batches for each process, and the waits in seconds.
-    fn kept(flags: &str, ends: Vec<(ChildExit, u64)>) -> (u8, Vec<u32>, Vec<f64>) {
-        let needed = "train --batch-size 8 --ema-beta 0.9 --weight-decay 0 --log-interval 1";
-        let common = Line::parse_from(needed.split(' ').chain(flags.split_whitespace())).common;
-        let (mut halved, mut waits, mut ends) = (Vec::new(), Vec::new(), ends.into_iter());
-        let begin = |halvings| {
-            halved.push(halvings);
-            Ok(ends.next().expect("it is begun no more often than that"))
+    /// of each process, and the waits in seconds.
+    fn run_supervisor(flags: &str, exits: Vec<(ChildExit, u64)>) -> (u8, Vec<u32>, Vec<f64>) {
+        let required_flags = "train --batch-size 8 --ema-beta 0.9 --weight-decay 0 --log-interval 1";
+        let common = TestCli::parse_from(required_flags.split(' ').chain(flags.split_whitespace())).common;
+        let (mut halvings_seen, mut waits, mut exits) = (Vec::new(), Vec::new(), exits.into_iter());
+        let start = |halvings| {
+            halvings_seen.push(halvings);
+            Ok(exits.next().expect("no more starts than listed"))
         };
         let wait = |time: Duration| {
             waits.push(time.as_secs_f64());
             true
         };
-        let code =
-            Supervisor { common: &common, begin, wait, stopped: || false, say: |_: &str| {} }.run().unwrap();
-        assert!(ends.next().is_none(), "it is begun as often as that");
-        (code, halved, waits)
+        let code = Supervisor { common: &common, start, wait, stopped: || false, print: |_: &str| {} }
+            .run()
+            .unwrap();
+        assert!(exits.next().is_none(), "as many starts as listed");
+        (code, halvings_seen, waits)
     }
 
     #[test]
-    fn what_may_pass_is_tried_again_after_ever_longer_waits_until_it_is_given_up() {
+    fn transient_errors_are_retried_with_backoff_up_to_a_limit() {
         let transient = |state| (ChildExit::Transient, state);
         let (code, _, waits) =
-            kept("--retry-max 25s", vec![transient(0), transient(0), transient(0), transient(0)]);
+            run_supervisor("--retry-max 25s", vec![transient(0), transient(0), transient(0), transient(0)]);
         assert_eq!(code, EXIT_TRANSIENT);
-        for (wait, whole) in waits.iter().zip([10.0, 20.0, 25.0]) {
-            assert!((whole / 2.0..=whole).contains(wait), "{waits:?}");
+        for (wait, max) in waits.iter().zip([10.0, 20.0, 25.0]) {
+            assert!((max / 2.0..=max).contains(wait), "{waits:?}");
         }
         // A new state resets the retries.
-        let ends = vec![
+        let exits = vec![
             transient(0),
             transient(0),
             transient(1),
@@ -508,25 +514,25 @@ mod tests {
             transient(1),
             (ChildExit::Code(0), 2),
         ];
-        let (code, _, waits) = kept("", ends);
+        let (code, _, waits) = run_supervisor("", exits);
         assert_eq!((code, waits.len()), (0, 5));
         assert!(waits[2] <= 10.0 && waits[3] > 9.9, "{waits:?}");
         let killed = (ChildExit::Killed("killed (signal 9)".into()), 0);
-        assert_eq!(kept("--max-retries 0", vec![killed]).0, EXIT_TRANSIENT);
+        assert_eq!(run_supervisor("--max-retries 0", vec![killed]).0, EXIT_TRANSIENT);
     }
 
     #[test]
-    fn what_stays_is_not_tried_again_and_memory_is_halved_at_once() {
+    fn permanent_errors_are_not_retried_and_micro_batches_are_halved_at_once() {
         for code in [0, 1, 2, EXIT_RESUMABLE] {
-            assert_eq!(kept("", vec![(ChildExit::Code(code), 0)]), (code, vec![0], vec![]));
+            assert_eq!(run_supervisor("", vec![(ChildExit::Code(code), 0)]), (code, vec![0], vec![]));
         }
-        let ends = vec![
+        let exits = vec![
             (ChildExit::OutOfMemory, 0),
             (ChildExit::OutOfMemory, 0),
             (ChildExit::Transient, 0),
             (ChildExit::Code(0), 1),
         ];
-        let (code, halved, waits) = kept("", ends);
-        assert_eq!((code, halved, waits.len()), (0, vec![0, 1, 2, 2], 1));
+        let (code, halvings_seen, waits) = run_supervisor("", exits);
+        assert_eq!((code, halvings_seen, waits.len()), (0, vec![0, 1, 2, 2], 1));
     }
 }

@@ -20,7 +20,7 @@ use super::{Archive, Error, Event, Result, RetryPolicy, check_disk_space};
 
 const MAX_REDIRECTS: u32 = 5;
 
-/// The number of bytes after which an attempt counts as progress: the next failure counts as the first.
+/// An attempt that fetched this many bytes made progress, and its failure counts as the first.
 const MIN_PROGRESS_BYTES: u64 = 1 << 20;
 
 /// A client that fetches files from one address.
@@ -33,9 +33,9 @@ pub(super) struct Client<'a> {
 /// The reason why an attempt did not complete the file.
 enum Failure {
     /// A transient error; a retry must wait at least as long as the server asks for.
-    Passing { reason: String, wait: Option<Duration> },
+    Transient { reason: String, wait: Option<Duration> },
     /// A permanent error.
-    Lasting(Error),
+    Permanent(Error),
 }
 
 impl<'a> Client<'a> {
@@ -56,7 +56,7 @@ impl<'a> Client<'a> {
         Self { agent, url: url.trim_end_matches('/'), retry_policy }
     }
 
-    /// Fetches `archive` to `path`, unless it is there already.
+    /// Fetches `archive` to `path`, unless the file exists and is intact.
     pub(super) fn fetch(
         &self,
         archive: &Archive,
@@ -70,13 +70,13 @@ impl<'a> Client<'a> {
         let mut part = PartialFile::open(path, archive.max_bytes)?;
         match self.complete(&url, &mut part, archive, progress) {
             Ok(()) => part.finish(path),
-            // Nothing that a later run could resume from.
+            // There is nothing to resume from.
             Err(e) if part.bytes == 0 => part.remove().and(Err(e)),
             Err(e) => Err(e),
         }
     }
 
-    /// Retries until `part` is the whole file, or an error is permanent.
+    /// Retries until `part` is complete, or an error is permanent.
     fn complete(
         &self,
         url: &str,
@@ -84,18 +84,21 @@ impl<'a> Client<'a> {
         archive: &Archive,
         progress: &mut dyn FnMut(Event),
     ) -> Result<()> {
-        let (mut failures, mut anew) = (0, false);
+        let (mut failures, mut restarted) = (0, false);
         while part.md5() != archive.md5 {
             let before = part.bytes;
-            let (reason, asked) = match self.attempt(url, part, archive, progress) {
-                Err(Failure::Lasting(e)) => return Err(e),
-                // The content is right, even if the server gave a wrong length.
+            let (reason, server_wait) = match self.attempt(url, part, archive, progress) {
+                Err(Failure::Permanent(e)) => return Err(e),
+                // The content is correct, even if the server sent a wrong length.
                 _ if part.md5() == archive.md5 => break,
-                // The file is complete but wrong: perhaps its pieces are from different versions.
-                Ok(()) if part.pieces > 1 && !anew => {
-                    anew = true;
+                // The file is complete but its checksum differs: perhaps its pieces are of different versions.
+                Ok(()) if part.pieces > 1 && !restarted => {
+                    restarted = true;
                     part.clear()?;
-                    progress(Event::Retry("the pieces do not fit together".into(), Duration::ZERO));
+                    progress(Event::Retry(
+                        "the pieces are of different versions of the file".into(),
+                        Duration::ZERO,
+                    ));
                     continue;
                 }
                 Ok(()) => {
@@ -103,14 +106,14 @@ impl<'a> Client<'a> {
                     part.clear()?;
                     return Err(Error::Checksum { url: url.into(), expected: archive.md5, found, bytes });
                 }
-                Err(Failure::Passing { reason, wait }) => (reason, wait),
+                Err(Failure::Transient { reason, wait }) => (reason, wait),
             };
             failures = if part.bytes >= before.saturating_add(MIN_PROGRESS_BYTES) { 1 } else { failures + 1 };
             if failures >= self.retry_policy.attempts {
                 let reason = format!("{reason}; gave up after {failures} attempts");
                 return Err(Error::Http { url: url.into(), reason });
             }
-            let wait = asked.unwrap_or_else(|| self.wait(failures)).min(self.retry_policy.max_backoff);
+            let wait = server_wait.unwrap_or_else(|| self.wait(failures)).min(self.retry_policy.max_backoff);
             progress(Event::Retry(reason, wait));
             thread::sleep(wait);
         }
@@ -121,8 +124,8 @@ impl<'a> Client<'a> {
     /// their connection at the same moment do not retry at the same moment.
     fn wait(&self, failures: u32) -> Duration {
         let doubled = self.retry_policy.initial_backoff.saturating_mul(1 << (failures - 1).min(16));
-        let chance = RandomState::new().hash_one(failures) as f64 / u64::MAX as f64;
-        doubled.mul_f64(1.0 - chance / 2.0)
+        let random = RandomState::new().hash_one(failures) as f64 / u64::MAX as f64;
+        doubled.mul_f64(1.0 - random / 2.0)
     }
 
     /// Requests the missing bytes, and appends the response.
@@ -133,7 +136,7 @@ impl<'a> Client<'a> {
         archive: &Archive,
         progress: &mut dyn FnMut(Event),
     ) -> Result<(), Failure> {
-        let refused = |reason| Failure::Lasting(Error::Http { url: url.into(), reason });
+        let rejected = |reason| Failure::Permanent(Error::Http { url: url.into(), reason });
         let mut request = self.agent.get(url).header("Accept-Encoding", "identity");
         if part.bytes > 0 {
             request = request.header("Range", format!("bytes={}-", part.bytes));
@@ -141,7 +144,7 @@ impl<'a> Client<'a> {
                 request = request.header("If-Range", validator);
             }
         }
-        let mut response = request.call().map_err(|e| failed(e, url))?;
+        let mut response = request.call().map_err(|e| classify_error(e, url))?;
         let total = match response.status() {
             StatusCode::OK => {
                 part.begin(validator(response.headers()))?;
@@ -151,45 +154,45 @@ impl<'a> Client<'a> {
                 let range = header(response.headers(), "Content-Range");
                 let Some((start, total)) = range.and_then(content_range).filter(|r| r.0 == part.bytes) else {
                     part.clear()?;
-                    let reason = format!("the server sent another piece than asked for, {range:?}");
-                    return Err(Failure::Passing { reason, wait: None });
+                    let reason = format!("expected the requested range, found {range:?}");
+                    return Err(Failure::Transient { reason, wait: None });
                 };
                 part.pieces += 1;
                 total.or_else(|| response.body().content_length().map(|rest| start.saturating_add(rest)))
             }
             StatusCode::RANGE_NOT_SATISFIABLE if part.bytes > 0 => {
                 part.clear()?;
-                let reason = "the server's file is shorter than what is here of it".into();
-                return Err(Failure::Passing { reason, wait: None });
+                let reason = "the server's file is shorter than the downloaded part".into();
+                return Err(Failure::Transient { reason, wait: None });
             }
             status => {
-                let reason = format!("the server answers {status}");
+                let reason = format!("the server responded with {status}");
                 return Err(if is_transient_status(status) {
-                    Failure::Passing { reason, wait: retry_after(&response) }
+                    Failure::Transient { reason, wait: retry_after(&response) }
                 } else {
-                    refused(reason)
+                    rejected(reason)
                 });
             }
         };
         let too_large =
-            |bytes| refused(format!("expected at most {} bytes, found {bytes}", archive.max_bytes));
+            |bytes| rejected(format!("expected at most {} bytes, found {bytes}", archive.max_bytes));
         if let Some(total) = total {
             if total > archive.max_bytes {
                 return Err(too_large(total));
             }
             // Room for the rest of the file, and for its unpacked content.
             let rest = total.saturating_sub(part.bytes);
-            check_disk_space(part.folder(), rest.saturating_add(total)).map_err(Failure::Lasting)?;
+            check_disk_space(part.folder(), rest.saturating_add(total)).map_err(Failure::Permanent)?;
         }
         progress(Event::Fetching(part.bytes, total));
         let mut body = response.body_mut().as_reader();
         let mut buffer = vec![0; 1 << 16];
         loop {
-            let n = body.read(&mut buffer).map_err(|e| failed(e.into(), url))?;
+            let n = body.read(&mut buffer).map_err(|e| classify_error(e.into(), url))?;
             if n == 0 {
                 break;
             }
-            part.append(&buffer[..n]).map_err(Failure::Lasting)?;
+            part.append(&buffer[..n]).map_err(Failure::Permanent)?;
             if part.bytes > archive.max_bytes {
                 return Err(too_large(part.bytes));
             }
@@ -198,7 +201,7 @@ impl<'a> Client<'a> {
         match total {
             Some(total) if part.bytes < total => {
                 let reason = format!("the connection ended after {} bytes of {total}", part.bytes);
-                Err(Failure::Passing { reason, wait: None })
+                Err(Failure::Transient { reason, wait: None })
             }
             _ => Ok(()),
         }
@@ -207,13 +210,13 @@ impl<'a> Client<'a> {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Failure::Lasting(error)
+        Failure::Permanent(error)
     }
 }
 
 /// Classifies a network error as transient or permanent.
-fn failed(error: ureq::Error, url: &str) -> Failure {
-    let passing = match &error {
+fn classify_error(error: ureq::Error, url: &str) -> Failure {
+    let is_transient = match &error {
         // Invalid data, such as an invalid certificate, is permanent.
         ureq::Error::Io(e) => !matches!(e.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput),
         ureq::Error::Timeout(_)
@@ -225,15 +228,15 @@ fn failed(error: ureq::Error, url: &str) -> Failure {
     };
     let reason = match error {
         ureq::Error::Io(e) => e.to_string(),
-        ureq::Error::Timeout(_) => "nothing came for too long".into(),
+        ureq::Error::Timeout(_) => "timeout".into(),
         other => other.to_string(),
     };
     // The message must fit on one line, but a library's may have several.
     let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
-    if passing {
-        Failure::Passing { reason, wait: None }
+    if is_transient {
+        Failure::Transient { reason, wait: None }
     } else {
-        Failure::Lasting(Error::Http { url: url.into(), reason })
+        Failure::Permanent(Error::Http { url: url.into(), reason })
     }
 }
 
@@ -263,7 +266,7 @@ fn validator(headers: &HeaderMap) -> Option<&str> {
     header(headers, "ETag").filter(|tag| tag.starts_with('"')).or_else(|| header(headers, "Last-Modified"))
 }
 
-/// The fetched part of a file, `NAME.part`, and in `NAME.part.validator` the version of the file that it is of.
+/// The fetched part of a file, `NAME.part`, and in `NAME.part.validator` the version of that file.
 struct PartialFile {
     path: PathBuf,
     file: File,

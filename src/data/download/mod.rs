@@ -65,11 +65,11 @@ impl Default for RetryPolicy {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
-    /// Bytes of the file that are fetched, and the total if the server gave it.
+    /// The number of bytes fetched, and the total if known.
     Fetching(u64, Option<u64>),
-    /// The file is requested again: the reason, and the wait before.
+    /// A retry: the reason, and the wait before it.
     Retry(String, Duration),
-    /// Bytes of the archive that are unpacked, and the total.
+    /// The number of bytes of the archive unpacked, and the total.
     Unpacking(u64, u64),
     /// The folder is complete.
     Ready {
@@ -78,20 +78,21 @@ pub enum Event {
         /// Their total size, in bytes.
         bytes: u64,
         /// True if it was complete before.
-        before: bool,
+        was_complete: bool,
     },
 }
 
 /// Fetches `archives` from `url` (the address without the file's name) into `folder`, and unpacks each into the folder of its name.
 ///
-/// Archives that are there already are not fetched. An interrupted download resumes where it ended, also in another run. A file gets its
-/// final name only with the right checksum, and a folder only when it is complete.
+/// Archives that were unpacked before are not fetched. An interrupted download resumes where it ended, also in another run. A file gets its
+/// final name only if its checksum is correct, and a folder only if it is complete.
 ///
 /// Redirects are followed, from https to https only.
 ///
 /// # Errors
-/// If the server refuses or is unreachable for too long, or a checksum is wrong. If an archive holds anything but plain files in its
-/// folder, the disk is full, or another file or folder has the name. The fetched bytes of an unfinished file stay, as `NAME.tar.gz.part`.
+/// If the server rejects a request or is unreachable for too long, or a checksum differs. Also if an archive contains anything but plain
+/// files in its folder, the disk is full, or another file or folder has the name. The fetched bytes of an unfinished file are kept as
+/// `NAME.tar.gz.part`.
 pub fn download(
     archives: &[Archive],
     url: &str,
@@ -101,13 +102,13 @@ pub fn download(
 ) -> Result<()> {
     fs::create_dir_all(folder).map_err(Error::io(folder))?;
     let _lock = lock(folder)?;
-    // Obstacles are reported before anything is fetched.
-    let there: Vec<_> =
+    // Occupied folders are reported before anything is fetched.
+    let existing: Vec<_> =
         archives.iter().map(|a| unpack::read_manifest(&folder.join(a.name), a)).collect::<Result<_>>()?;
     let client = fetch::Client::new(url, retry_policy);
-    for (archive, there) in archives.iter().zip(there) {
-        let before = there.is_some();
-        let manifest = match there {
+    for (archive, existing) in archives.iter().zip(existing) {
+        let was_complete = existing.is_some();
+        let manifest = match existing {
             Some(manifest) => manifest,
             None => {
                 let path = folder.join(archive.file_name());
@@ -118,7 +119,7 @@ pub fn download(
                 unpack::unpack(&path, &folder.join(archive.name), archive, &mut unpacking)?
             }
         };
-        progress(archive, Event::Ready { files: manifest.files, bytes: manifest.bytes, before });
+        progress(archive, Event::Ready { files: manifest.files, bytes: manifest.bytes, was_complete });
     }
     Ok(())
 }
@@ -186,7 +187,7 @@ pub enum Error {
         reason: String,
     },
     /// The output folder exists, and was not unpacked by this program.
-    #[error("{}: there is {found}; move it away to have it unpacked anew", folder.display())]
+    #[error("{}: expected a new folder, found {found}; move it away to unpack the archive again", folder.display())]
     Occupied {
         /// The folder.
         folder: PathBuf,
@@ -194,10 +195,10 @@ pub enum Error {
         found: String,
     },
     /// Another process is downloading to the folder.
-    #[error("{}: another download into this folder is running", .0.display())]
+    #[error("{}: another process is downloading to this folder", .0.display())]
     Busy(PathBuf),
     /// There is not enough disk space.
-    #[error("{}: {:.2} GB of disk are needed, {:.2} GB are free", folder.display(), *needed as f64 / 1e9, *free as f64 / 1e9)]
+    #[error("{}: expected {:.2} GB of free disk space, found {:.2} GB", folder.display(), *needed as f64 / 1e9, *free as f64 / 1e9)]
     Disk {
         /// The folder on that disk.
         folder: PathBuf,

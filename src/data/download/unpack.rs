@@ -34,7 +34,7 @@ pub(super) struct Manifest {
     pub bytes: u64,
 }
 
-/// The manifest of `folder` if it holds the content of `archive`; `None` if there is no such folder. Anything else there is an error.
+/// The manifest of `folder` if it holds the content of `archive`; `None` if there is no such folder. Other content is an error.
 pub(super) fn read_manifest(folder: &Path, archive: &Archive) -> Result<Option<Manifest>> {
     if !folder.try_exists().map_err(Error::io(folder))? && !folder.is_symlink() {
         return Ok(None);
@@ -46,21 +46,21 @@ pub(super) fn read_manifest(folder: &Path, archive: &Archive) -> Result<Option<M
         small.then(|| fs::read(&path).ok()).flatten().and_then(|json| serde_json::from_slice(&json).ok());
     let manifest = manifest
         .filter(|m| m.archive == archive.file_name() && m.md5 == archive.md5)
-        .ok_or_else(|| occupied("something else".into()))?;
+        .ok_or_else(|| occupied("other files".into()))?;
     let (files, bytes) = count(folder, MAX_DEPTH)?;
-    let own = fs::metadata(&path).map_err(Error::io(&path))?.len();
-    if (files, bytes) != (manifest.files.saturating_add(1), manifest.bytes.saturating_add(own)) {
+    let manifest_bytes = fs::metadata(&path).map_err(Error::io(&path))?.len();
+    if (files, bytes) != (manifest.files.saturating_add(1), manifest.bytes.saturating_add(manifest_bytes)) {
         return Err(occupied(format!(
             "{} files of {bytes} bytes instead of {} of {}",
             files.saturating_sub(1),
             manifest.files,
-            manifest.bytes.saturating_add(own),
+            manifest.bytes.saturating_add(manifest_bytes),
         )));
     }
     Ok(Some(manifest))
 }
 
-/// The number of files below `folder`, and their total size in bytes. Links are not followed.
+/// Counts the files in `folder` and their total size in bytes. Links are not followed.
 fn count(folder: &Path, depth: usize) -> Result<(u64, u64)> {
     let mut sum = (0, 0);
     for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
@@ -87,18 +87,18 @@ pub(super) fn unpack(
     archive: &Archive,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Manifest> {
-    let work = folder.with_file_name(format!(".unpacking-{}", archive.name));
-    let clear = || match fs::remove_dir_all(&work) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io(&work)(e)),
+    let temporary = folder.with_file_name(format!(".unpacking-{}", archive.name));
+    let clear = || match fs::remove_dir_all(&temporary) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io(&temporary)(e)),
         _ => Ok(()),
     };
-    // Removes the remains of a killed run.
+    // Removes the files of a killed run.
     clear()?;
-    fs::create_dir(&work).map_err(Error::io(&work))?;
-    let manifest = write_files(path, &work, archive, progress).and_then(|manifest| {
-        let json = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::io(&work)(e.into()))?;
-        fs::write(work.join(MANIFEST), json).map_err(Error::io(&work))?;
-        fs::rename(&work, folder).map_err(Error::io(folder))?;
+    fs::create_dir(&temporary).map_err(Error::io(&temporary))?;
+    let manifest = write_files(path, &temporary, archive, progress).and_then(|manifest| {
+        let json = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::io(&temporary)(e.into()))?;
+        fs::write(temporary.join(MANIFEST), json).map_err(Error::io(&temporary))?;
+        fs::rename(&temporary, folder).map_err(Error::io(folder))?;
         Ok(manifest)
     });
     if manifest.is_err() {
@@ -110,13 +110,13 @@ pub(super) fn unpack(
 
 fn write_files(
     path: &Path,
-    work: &Path,
+    temporary: &Path,
     archive: &Archive,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Manifest> {
-    let refuse = |reason: String| Error::Archive { path: path.to_owned(), reason };
-    let damaged = |e: io::Error| refuse(e.to_string());
-    let (read, left) = (Cell::new(0), Cell::new(0));
+    let invalid = |reason: String| Error::Archive { path: path.to_owned(), reason };
+    let damaged = |e: io::Error| invalid(e.to_string());
+    let (read, remaining) = (Cell::new(0), Cell::new(0));
     let packed = CountingReader {
         inner: File::open(path).map_err(Error::io(path))?,
         count: |n| {
@@ -125,44 +125,46 @@ fn write_files(
         },
     };
     // The tar reader keeps long names in memory, so the bytes that it may read for each entry are limited.
-    let plain = CountingReader {
+    let unpacked = CountingReader {
         inner: MultiGzDecoder::new(io::BufReader::with_capacity(1 << 16, packed)),
         count: |n| {
-            let rest = u64::checked_sub(left.get(), n);
-            left.set(rest.ok_or_else(|| io::Error::other("a header is longer than any that is needed"))?);
+            let rest = u64::checked_sub(remaining.get(), n);
+            remaining.set(rest.ok_or_else(|| io::Error::other("a header is too long"))?);
             Ok(())
         },
     };
-    let mut tar = tar::Archive::new(plain);
+    let mut tar = tar::Archive::new(unpacked);
     let mut manifest = Manifest { archive: archive.file_name(), md5: archive.md5.into(), files: 0, bytes: 0 };
-    left.set(MAX_HEADER);
-    let (mut entries, mut all) = (0u64, 0u64);
+    remaining.set(MAX_HEADER);
+    let (mut entries, mut total) = (0u64, 0u64);
     for entry in tar.entries().map_err(damaged)? {
         let mut entry = entry.map_err(damaged)?;
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
         let size = entry.size();
         entries += 1;
-        all = all.saturating_add(size);
-        if all > archive.max_bytes || entries > MAX_FILES {
-            let most = archive.max_bytes;
-            return Err(refuse(format!("it unpacks to more than {most} bytes or {MAX_FILES} files")));
+        total = total.saturating_add(size);
+        if total > archive.max_bytes || entries > MAX_FILES {
+            let max = archive.max_bytes;
+            return Err(invalid(format!("unpacks to more than {max} bytes or {MAX_FILES} files")));
         }
-        left.set(size + MAX_HEADER);
+        remaining.set(size + MAX_HEADER);
         let target = match entry.header().entry_type() {
-            // The oldest format marks a folder by its name alone.
-            EntryType::Regular if !name.ends_with('/') => inside(&name, archive.name).map_err(&refuse)?,
+            // The oldest format marks a folder only by its name.
+            EntryType::Regular if !name.ends_with('/') => {
+                target_path(&name, archive.name).map_err(&invalid)?
+            }
             EntryType::Regular | EntryType::Directory => {
-                inside(&name, archive.name).map(|_| None).map_err(&refuse)?
+                target_path(&name, archive.name).map(|_| None).map_err(&invalid)?
             }
             EntryType::XGlobalHeader => None,
-            other => return Err(refuse(format!("{name:?} is of kind {other:?}; expected plain files"))),
+            other => return Err(invalid(format!("{name:?}: expected a plain file, found {other:?}"))),
         };
         if let Some(target) = target {
-            let target = work.join(target);
-            let parent = target.parent().unwrap_or(work);
+            let target = temporary.join(target);
+            let parent = target.parent().unwrap_or(temporary);
             fs::create_dir_all(parent).map_err(Error::io(parent))?;
             let mut file = File::create_new(&target).map_err(|e| match e.kind() {
-                io::ErrorKind::AlreadyExists => refuse(format!("{name:?} is in it twice")),
+                io::ErrorKind::AlreadyExists => invalid(format!("{name:?}: expected once, found twice")),
                 _ => Error::io(&target)(e),
             })?;
             let copied = copy(&mut entry, &mut file).map_err(|e| match e {
@@ -170,35 +172,35 @@ fn write_files(
                 CopyError::Write(e) => Error::io(&target)(e),
             })?;
             if copied != size {
-                return Err(refuse(format!("{name:?} is cut off: {copied} bytes of {size}")));
+                return Err(invalid(format!("{name:?}: expected {size} bytes, found {copied}")));
             }
             manifest.files += 1;
             manifest.bytes += size;
         }
         io::copy(&mut entry, &mut io::sink()).map_err(damaged)?;
-        left.set(MAX_HEADER);
+        remaining.set(MAX_HEADER);
         progress(read.get());
     }
     if manifest.files == 0 {
-        return Err(refuse(format!("there is no file in it; expected files in {}/", archive.name)));
+        return Err(invalid(format!("expected files in {}/, found none", archive.name)));
     }
     Ok(manifest)
 }
 
-/// The path below the archive's own folder of the entry `name`; `None` for the folder itself and for skipped entries.
-fn inside(name: &str, folder: &str) -> Result<Option<PathBuf>, String> {
+/// The path of the entry `name` relative to the archive's folder; `None` for the folder itself and for skipped entries.
+fn target_path(name: &str, folder: &str) -> Result<Option<PathBuf>, String> {
     let mut parts = Vec::new();
     for part in Path::new(name).components() {
         match part {
             Component::CurDir => {}
             Component::Normal(part) => parts.push(part.to_string_lossy().into_owned()),
-            _ => return Err(format!("{name:?} points outside of the folder")),
+            _ => return Err(format!("{name:?} is outside of the folder")),
         }
     }
-    // A name that another system would take for a path or reject.
-    let strange = |c: char| c.is_control() || ['\\', ':', '\u{fffd}'].contains(&c);
-    if parts.len() > MAX_DEPTH || parts.iter().any(|part| part.contains(strange)) {
-        return Err(format!("{name:?} is no name for a file"));
+    // A name that another system rejects or interprets as a path.
+    let is_invalid = |c: char| c.is_control() || ['\\', ':', '\u{fffd}'].contains(&c);
+    if parts.len() > MAX_DEPTH || parts.iter().any(|part| part.contains(is_invalid)) {
+        return Err(format!("{name:?} is not a valid file name"));
     }
     if parts.last().is_none_or(|part| part.starts_with("._")) {
         return Ok(None);
@@ -207,7 +209,7 @@ fn inside(name: &str, folder: &str) -> Result<Option<PathBuf>, String> {
         return Err(format!("{name:?} is not in {folder}/"));
     }
     if parts.get(1).is_some_and(|part| part == MANIFEST) {
-        return Err(format!("{name:?} is a name that is in use"));
+        return Err(format!("{name:?} is a reserved name"));
     }
     Ok((parts.len() > 1).then(|| parts[1..].iter().collect()))
 }

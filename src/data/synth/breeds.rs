@@ -21,7 +21,7 @@ pub enum Pattern {
     /// Ears and face: a mask.
     Pointed,
     /// Ears and face, except for a white wedge from forehead to chin.
-    Bicolour,
+    Bicolor,
     /// Wrinkles instead of fur.
     Bare,
 }
@@ -36,7 +36,7 @@ pub struct Coat {
     pub mark: Color,
 }
 
-/// The appearance of a breed. The unit of lengths is half the height of a head.
+/// The appearance of a breed. Lengths are in units of half the height of a head.
 pub struct Look {
     /// The coats that occur.
     pub coats: &'static [Coat],
@@ -266,7 +266,7 @@ pub static LOOKS: [Look; 12] = [
             Coat { base: rgb(0xeef0f2), under: rgb(0xffffff), mark: rgb(0x7c8492) },
             Coat { base: rgb(0xe9eaee), under: rgb(0xfbfcff), mark: rgb(0x8d8f9c) },
         ],
-        pattern: Pattern::Bicolour,
+        pattern: Pattern::Bicolor,
         width: 1.10,
         jaw: 0.56,
         fluff: 0.24,

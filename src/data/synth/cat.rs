@@ -34,7 +34,7 @@ impl Pose {
     }
 
     /// The position of a point of the face that stands out by `depth`: 0 at the outline, 1 on the face, more on the muzzle.
-    pub fn at(&self, [across, down]: Point, depth: f32) -> Point {
+    pub fn project(&self, [across, down]: Point, depth: f32) -> Point {
         let bulge = (1.0 - across * across).max(0.0).sqrt() * depth * 0.75;
         let x = across * (1.0 - self.turn * self.turn * 0.35) + bulge * self.turn;
         let y = down + depth * self.nod;
@@ -43,8 +43,8 @@ impl Pose {
     }
 
     /// Converts an outline in face coordinates to image units.
-    pub fn all(&self, outline: &[Point], depth: f32) -> Vec<Point> {
-        outline.iter().map(|&p| self.at(p, depth)).collect()
+    pub fn project_all(&self, outline: &[Point], depth: f32) -> Vec<Point> {
+        outline.iter().map(|&p| self.project(p, depth)).collect()
     }
 
     /// Converts a length in face coordinates to image units.
@@ -53,7 +53,7 @@ impl Pose {
     }
 
     /// Converts a position in image units to face coordinates of depth 0.
-    fn back(&self, p: Point) -> Point {
+    fn to_face(&self, p: Point) -> Point {
         let (x, y) = ((p[0] - self.center[0]) / self.scale, (p[1] - self.center[1]) / self.scale);
         let (sin, cos) = self.tilt;
         [(x * cos + y * sin) / (1.0 - self.turn * self.turn * 0.35), y * cos - x * sin]
@@ -93,7 +93,7 @@ pub fn paint(canvas: &mut Canvas, breed: usize, rng: &mut SceneRng) {
 }
 
 impl Cat<'_> {
-    /// Fills `mask` with fur (or skin) of a color by face coordinates, lit and with shade toward the outline.
+    /// Fills `mask` with fur (or skin) of a color by face coordinates, lit and with shading toward the outline.
     fn fur(
         &self,
         canvas: &mut Canvas,
@@ -108,11 +108,11 @@ impl Cat<'_> {
             _ => (0.07 + 0.2 * self.look.fluff, 0.05),
         };
         canvas.fill(mask, within, |p, noise| {
-            let face = self.pose.back(p);
+            let face = self.pose.to_face(p);
             let round = (face[0] * face[0] + face[1] * face[1]) * 0.10 * depth;
             let lit = face[0] * self.light[0] + face[1] * self.light[1];
-            let rough =
-                strands * noise.at(p[0] * 64.0, p[1] * 28.0) + blotches * noise.at(p[0] * 9.0, p[1] * 9.0);
+            let rough = strands * noise.value_at(p[0] * 64.0, p[1] * 28.0)
+                + blotches * noise.value_at(p[0] * 9.0, p[1] * 9.0);
             (shade(color(face), 1.04 + lit - round + rough), 1.0)
         });
     }
@@ -124,21 +124,21 @@ impl Cat<'_> {
             return;
         }
         for &[x, y] in outline {
-            // Hair hangs: it is long at the cheeks and short on the skull.
+            // Hair is long at the cheeks and short on the skull.
             let long = length * rng.range(0.4, 1.1) * (0.75 + 0.5 * y.clamp(-1.0, 1.0));
-            let far = (x * x + y * y).sqrt().max(0.2);
-            let tip = [x + x / far * long, y + (y / far + 0.35) * long];
+            let distance = (x * x + y * y).sqrt().max(0.2);
+            let tip = [x + x / distance * long, y + (y / distance + 0.35) * long];
             let root = [x * 0.88, y * 0.88];
             let stroke = hair(root, [x * 1.02, y * 1.02 - 0.2 * long], tip, 0.16);
             let lit = 1.02 + x * self.light[0] + y * self.light[1] - 0.10 * (x * x + y * y).min(1.6)
                 + rng.range(-0.08, 0.08);
-            canvas.flat(&self.pose.all(&stroke, 0.0), None, shade(color, lit), 0.9);
+            canvas.flat(&self.pose.project_all(&stroke, 0.0), None, shade(color, lit), 0.9);
         }
     }
 
-    /// True if only the breed's extremities are dark.
+    /// True if only the face, ears and other extremities of the breed are dark.
     fn has_points(&self) -> bool {
-        matches!(self.look.pattern, Pattern::Pointed | Pattern::Bicolour)
+        matches!(self.look.pattern, Pattern::Pointed | Pattern::Bicolor)
     }
 
     fn body(&self, canvas: &mut Canvas, rng: &mut SceneRng) {
@@ -157,7 +157,7 @@ impl Cat<'_> {
         let outline = smooth(&outline);
         let (base, under, mark) = (self.coat.base, self.coat.under, self.coat.mark);
         self.fringe(canvas, &outline, self.look.fluff * 0.9, shade(base, 0.9), rng);
-        let body = canvas.mask(&self.pose.all(&outline, 0.0));
+        let body = canvas.mask(&self.pose.project_all(&outline, 0.0));
         self.fur(canvas, &body, None, 0.12, |face| {
             let chest = 1.0 - (face[0] - shift * 0.3).abs() / (neck * 0.9);
             mix(shade(base, 0.92), under, chest.clamp(0.0, 0.75))
@@ -165,7 +165,7 @@ impl Cat<'_> {
         match self.look.pattern {
             Pattern::Spotted => {
                 for _ in 0..26 {
-                    let at = self.pose.at([rng.range(-2.0, 2.0), rng.range(1.05, 2.4)], 0.0);
+                    let at = self.pose.project([rng.range(-2.0, 2.0), rng.range(1.05, 2.4)], 0.0);
                     let size = self.pose.length(rng.range(0.07, 0.13));
                     let spot = ellipse(at, [size, size * rng.range(0.6, 0.9)], rng.range(0.0, 3.0));
                     canvas.flat(&spot, Some(&body), mark, 0.82);
@@ -176,14 +176,14 @@ impl Cat<'_> {
                     let (side, y) = (if i % 2 == 0 { -1.0 } else { 1.0 }, 1.2 + (i / 2) as f32 * 0.42);
                     let band =
                         hair([side * 2.0, y + 0.25], [side * 1.0, y - 0.1], [side * 0.35, y + 0.2], 0.3);
-                    canvas.flat(&self.pose.all(&band, 0.0), Some(&body), mark, 0.6);
+                    canvas.flat(&self.pose.project_all(&band, 0.0), Some(&body), mark, 0.6);
                 }
             }
             Pattern::Bare => {
                 for i in 0..4 {
                     let y = 1.02 + i as f32 * 0.17;
                     let fold = hair([-0.5, y], [0.0, y + 0.2], [0.5, y - 0.04], 0.07);
-                    canvas.flat(&self.pose.all(&fold, 0.0), Some(&body), mark, 0.4);
+                    canvas.flat(&self.pose.project_all(&fold, 0.0), Some(&body), mark, 0.4);
                 }
             }
             Pattern::Ticked => self.ticks(canvas, &body, [-1.6, 1.6], [1.0, 2.4], 90, rng),
@@ -197,11 +197,16 @@ impl Cat<'_> {
                 let long = rng.range(0.5, 0.95) * (0.6 + self.look.fluff);
                 let lock = hair([x * 0.9, y - 0.2], [x * 1.05, y + 0.3 * long], [x * 1.15, y + long], 0.22);
                 let color = mix(under, base, rng.range(0.0, 0.6));
-                canvas.flat(&self.pose.all(&lock, 0.0), None, shade(color, rng.range(0.86, 1.02)), 0.8);
+                canvas.flat(
+                    &self.pose.project_all(&lock, 0.0),
+                    None,
+                    shade(color, rng.range(0.86, 1.02)),
+                    0.8,
+                );
             }
         }
         // The head casts a shadow on the chest.
-        let [x, y] = self.pose.at([0.0, 1.0], 0.0);
+        let [x, y] = self.pose.project([0.0, 1.0], 0.0);
         canvas.glow([x, y], [self.pose.length(0.95), self.pose.length(0.55)], Some(&body), SHADOW, 0.42);
     }
 
@@ -234,13 +239,13 @@ impl Cat<'_> {
                 }))
             };
         let back = match look.pattern {
-            Pattern::Pointed | Pattern::Bicolour => self.coat.mark,
+            Pattern::Pointed | Pattern::Bicolor => self.coat.mark,
             Pattern::Ticked | Pattern::Tabby => mix(self.coat.base, self.coat.mark, 0.45),
             _ => shade(self.coat.base, 0.92),
         };
-        let whole = ear(1.0);
-        self.fringe(canvas, &whole, look.fluff * 0.35, back, rng);
-        let mask = canvas.mask(&self.pose.all(&whole, 0.0));
+        let outer_outline = ear(1.0);
+        self.fringe(canvas, &outer_outline, look.fluff * 0.35, back, rng);
+        let mask = canvas.mask(&self.pose.project_all(&outer_outline, 0.0));
         self.fur(canvas, &mask, None, 0.3, |_| back);
         let dark = self.coat.base[0] < 0.2;
         let flesh = match look.pattern {
@@ -249,7 +254,7 @@ impl Cat<'_> {
             _ if dark => [0.33, 0.22, 0.23],
             _ => mix(shade(self.coat.base, 0.7), [0.88, 0.60, 0.57], 0.62),
         };
-        let shell = canvas.mask(&self.pose.all(&ear(0.68), 0.0));
+        let shell = canvas.mask(&self.pose.project_all(&ear(0.68), 0.0));
         self.fur(canvas, &shell, None, 0.2, |face| shade(flesh, 0.95 + 0.22 * (face[1] - tip[1])));
         if look.fluff > 0.0 {
             let lock = mix(self.coat.under, flesh, 0.2);
@@ -257,7 +262,7 @@ impl Cat<'_> {
                 let x = middle - half * 0.7 + i as f32 * half * 0.2;
                 let top = [side * (x + 0.12), skull - look.ear * rng.range(0.25, 0.55) - 0.1];
                 let lock_shape = hair([side * x, skull + 0.15], [side * x, skull - 0.2], top, 0.12);
-                canvas.flat(&self.pose.all(&lock_shape, 0.0), Some(&shell), lock, 0.6);
+                canvas.flat(&self.pose.project_all(&lock_shape, 0.0), Some(&shell), lock, 0.6);
             }
         }
         if look.tufts {
@@ -265,7 +270,7 @@ impl Cat<'_> {
                 let bend = i as f32 * 0.05 - 0.08;
                 let end = [tip[0] + side * (0.04 + bend), tip[1] - rng.range(0.25, 0.4)];
                 let tuft = hair([tip[0], tip[1] + 0.1], [tip[0] + bend, tip[1] - 0.05], end, 0.12);
-                canvas.flat(&self.pose.all(&tuft, 0.0), None, self.coat.mark, 0.85);
+                canvas.flat(&self.pose.project_all(&tuft, 0.0), None, self.coat.mark, 0.85);
             }
         }
     }
@@ -287,7 +292,7 @@ impl Cat<'_> {
         let outline = smooth(&outline);
         let (base, under) = (self.coat.base, self.coat.under);
         self.fringe(canvas, &outline, self.look.fluff, mix(base, under, 0.25), rng);
-        let head = canvas.mask(&self.pose.all(&outline, 0.0));
+        let head = canvas.mask(&self.pose.project_all(&outline, 0.0));
         self.fur(canvas, &head, None, 1.0, |face| mix(base, under, (face[1] - 0.35) * 0.6));
         head
     }
@@ -307,7 +312,7 @@ impl Cat<'_> {
             let end = [x + x * 0.10, y + 0.14];
             let color = if i % 3 == 0 { self.coat.under } else { self.coat.mark };
             let tick = hair([x, y], [x + x * 0.04, y + 0.07], end, 0.05);
-            canvas.flat(&self.pose.all(&tick, 0.4), Some(within), color, 0.42);
+            canvas.flat(&self.pose.project_all(&tick, 0.4), Some(within), color, 0.42);
         }
     }
 
@@ -315,7 +320,7 @@ impl Cat<'_> {
     fn lines(&self, canvas: &mut Canvas, head: &Mask, bold: f32, opacity: f32) {
         let mut line = |a: Point, b: Point, c: Point, width: f32| {
             canvas.flat(
-                &self.pose.all(&hair(a, b, c, width * bold), 0.85),
+                &self.pose.project_all(&hair(a, b, c, width * bold), 0.85),
                 Some(head),
                 self.coat.mark,
                 opacity,
@@ -335,9 +340,9 @@ impl Cat<'_> {
         let (pose, mark, under) = (&self.pose, self.coat.mark, self.coat.under);
         match self.look.pattern {
             Pattern::Solid => {
-                // A sheen on the brow; on a dark coat only this shows the shape.
+                // A sheen on the forehead. On a dark coat, only this shows the shape.
                 let sheen = if self.coat.base[0] < 0.2 { 0.32 } else { 0.2 };
-                let at = pose.at([self.light[0] * 2.0, -0.5], 0.7);
+                let at = pose.project([self.light[0] * 2.0, -0.5], 0.7);
                 canvas.glow(
                     at,
                     [pose.length(0.6), pose.length(0.34)],
@@ -353,7 +358,7 @@ impl Cat<'_> {
             Pattern::Spotted => {
                 self.lines(canvas, head, 1.0, 0.85);
                 for _ in 0..7 {
-                    let at = pose.at([rng.range(-0.35, 0.35), rng.range(-0.72, -0.45)], 0.9);
+                    let at = pose.project([rng.range(-0.35, 0.35), rng.range(-0.72, -0.45)], 0.9);
                     canvas.flat(
                         &ellipse(at, [pose.length(0.05), pose.length(0.07)], 0.0),
                         Some(head),
@@ -365,7 +370,7 @@ impl Cat<'_> {
             Pattern::Tabby => self.lines(canvas, head, 1.5, 0.75),
             Pattern::Pointed => {
                 let reach = rng.range(0.92, 1.08);
-                let at = |y| pose.at([0.0, y], 0.9);
+                let at = |y| pose.project([0.0, y], 0.9);
                 canvas.glow(
                     at(0.22),
                     [pose.length(1.02 * reach), pose.length(1.12 * reach)],
@@ -375,9 +380,9 @@ impl Cat<'_> {
                 );
                 canvas.glow(at(0.38), [pose.length(0.62), pose.length(0.75)], Some(head), mark, 0.9);
             }
-            Pattern::Bicolour => {
+            Pattern::Bicolor => {
                 for side in [-1.0, 1.0] {
-                    let at = pose.at([side * 0.52, -0.22], 0.7);
+                    let at = pose.project([side * 0.52, -0.22], 0.7);
                     canvas.glow(at, [pose.length(0.78), pose.length(0.95)], Some(head), mark, 1.0);
                 }
                 let wide = rng.range(0.9, 1.15);
@@ -387,7 +392,7 @@ impl Cat<'_> {
                 wedge.extend(right);
                 wedge.push([0.0, 1.1]);
                 wedge.extend(right.iter().rev().map(|&[x, y]| [-x, y]));
-                let wedge = canvas.mask(&pose.all(&smooth(&wedge), 0.95));
+                let wedge = canvas.mask(&pose.project_all(&smooth(&wedge), 0.95));
                 self.fur(canvas, &wedge, Some(head), 0.6, |_| under);
             }
             Pattern::Bare => {
@@ -401,12 +406,12 @@ impl Cat<'_> {
                             [side * wide, y + dip],
                             0.06,
                         );
-                        canvas.flat(&pose.all(&fold, 0.9), Some(head), mark, 0.55);
+                        canvas.flat(&pose.project_all(&fold, 0.9), Some(head), mark, 0.55);
                     }
                 }
                 for side in [-1.0, 1.0] {
                     let fold = hair([side * 0.45, 0.3], [side * 0.62, 0.5], [side * 0.58, 0.75], 0.07);
-                    canvas.flat(&pose.all(&fold, 0.9), Some(head), mark, 0.5);
+                    canvas.flat(&pose.project_all(&fold, 0.9), Some(head), mark, 0.5);
                 }
             }
         }
@@ -420,24 +425,24 @@ impl Cat<'_> {
             _ => mix(self.coat.under, self.coat.base, 0.25),
         };
         // The bridge of the nose, lit on one side.
-        let bridge = pose.at([0.0, y * 0.4], depth);
+        let bridge = pose.project([0.0, y * 0.4], depth);
         let lit = if self.has_points() { pad } else { shade(pad, 1.05) };
         canvas.glow(bridge, [pose.length(0.24), pose.length(0.45)], Some(head), lit, 0.4);
         let full = 0.20 + 0.12 * look.jaw;
         for side in [-1.0, 1.0] {
-            let at = pose.at([side * 0.17, y + 0.17], depth);
+            let at = pose.project([side * 0.17, y + 0.17], depth);
             let cheek = canvas.mask(&ellipse(at, [pose.length(full), pose.length(full * 0.82)], 0.0));
             self.fur(canvas, &cheek, Some(head), 0.4, |_| pad);
         }
         let chin = canvas.mask(&ellipse(
-            pose.at([0.0, y + 0.38], depth),
+            pose.project([0.0, y + 0.38], depth),
             [pose.length(0.17), pose.length(0.13)],
             0.0,
         ));
         self.fur(canvas, &chin, Some(head), 0.4, |_| shade(pad, 0.95));
         let line = if pad[0] < 0.3 { shade(pad, 0.4) } else { mix(shade(pad, 0.4), SHADOW, 0.5) };
         let mut stroke = |a: Point, b: Point, c: Point, width: f32| {
-            canvas.flat(&pose.all(&hair(a, b, c, width), depth), None, line, 0.8);
+            canvas.flat(&pose.project_all(&hair(a, b, c, width), depth), None, line, 0.8);
         };
         stroke([0.0, y + 0.06], [0.0, y + 0.12], [0.0, y + 0.26], 0.06);
         for side in [-1.0, 1.0] {
@@ -451,9 +456,9 @@ impl Cat<'_> {
             [0.0, y + 0.10],
             [-0.06, y + 0.06],
         ];
-        canvas.flat(&pose.all(&smooth(&tip), depth), None, look.nose, 0.97);
+        canvas.flat(&pose.project_all(&smooth(&tip), depth), None, look.nose, 0.97);
         canvas.glow(
-            pose.at([-0.03, y - 0.03], depth),
+            pose.project([-0.03, y - 0.03], depth),
             [pose.length(0.08), pose.length(0.04)],
             None,
             WHITE,
@@ -479,13 +484,13 @@ impl Cat<'_> {
         };
         let dark = self.coat.base[0] < 0.2 || look.pattern == Pattern::Pointed;
         let around = if dark { self.coat.mark } else { self.coat.under };
-        canvas.flat(&pose.all(&lid(1.45), 0.95), None, around, if dark { 0.35 } else { 0.45 });
-        canvas.flat(&pose.all(&lid(1.22), 0.95), None, mix(SHADOW, self.coat.mark, 0.2), 0.92);
-        let ball = canvas.mask(&pose.all(&lid(1.0), 0.95));
-        let middle = pose.at(center, 0.95);
+        canvas.flat(&pose.project_all(&lid(1.45), 0.95), None, around, if dark { 0.35 } else { 0.45 });
+        canvas.flat(&pose.project_all(&lid(1.22), 0.95), None, mix(SHADOW, self.coat.mark, 0.2), 0.92);
+        let ball = canvas.mask(&pose.project_all(&lid(1.0), 0.95));
+        let middle = pose.project(center, 0.95);
         let height = pose.length(ry);
         canvas.fill(&ball, None, |p, _| {
-            // The lid shades the top, and light leaves the eye at the bottom.
+            // The eyelid shades the top; the bottom is lighter.
             let down = (p[1] - middle[1]) / height;
             (shade(iris, 0.88 + 0.26 * down), 1.0)
         });
@@ -508,7 +513,7 @@ impl Cat<'_> {
                 let end = [side * rng.range(1.15, 1.45), y + drop * 1.7 + rng.range(-0.06, 0.1)];
                 let over = [side * 0.8, y + drop * 0.9 - 0.10];
                 let from = [side * 0.26, y + (i as f32 - 1.5) * 0.05];
-                canvas.flat(&self.pose.all(&hair(from, over, end, 0.045), 0.5), None, light, 0.6);
+                canvas.flat(&self.pose.project_all(&hair(from, over, end, 0.045), 0.5), None, light, 0.6);
             }
         }
     }

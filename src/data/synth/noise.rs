@@ -22,7 +22,7 @@ impl Noise {
     }
 
     /// The value at (`x`, `y`), in cells of the grid.
-    pub fn at(&self, x: f32, y: f32) -> f32 {
+    pub fn value_at(&self, x: f32, y: f32) -> f32 {
         let (column, row) = (x.floor(), y.floor());
         let (fx, fy) = (x - column, y - row);
         let wrap = |v: f32, by: usize| (v as i32 as usize).wrapping_add(by) % SIDE;

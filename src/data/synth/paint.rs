@@ -1,7 +1,7 @@
 //! A small painter of smooth closed outlines. They are filled with exact area coverage, so that edges are anti-aliased without
 //! supersampling.
 //!
-//! Coordinates are in image units: (0, 0) is the top left corner, (1, 1) the bottom right one, whatever the size in pixels.
+//! Coordinates are in image units: (0, 0) is the top left corner, (1, 1) the bottom right one, for any size in pixels.
 
 use image::{Rgb, RgbImage};
 
@@ -83,13 +83,13 @@ pub struct Mask {
 
 impl Mask {
     /// The coverage of pixel (`x`, `y`), in [0, 1].
-    fn at(&self, x: usize, y: usize) -> f32 {
+    fn coverage(&self, x: usize, y: usize) -> f32 {
         let (column, row) = (x.wrapping_sub(self.left), y.wrapping_sub(self.top));
         if column < self.width && row < self.height { self.covered[row * self.width + column] } else { 0.0 }
     }
 }
 
-/// A square image that is painted on.
+/// A square image to paint on.
 pub struct Canvas {
     size: usize,
     pixels: Vec<Color>,
@@ -106,7 +106,7 @@ impl Canvas {
         Self { size, pixels, noise }
     }
 
-    /// The area that the outline covers. An outline that crosses itself covers the area that it winds around.
+    /// The area that the outline covers. A self-intersecting outline covers the area that it encloses.
     ///
     /// Each edge adds, row by row, the signed area between itself and the right side of the rectangle. The running sum along a row is then
     /// the covered part of each pixel.
@@ -137,7 +137,7 @@ impl Canvas {
         Mask { left, top, width, height, covered }
     }
 
-    /// Paints the area of `mask`, within `within` if given, with a color and an opacity by position.
+    /// Paints the area of `mask`, within `within` if set, with a color and an opacity by position.
     pub fn fill(
         &mut self,
         mask: &Mask,
@@ -147,7 +147,8 @@ impl Canvas {
         for row in 0..mask.height {
             for column in 0..mask.width {
                 let (x, y) = (mask.left + column, mask.top + row);
-                let covered = mask.covered[row * mask.width + column] * within.map_or(1.0, |w| w.at(x, y));
+                let covered =
+                    mask.covered[row * mask.width + column] * within.map_or(1.0, |w| w.coverage(x, y));
                 if covered > 0.002 {
                     let at = [(x as f32 + 0.5) / self.size as f32, (y as f32 + 0.5) / self.size as f32];
                     let (color, opacity) = paint(at, &self.noise);
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn the_covered_area_is_the_area_of_the_outline() {
+    fn mask_coverage_equals_the_outline_area() {
         let (sin, cos) = 0.3f32.sin_cos();
         for shift in [0.0, 0.003, 0.011] {
             let turned = [[-0.2, -0.1], [0.2, -0.1], [0.2, 0.1], [-0.2, 0.1]]
@@ -240,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_outside_of_the_picture_is_cut_off() {
+    fn outlines_are_clipped_to_the_image() {
         let half = [[-3.0, 0.5], [4.0, 0.5], [4.0, 9.0], [-3.0, 9.0]];
         assert!((area(&half) - 0.5).abs() < 1e-4);
         assert_eq!(area(&[[2.0, 2.0], [3.0, 2.0], [3.0, 3.0]]), 0.0);

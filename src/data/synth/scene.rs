@@ -1,4 +1,4 @@
-//! Painting of the background, and the light on the whole image.
+//! Painting of the background and the lighting.
 
 use image::RgbImage;
 
@@ -11,22 +11,22 @@ use super::{
 /// The color of `hue` in turns, `strength` from gray (0) to pure (1), and `value`, its largest channel.
 pub fn color(hue: f32, strength: f32, value: f32) -> Color {
     [0.0, 1.0 / 3.0, 2.0 / 3.0].map(|offset| {
-        let away = ((hue - offset).rem_euclid(1.0) - 0.5).abs();
-        value * (1.0 - strength * (1.0 - (away * 6.0 - 1.0).clamp(0.0, 1.0)))
+        let distance = ((hue - offset).rem_euclid(1.0) - 0.5).abs();
+        value * (1.0 - strength * (1.0 - (distance * 6.0 - 1.0).clamp(0.0, 1.0)))
     })
 }
 
-/// Paints a room, a garden or a wall, out of focus.
+/// Paints a blurred room, garden or wall.
 pub fn background(size: u32, rng: &mut SceneRng) -> Canvas {
     let (clouds, texture) = (Noise::new(&mut rng.0), Noise::new(&mut rng.0));
     let wall = color(rng.range(0.0, 1.0), rng.range(0.04, 0.38), rng.range(0.3, 0.95));
     let other = mix(wall, color(rng.range(0.0, 1.0), rng.range(0.06, 0.42), rng.range(0.25, 0.9)), 0.7);
     let slope: Point = [rng.range(-0.6, 0.6), rng.range(-0.6, 0.6)];
     let mut canvas = Canvas::new(size, texture, |p| {
-        let cloud = 0.07 * clouds.at(p[0] * 4.0, p[1] * 4.0);
+        let cloud = 0.07 * clouds.value_at(p[0] * 4.0, p[1] * 4.0);
         mix(wall, other, 0.5 + slope[0] * (p[0] - 0.5) + slope[1] * (p[1] - 0.5) + cloud)
     });
-    match rng.0.below(4) {
+    match rng.0.uniform_int(4) {
         0 => {
             // A cushion or a table under the animal.
             let (left, right) = (rng.range(0.6, 0.85), rng.range(0.6, 0.85));
@@ -69,7 +69,7 @@ pub fn finish_image(canvas: Canvas, rng: &mut SceneRng) -> RgbImage {
     canvas.finish(|p, c| {
         let (dx, dy) = (p[0] - 0.5, p[1] - 0.5);
         let light = 1.0 - corners * (dx * dx + dy * dy);
-        let speck = 0.012 * grain.at(p[0] * 97.0, p[1] * 89.0);
+        let speck = 0.012 * grain.value_at(p[0] * 97.0, p[1] * 89.0);
         [c[0] * gain[0] * light + speck, c[1] * gain[1] * light + speck, c[2] * gain[2] * light + speck]
     })
 }

@@ -15,7 +15,7 @@ use crate::data::{BREEDS, Error, OTHER, Result, folder};
 /// The file with the manifest of a folder.
 pub const MANIFEST: &str = "SYNTHETIC.json";
 
-/// The version of the painter; it changes when the images of a seed do.
+/// The version of the painter. It changes whenever the images of a seed change.
 const VERSION: u32 = 1;
 
 /// The settings of a folder of synthetic images.
@@ -43,7 +43,7 @@ impl SynthManifest {
             if ok { Ok(()) } else { Err(Error::OutOfRange { name, value: value.into(), low, high }) }
         };
         within("size", size, 8, 1024)?;
-        within("pictures per class", count, 1, 100_000)?;
+        within("images per class", count, 1, 100_000)?;
         Ok(Self { version: VERSION, seed, size, count })
     }
 
@@ -52,7 +52,7 @@ impl SynthManifest {
         u64::from(self.count) * classes().count() as u64
     }
 
-    /// Reads the manifest of `folder`; `None` if there is none, or none of this program.
+    /// Reads the manifest of `folder`; `None` if it is missing or invalid.
     fn read(folder: &Path) -> Option<Self> {
         let path = folder.join(MANIFEST);
         if fs::metadata(&path).ok()?.len() > 4096 {
@@ -81,22 +81,20 @@ fn file_name(class: &str, index: u32) -> String {
 /// If the folder holds anything else, or cannot be written.
 pub fn write(folder: &Path, manifest: &SynthManifest, progress: impl Fn(u64) + Sync) -> Result<()> {
     let (folder, exists) = folder::existing(folder)?;
-    if exists && let Some(stray) = not_ours(&folder)? {
+    if exists && let Some(stray) = find_other_file(&folder)? {
         return Err(Error::Occupied { folder, stray });
     }
     folder::replace(&folder, |new| {
         for class in classes() {
             fs::create_dir_all(new.join(class)).map_err(Error::io(&folder))?;
         }
-        let pictures: Vec<(&str, usize, u32)> = (classes().enumerate())
+        let images: Vec<(&str, usize, u32)> = (classes().enumerate())
             .flat_map(|(class, name)| (0..manifest.count).map(move |index| (name, class, index)))
             .collect();
-        pictures.par_iter().try_for_each(|&(name, class, index)| {
-            let picture = draw(class, manifest.seed, u64::from(index), manifest.size);
+        images.par_iter().try_for_each(|&(name, class, index)| {
+            let image = draw(class, manifest.seed, u64::from(index), manifest.size);
             let path = new.join(name).join(file_name(name, index));
-            picture
-                .save(&path)
-                .map_err(|e| Error::Write { folder: folder.clone(), reason: e.to_string() })?;
+            image.save(&path).map_err(|e| Error::Write { folder: folder.clone(), reason: e.to_string() })?;
             progress(1);
             Ok::<(), Error>(())
         })?;
@@ -106,8 +104,8 @@ pub fn write(folder: &Path, manifest: &SynthManifest, progress: impl Fn(u64) + S
     })
 }
 
-/// A file in `folder` that an earlier call of [`write`] did not write.
-fn not_ours(folder: &Path) -> Result<Option<PathBuf>> {
+/// Finds a file in `folder` that [`write`] did not write.
+fn find_other_file(folder: &Path) -> Result<Option<PathBuf>> {
     let manifest = SynthManifest::read(folder);
     let count = manifest.as_ref().map_or(0, |m| m.count);
     let list = |path: &Path| -> Result<Vec<PathBuf>> {
@@ -118,8 +116,9 @@ fn not_ours(folder: &Path) -> Result<Option<PathBuf>> {
         let class = classes().find(|class| entry.file_name() == Some(class.as_ref()));
         match class {
             Some(class) if manifest.is_some() && entry.is_dir() && !entry.is_symlink() => {
-                let ours: BTreeSet<_> = (0..count).map(|index| entry.join(file_name(class, index))).collect();
-                if let Some(stray) = list(&entry)?.into_iter().find(|path| !ours.contains(path)) {
+                let expected: BTreeSet<_> =
+                    (0..count).map(|index| entry.join(file_name(class, index))).collect();
+                if let Some(stray) = list(&entry)?.into_iter().find(|path| !expected.contains(path)) {
                     return Ok(Some(stray));
                 }
             }
@@ -140,12 +139,12 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_always_gives_the_same_folder_and_replaces_only_its_own() {
+    fn output_is_deterministic_and_replaces_only_earlier_output() {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (dir.path().join("a"), dir.path().join("deep/b"));
-        let drawn = std::sync::atomic::AtomicU64::new(0);
-        write(&a, &small(1), |n| _ = drawn.fetch_add(n, std::sync::atomic::Ordering::Relaxed)).unwrap();
-        assert_eq!(drawn.into_inner(), small(1).total());
+        let painted = std::sync::atomic::AtomicU64::new(0);
+        write(&a, &small(1), |n| _ = painted.fetch_add(n, std::sync::atomic::Ordering::Relaxed)).unwrap();
+        assert_eq!(painted.into_inner(), small(1).total());
         write(&b, &SynthManifest::new(3, 8, 2).unwrap(), |_| {}).unwrap();
         let before = Dataset::open(&b).unwrap();
         write(&b, &small(1), |_| {}).unwrap();
@@ -153,29 +152,29 @@ mod tests {
         assert_eq!((a.files.len(), a.classes.len(), &a.skipped), (26, 13, &vec![]));
         assert_eq!(a.fingerprint, after.fingerprint);
         assert_ne!(before.fingerprint, after.fingerprint);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "something was left behind");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "a temporary file was left");
     }
 
     #[test]
-    fn a_folder_with_anything_else_in_it_is_left_alone() {
+    fn folders_with_other_files_are_not_replaced() {
         let dir = tempfile::tempdir().unwrap();
-        let ours = dir.path().join("ours");
-        write(&ours, &small(1), |_| {}).unwrap();
-        let mine = ours.join(OTHER).join("my own.png");
-        fs::write(&mine, "precious").unwrap();
-        let error = write(&ours, &small(2), |_| {}).unwrap_err();
+        let output = dir.path().join("output");
+        write(&output, &small(1), |_| {}).unwrap();
+        let users_file = output.join(OTHER).join("my own.png");
+        fs::write(&users_file, "precious").unwrap();
+        let error = write(&output, &small(2), |_| {}).unwrap_err();
         assert!(error.to_string().contains("my own.png"), "{error}");
-        assert!(mine.exists());
+        assert!(users_file.exists());
 
-        let foreign = dir.path().join("foreign");
-        fs::create_dir(&foreign).unwrap();
-        write(&foreign, &small(1), |_| {}).unwrap();
-        fs::write(foreign.join(MANIFEST), "{}").unwrap();
-        assert!(matches!(write(&foreign, &small(1), |_| {}), Err(Error::Occupied { .. })));
+        let other_folder = dir.path().join("foreign");
+        fs::create_dir(&other_folder).unwrap();
+        write(&other_folder, &small(1), |_| {}).unwrap();
+        fs::write(other_folder.join(MANIFEST), "{}").unwrap();
+        assert!(matches!(write(&other_folder, &small(1), |_| {}), Err(Error::Occupied { .. })));
     }
 
     #[test]
-    fn a_failure_leaves_nothing_behind() {
+    fn failures_leave_no_files() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("file"), "").unwrap();
         assert!(write(&dir.path().join("file"), &small(0), |_| {}).is_err());

@@ -26,7 +26,7 @@ use tiny_cats_export::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-use super::{as_written, png};
+use super::{png, to_short_json};
 use crate::serve::{
     AppState, Problem,
     generate_worker::{GenerateJob, StepUpdate},
@@ -36,9 +36,9 @@ use crate::serve::{
 
 /// The largest integer that every JSON reader reads exactly.
 pub const MAX_SEED: u64 = (1 << 53) - 1;
-/// The maximum bytes of a request's body: many times what a valid one needs.
+/// Maximum bytes of a request body; valid ones are much smaller.
 pub const MAX_BODY_BYTES: usize = 1 << 16;
-/// Updates that a client may lag behind before some are dropped.
+/// Maximum progress updates that wait for a client; further ones are dropped.
 const STEP_BUFFER: usize = 4;
 
 /// The format of the response.
@@ -54,13 +54,13 @@ enum Format {
     Grid,
 }
 
-/// The body of the request; missing fields default to what the model recommends.
+/// The body of a request; missing fields default to the recommended settings of the model.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Body {
-    #[serde(default = "all")]
+    #[serde(default = "default_breed")]
     breed: String,
-    #[serde(default = "one")]
+    #[serde(default = "default_count")]
     count: usize,
     #[serde(default)]
     first: u64,
@@ -74,11 +74,11 @@ struct Body {
     stream: bool,
 }
 
-fn all() -> String {
+fn default_breed() -> String {
     "all".into()
 }
 
-fn one() -> usize {
+fn default_count() -> usize {
     1
 }
 
@@ -99,36 +99,36 @@ pub async fn generate(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
     let start = Instant::now();
-    let Some(lane) = &app.generator else {
+    let Some(queue) = &app.generator else {
         return Err(Problem::new(StatusCode::NOT_FOUND, "this server has no generator"));
     };
     let body = body.map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
-    let order = ValidRequest::new(&parse(&headers, &body)?, &lane.meta, &app)?;
-    let room = lane.admit(order.labels.len())?;
-    let (reply, answer) = oneshot::channel();
-    let (steps, updates) = if order.stream {
+    let valid = ValidRequest::new(&parse(&headers, &body)?, &queue.meta, &app)?;
+    let permits = queue.admit(valid.labels.len())?;
+    let (reply, result) = oneshot::channel();
+    let (steps, updates) = if valid.stream {
         let (sender, receiver) = mpsc::channel(STEP_BUFFER);
         (Some(sender), Some(receiver))
     } else {
         (None, None)
     };
-    let ValidRequest { request, settings, labels, first, format, .. } = order;
-    let model = lane.name.clone();
-    let about = ResponseMeta { model, settings, start };
+    let ValidRequest { request, settings, labels, first, format, .. } = valid;
+    let model = queue.name.clone();
+    let meta = ResponseMeta { model, settings, start };
     let deadline = start + app.config.timeout;
-    lane.send(GenerateJob { request, labels, first, deadline, reply, steps, room })?;
+    queue.send(GenerateJob { request, labels, first_index: first, deadline, reply, steps, permits })?;
     if let Some(updates) = updates {
-        return Ok(events(app.clone(), updates, answer, about));
+        return Ok(events(app.clone(), updates, result, meta));
     }
-    let pictures = answer.await.map_err(|_| worker_died(&about.model))??;
+    let images = result.await.map_err(|_| worker_died(&meta.model))??;
     match format {
-        Format::Json => Ok(Json(about.json(&pictures)?).into_response()),
+        Format::Json => Ok(Json(meta.to_json(&images)?).into_response()),
         Format::Png | Format::Grid => {
-            let image = match &pictures[..] {
-                [picture] if format == Format::Png => png(&picture.image)?,
-                pictures => png(&contact_sheet(pictures))?,
+            let image = match &images[..] {
+                [image] if format == Format::Png => png(&image.image)?,
+                images => png(&contact_sheet(images))?,
             };
-            let seed = about.settings.seed.to_string();
+            let seed = meta.settings.seed.to_string();
             Ok(([(header::CONTENT_TYPE, "image/png"), (SEED, &seed)], image).into_response())
         }
     }
@@ -138,28 +138,29 @@ pub async fn generate(
 pub const SEED: header::HeaderName = header::HeaderName::from_static("x-seed");
 
 fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Body, Problem> {
-    let media = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let media = media.split(';').next().unwrap_or_default().trim();
-    if !media.eq_ignore_ascii_case("application/json") {
+    let media_type =
+        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type = media_type.split(';').next().unwrap_or_default().trim();
+    if !media_type.eq_ignore_ascii_case("application/json") {
         let detail = "expected a body of the content type application/json";
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
     }
-    let about = |error: &serde_json::Error| format!("the body: {error}");
-    // Read as a map first: a struct would accept an array, and would take null for a missing field.
+    let detail = |error: &serde_json::Error| format!("the body: {error}");
+    // Parsed as a map first: a struct would accept an array, and would treat null as a missing field.
     let mut fields: Map<String, Value> = serde_json::from_slice(body).map_err(|error| {
         let status = if error.is_data() { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::BAD_REQUEST };
-        Problem::new(status, about(&error))
+        Problem::new(status, detail(&error))
     })?;
     if let Some((name, _)) = fields.iter().find(|(_, value)| value.is_null()) {
-        return Err(Problem::field(name, "expected a value, found null"));
+        return Err(Problem::invalid_field(name, "expected a value, found null"));
     }
-    fields.values_mut().for_each(whole);
+    fields.values_mut().for_each(normalize_integer);
     Body::deserialize(Value::Object(fields))
-        .map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, about(&error)))
+        .map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail(&error)))
 }
 
-/// Converts a number with an integer value to an integer, however it is written: 2.0 and 2e0 become 2.
-fn whole(value: &mut Value) {
+/// Converts a number with an integer value to an integer: 2.0 and 2e0 become 2.
+fn normalize_integer(value: &mut Value) {
     if let Some(number) = value.as_f64()
         && !value.is_u64()
         && number.fract() == 0.0
@@ -171,41 +172,44 @@ fn whole(value: &mut Value) {
 
 impl ValidRequest {
     fn new(body: &Body, meta: &ModelMeta, app: &AppState) -> Result<Self, Problem> {
-        let within = |field: &'static str, value: u64, least: u64, most: u64| {
-            if (least..=most).contains(&value) {
+        let check_range = |field: &'static str, value: u64, min: u64, max: u64| {
+            if (min..=max).contains(&value) {
                 return Ok(value);
             }
-            Err(Problem::field(field, format!("expected {least} to {most}, found {value}")))
+            Err(Problem::invalid_field(field, format!("expected {min} to {max}, found {value}")))
         };
-        let count = within("count", body.count as u64, 1, app.config.max_count as u64)? as usize;
-        let first = within("first", body.first, 0, MAX_SEED)?;
+        let count = check_range("count", body.count as u64, 1, app.config.max_count as u64)? as usize;
+        let first = check_range("first", body.first, 0, MAX_SEED)?;
         let seed = match body.seed {
-            Some(seed) => within("seed", seed, 0, MAX_SEED)?,
+            Some(seed) => check_range("seed", seed, 0, MAX_SEED)?,
             None => random_seed(),
         };
         let Some(task) = meta.generator() else {
             return Err(Problem::new(StatusCode::NOT_FOUND, "this server has no generator"));
         };
         let steps = match body.steps {
-            Some(steps) => within("steps", steps as u64, 1, app.config.max_steps as u64)? as usize,
+            Some(steps) => check_range("steps", steps as u64, 1, app.config.max_steps as u64)? as usize,
             None => task.sampler.steps.min(app.config.max_steps),
         };
         if let Some(guidance) = body.guidance
             && (guidance.is_nan() || guidance.abs() > MAX_GUIDANCE)
         {
             let expected = format!("expected -{MAX_GUIDANCE} to {MAX_GUIDANCE}, found {guidance}");
-            return Err(Problem::field("guidance", expected));
+            return Err(Problem::invalid_field("guidance", expected));
         }
         let classes = meta.classes.len();
         let label =
             if body.breed.eq_ignore_ascii_case("all") { None } else { Some(meta.label(&body.breed)?) };
-        let of = |index: u64| label.unwrap_or((index % classes as u64) as usize);
-        let labels = (first..first + count as u64).map(of).collect();
+        let label_of = |index: u64| label.unwrap_or((index % classes as u64) as usize);
+        let labels = (first..first + count as u64).map(label_of).collect();
         if body.format == Format::Png && count > 1 {
-            return Err(Problem::field("format", "expected json or grid for several pictures, found png"));
+            return Err(Problem::invalid_field(
+                "format",
+                "expected json or grid for several images, found png",
+            ));
         }
         if body.stream && body.format != Format::Json {
-            return Err(Problem::field("format", "expected json for a stream"));
+            return Err(Problem::invalid_field("format", "expected json for a stream"));
         }
         let (sampler, guidance) = (body.sampler, body.guidance);
         let request = Request { count, seed, steps: Some(steps), sampler, guidance, ..Request::default() };
@@ -214,13 +218,13 @@ impl ValidRequest {
     }
 }
 
-/// A random seed: the hasher's keys come from the system's source of randomness.
+/// A random seed. The keys of the standard hasher come from the random number generator of the operating system.
 fn random_seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     std::hash::RandomState::new().build_hasher().finish() & MAX_SEED
 }
 
-/// The part of the response that concerns all images.
+/// The part of the response that all images share.
 struct ResponseMeta {
     model: String,
     settings: SamplingSettings,
@@ -228,8 +232,8 @@ struct ResponseMeta {
 }
 
 impl ResponseMeta {
-    fn json(&self, pictures: &[GeneratedImage]) -> Result<Value, Problem> {
-        let picture = |p: &GeneratedImage| {
+    fn to_json(&self, images: &[GeneratedImage]) -> Result<Value, Problem> {
+        let image_json = |p: &GeneratedImage| {
             let (width, height) = p.image.dimensions();
             Ok(json!({
                 "index": p.index, "breed": p.class, "label": p.label, "width": width, "height": height,
@@ -238,50 +242,50 @@ impl ResponseMeta {
         };
         let SamplingSettings { seed, steps, sampler, guidance, .. } = &self.settings;
         Ok(json!({
-            "model": self.model, "seed": seed, "steps": steps, "sampler": sampler, "guidance": as_written(guidance),
+            "model": self.model, "seed": seed, "steps": steps, "sampler": sampler, "guidance": to_short_json(guidance),
             "seconds": self.start.elapsed().as_secs_f64(),
-            "pictures": pictures.iter().map(picture).collect::<Result<Vec<Value>, Problem>>()?,
+            "pictures": images.iter().map(image_json).collect::<Result<Vec<Value>, Problem>>()?,
         }))
     }
 }
 
-/// The state of an event stream. It is dropped if the client disconnects, which cancels the job.
+/// The state of an event stream. A client disconnect drops it, which cancels the job.
 struct EventStream {
     app: Arc<AppState>,
     updates: mpsc::Receiver<StepUpdate>,
-    answer: oneshot::Receiver<Result<Vec<GeneratedImage>, Problem>>,
-    about: ResponseMeta,
+    result: oneshot::Receiver<Result<Vec<GeneratedImage>, Problem>>,
+    meta: ResponseMeta,
 }
 
-/// Streams server-sent events: `step` with previews, then `done` with the response that a request without stream gets, or `error`.
+/// Streams server-sent events: `step` with previews, then `done` with the response of a request without stream, or `error`.
 fn events(
     app: Arc<AppState>,
     updates: mpsc::Receiver<StepUpdate>,
-    answer: oneshot::Receiver<Result<Vec<GeneratedImage>, Problem>>,
-    about: ResponseMeta,
+    result: oneshot::Receiver<Result<Vec<GeneratedImage>, Problem>>,
+    meta: ResponseMeta,
 ) -> Response {
-    let listening = EventStream { app, updates, answer, about };
-    let stream = stream::unfold(Some(listening), |listening| async move {
-        let mut listening = listening?;
-        let over = listening.about.start + listening.app.config.timeout;
+    let state = EventStream { app, updates, result, meta };
+    let stream = stream::unfold(Some(state), |state| async move {
+        let mut state = state?;
+        let deadline = state.meta.start + state.app.config.timeout;
         let next = tokio::select! {
             biased;
-            () = tokio::time::sleep_until(over.into()) => Err(timeout_problem(&listening.app)),
-            Some(step) = listening.updates.recv() => progress(&step).map(|json| ("step", json)),
-            answer = &mut listening.answer => match answer {
-                Ok(Ok(pictures)) => listening.about.json(&pictures).map(|json| ("done", json)),
+            () = tokio::time::sleep_until(deadline.into()) => Err(timeout_problem(&state.app)),
+            Some(step) = state.updates.recv() => progress_json(&step).map(|json| ("step", json)),
+            result = &mut state.result => match result {
+                Ok(Ok(images)) => state.meta.to_json(&images).map(|json| ("done", json)),
                 Ok(Err(problem)) => Err(problem),
-                Err(_) => Err(worker_died(&listening.about.model)),
+                Err(_) => Err(worker_died(&state.meta.model)),
             },
         };
-        let (name, json) = next.unwrap_or_else(|problem| ("error", problem.json()));
+        let (name, json) = next.unwrap_or_else(|problem| ("error", problem.to_json()));
         let event = Event::default().event(name).data(json.to_string());
-        Some((Ok::<_, Infallible>(event), (name == "step").then_some(listening)))
+        Some((Ok::<_, Infallible>(event), (name == "step").then_some(state)))
     });
     Sse::new(stream).keep_alive(KeepAlive::new().interval(Duration::from_secs(10))).into_response()
 }
 
-fn progress(step: &StepUpdate) -> Result<Value, Problem> {
+fn progress_json(step: &StepUpdate) -> Result<Value, Problem> {
     let preview = |(index, image): &(u64, image::RgbImage)| {
         Ok(json!({"index": index, "png": BASE64_STANDARD.encode(png(image)?)}))
     };

@@ -22,22 +22,24 @@ use super::{AppState, Problem, model_queue};
 /// `GET /v1/models`: the models and their states.
 pub async fn models(State(app): State<Arc<AppState>>) -> Json<Value> {
     let (mut models, states) = (Vec::new(), app.states());
-    let generator = app.generator.iter().map(|lane| (&lane.name, &lane.meta, lane.runtime, lane.integrity));
-    let classifier = app.classifier.iter().map(|lane| (&lane.name, &lane.meta, lane.runtime, lane.integrity));
+    let generator =
+        app.generator.iter().map(|queue| (&queue.name, &queue.meta, queue.runtime, queue.integrity));
+    let classifier =
+        app.classifier.iter().map(|queue| (&queue.name, &queue.meta, queue.runtime, queue.integrity));
     for ((name, meta, runtime, integrity), (_, state)) in generator.chain(classifier).zip(states) {
-        let mut model = describe(name, meta);
+        let mut model = model_json(name, meta);
         model["runtime"] = json!(runtime.name());
         model["integrity"] = json!(integrity);
-        model["ready"] = json!(matches!(state, model_queue::State::Ready(_)));
-        if let model_queue::State::Ready(report) = state {
-            model["verification"] = as_written(&*report);
+        model["ready"] = json!(matches!(state, model_queue::ModelState::Ready(_)));
+        if let model_queue::ModelState::Ready(report) = state {
+            model["verification"] = to_short_json(&*report);
         }
         models.push(model);
     }
     Json(json!({ "models": models }))
 }
 
-fn describe(name: &str, meta: &ModelMeta) -> Value {
+fn model_json(name: &str, meta: &ModelMeta) -> Value {
     let mut model = json!({
         "name": name,
         "kind": "classifier",
@@ -46,47 +48,47 @@ fn describe(name: &str, meta: &ModelMeta) -> Value {
     });
     if let Some(task) = meta.generator() {
         model["kind"] = json!("generator");
-        model["sampler"] = as_written(&task.sampler);
+        model["sampler"] = to_short_json(&task.sampler);
     }
     model
 }
 
-/// Converts `value` to JSON with numbers as files have them: 0.1, where `json!` writes an f32 as 0.10000000149011612.
-fn as_written(value: &impl serde::Serialize) -> Value {
+/// Converts `value` to JSON with the shortest decimal of each f32: 0.1, where `json!` writes 0.10000000149011612.
+fn to_short_json(value: &impl serde::Serialize) -> Value {
     serde_json::to_string(value).ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
 }
 
-/// `GET /healthz`: the process is alive.
+/// `GET /healthz`: answers while the process is alive.
 pub async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// `GET /readyz`: requests can be sent.
+/// `GET /readyz`: succeeds if all models are served and the server is not shutting down.
 pub async fn readyz(State(app): State<Arc<AppState>>) -> Result<&'static str, Problem> {
     if app.stopping.load(Ordering::Relaxed) {
-        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping"));
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the server is shutting down"));
     }
     for (name, state) in app.states() {
         let detail = match state {
-            model_queue::State::Ready(_) => continue,
-            model_queue::State::Loading => format!("{name} is being verified and loaded"),
-            model_queue::State::Failed(reason) => format!("{name}: {reason}"),
+            model_queue::ModelState::Ready(_) => continue,
+            model_queue::ModelState::Loading => format!("{name} is being verified and loaded"),
+            model_queue::ModelState::Failed(reason) => format!("{name}: {reason}"),
         };
-        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(1));
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).with_retry_after(1));
     }
     Ok("ready\n")
 }
 
 /// `GET /metrics`: the metrics for Prometheus.
 pub async fn metrics(State(app): State<Arc<AppState>>) -> Response {
-    let generator = app.generator.iter().map(|lane| (lane.name.as_str(), lane.waiting()));
-    let classifier = app.classifier.iter().map(|lane| (lane.name.as_str(), lane.waiting()));
+    let generator = app.generator.iter().map(|queue| (queue.name.as_str(), queue.waiting()));
+    let classifier = app.classifier.iter().map(|queue| (queue.name.as_str(), queue.waiting()));
     let text = app.metrics.text(&generator.chain(classifier).collect::<Vec<_>>());
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, content_type)], text).into_response()
 }
 
-/// `GET /openapi.json`: the API's description.
+/// `GET /openapi.json`: the description of the API.
 pub async fn openapi(State(app): State<Arc<AppState>>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], app.openapi.clone()).into_response()
 }
@@ -95,7 +97,7 @@ pub async fn openapi(State(app): State<Arc<AppState>>) -> Response {
 fn png(image: &image::RgbImage) -> Result<Vec<u8>, Problem> {
     let mut bytes = std::io::Cursor::new(Vec::new());
     image.write_to(&mut bytes, image::ImageFormat::Png).map_err(|error| {
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("a picture could not be encoded: {error}"))
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("an image could not be encoded: {error}"))
     })?;
     Ok(bytes.into_inner())
 }

@@ -15,7 +15,7 @@ pub(super) enum Message {
     Start(Vec<u8>),
     /// The process has its data and weights.
     Ready,
-    /// The id by which the processes join NCCL.
+    /// The id of the NCCL communicator.
     #[cfg_attr(not(feature = "nccl"), allow(dead_code, reason = "only NCCL needs it"))]
     Id(Vec<u8>),
     /// A share of the step's loss, or its sum: memory was sufficient.
@@ -67,17 +67,17 @@ impl Connection {
         self.write.flush()
     }
 
-    /// Receives the next message, of at most `most` bytes or [`MAX_MESSAGE_BYTES`], if that is more.
+    /// Receives the next message, of at most `max` bytes or [`MAX_MESSAGE_BYTES`], if that is more.
     ///
-    /// So there is always room for an error.
-    pub(super) fn receive(&mut self, most: usize) -> io::Result<Message> {
-        let broken = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
+    /// So an error message always fits.
+    pub(super) fn receive(&mut self, max: usize) -> io::Result<Message> {
+        let broken = |reason: &str| io::Error::new(io::ErrorKind::InvalidData, reason.to_owned());
         let (mut kind, mut len) = ([0], [0; 8]);
         self.read.read_exact(&mut kind)?;
         self.read.read_exact(&mut len)?;
         let len = usize::try_from(u64::from_le_bytes(len)).unwrap_or(usize::MAX);
-        if len > most.max(MAX_MESSAGE_BYTES) {
-            return Err(broken("a message that is too long"));
+        if len > max.max(MAX_MESSAGE_BYTES) {
+            return Err(broken("message too long"));
         }
         let mut bytes = vec![0; len];
         self.read.read_exact(&mut bytes)?;
@@ -86,18 +86,18 @@ impl Connection {
             (b'r', []) => Message::Ready,
             (b'i', _) => Message::Id(bytes),
             (b'l', loss) => {
-                Message::Loss(f64::from_le_bytes(loss.try_into().map_err(|_| broken("half a loss"))?))
+                Message::Loss(f64::from_le_bytes(loss.try_into().map_err(|_| broken("incomplete loss"))?))
             }
             (b'o', []) => Message::OutOfMemory,
             (b'v', bytes) => {
-                let (values, []) = bytes.as_chunks::<4>() else { return Err(broken("half a value")) };
+                let (values, []) = bytes.as_chunks::<4>() else { return Err(broken("incomplete value")) };
                 Message::Values(values.iter().map(|&value| f32::from_le_bytes(value)).collect())
             }
             (b'f', [transient, message @ ..]) => {
                 let message = String::from_utf8_lossy(message).into_owned();
                 Message::Failed { transient: *transient == 1, message }
             }
-            _ => return Err(broken("a message of no known kind")),
+            _ => return Err(broken("unknown kind of message")),
         })
     }
 }
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_said_is_heard_and_what_is_no_message_is_refused() {
+    fn messages_round_trip_and_invalid_ones_are_rejected() {
         let (read, write) = io::pipe().unwrap();
         let mut connection = Connection::new(read, write);
         let failed = Message::Failed { transient: true, message: "ä".into() };

@@ -16,19 +16,19 @@ pub(super) struct FlatGradients {
 impl FlatGradients {
     /// Flattens the gradients of one of `size` processes.
     ///
-    /// Gradients are already shares of the step's. Statistics are divided such that their sum is the mean over all micro-batches, of which
-    /// every process has the same number.
-    pub(super) fn new(learnt: StepGradients, size: usize) -> Result<Self> {
+    /// Gradients are already shares of the step's. Statistics are divided such that their sum is the mean over all micro-batches, and every
+    /// process has the same number of these.
+    pub(super) fn new(step: StepGradients, size: usize) -> Result<Self> {
         let (mut parts, mut gradients, mut statistics) = (Vec::new(), Vec::new(), Vec::new());
-        for (name, gradient) in learnt.gradients {
+        for (name, gradient) in step.gradients {
             gradients.push((name, gradient.shape().clone()));
             parts.push(gradient.contiguous()?.flatten_all()?);
         }
-        for (i, first) in learnt.statistics.first().into_iter().flatten().enumerate() {
+        for (i, first) in step.statistics.first().into_iter().flatten().enumerate() {
             statistics.push((first.path.clone(), first.mean.elem_count()));
             for part in [|s: &BatchStatistics| s.mean.clone(), |s: &BatchStatistics| s.var.clone()] {
                 let seen: Vec<Tensor> =
-                    learnt.statistics.iter().filter_map(|s| Some(part(s.get(i)?))).collect();
+                    step.statistics.iter().filter_map(|s| Some(part(s.get(i)?))).collect();
                 parts.push((Tensor::stack(&seen, 0)?.mean(0)? / size as f64)?);
             }
         }
@@ -43,14 +43,14 @@ impl FlatGradients {
             at += shape.elem_count();
             part
         };
-        let mut learnt = StepGradients::default();
+        let mut step = StepGradients::default();
         for (name, shape) in self.gradients {
-            learnt.gradients.insert(name, next(shape)?);
+            step.gradients.insert(name, next(shape)?);
         }
         let statistics = self.statistics.into_iter().map(|(path, n)| -> Result<_> {
             Ok(BatchStatistics { path, mean: next(n.into())?, var: next(n.into())? })
         });
-        learnt.statistics = vec![statistics.collect::<Result<_>>()?];
-        Ok(learnt)
+        step.statistics = vec![statistics.collect::<Result<_>>()?];
+        Ok(step)
     }
 }

@@ -19,40 +19,49 @@ use crate::{
 
 /// Trains `task` as process `rank` of `size`, which process 0 started.
 ///
-/// The processes exchange messages over this one's standard input and output, so nothing else may be written there. It starts from the same
-/// position as process 0, takes the same steps, and writes no file.
+/// The processes exchange messages over this one's standard input and output, so nothing else may be written there. It starts at the
+/// position of process 0, takes the same steps, and writes no file.
 ///
 /// # Errors
 /// Returns the error that ended the run, which the caller reports to process 0 with [`failed`]; an error if process 0 has ended.
-pub fn follow(task: &mut dyn Task, plan: &TrainOptions, rank: usize, size: usize) -> Result<()> {
-    follow_loop(task, plan, &mut ProcessGroup::follower(rank, size))
+pub fn follow(task: &mut dyn Task, options: &TrainOptions, rank: usize, size: usize) -> Result<()> {
+    follow_loop(task, options, &mut ProcessGroup::follower(rank, size))
 }
 
-pub(super) fn follow_loop(task: &mut dyn Task, plan: &TrainOptions, team: &mut ProcessGroup) -> Result<()> {
-    let Start { settings, saved, mut progress, mut micro_batch } = team.start()?;
+pub(super) fn follow_loop(
+    task: &mut dyn Task,
+    options: &TrainOptions,
+    group: &mut ProcessGroup,
+) -> Result<()> {
+    let Start { settings, saved, mut progress, mut micro_batch } = group.start()?;
     if let Some(field) = difference("settings", &settings, &task.settings()) {
-        return Err(Error::setting("data", format!("is not what process 0 sees: {field}")));
+        return Err(Error::setting("data", format!("differs from that of process 0: {field}")));
     }
     let specs = task.cost()?.params;
-    let settings = plan.optimizer.clone();
+    let settings = options.optimizer.clone();
     let mut optimizer = if saved {
-        let state = TrainingState::load(&state_path(&plan.folder, task.kind(), progress.step))?;
-        Optimizer::restore(settings, &specs, &state, &plan.device)?
+        let state = TrainingState::load(&state_path(&options.folder, task.kind(), progress.step))?;
+        Optimizer::restore(settings, &specs, &state, &options.device)?
     } else {
-        Optimizer::new(settings, &specs, &task.initial_weights(plan.seed)?, &plan.device)?
+        Optimizer::new(settings, &specs, &task.initial_weights(options.seed)?, &options.device)?
     };
-    let mut loader = self::loader(task, plan, micro_batch, team)?;
-    team.ready(&plan.device)?;
-    while progress.step < plan.schedule.steps {
-        let scale = progress.scale(plan);
+    let mut loader = self::loader(task, options, micro_batch, group)?;
+    group.ready(&options.device)?;
+    while progress.step < options.schedule.steps {
+        let scale = progress.scale(options);
         let params = optimizer.params()?;
-        match forward_backward_all(task, plan, params, &mut loader, team, progress.step, scale) {
-            Ok((loss, learnt)) => {
-                progress.take(&mut optimizer, loss, &learnt, plan.schedule.rate(progress.step))?;
+        match forward_backward_all(task, options, params, &mut loader, group, progress.step, scale) {
+            Ok((loss, gradients)) => {
+                progress.apply_step(
+                    &mut optimizer,
+                    loss,
+                    &gradients,
+                    options.schedule.rate(progress.step),
+                )?;
             }
             Err(error) if error.is_out_of_memory() => {
                 micro_batch = halve_micro_batch(micro_batch, task.smallest_batch()).ok_or(error)?;
-                loader = self::loader(task, plan, micro_batch, team)?;
+                loader = self::loader(task, options, micro_batch, group)?;
             }
             Err(error) => return Err(error),
         }
@@ -60,7 +69,7 @@ pub(super) fn follow_loop(task: &mut dyn Task, plan: &TrainOptions, team: &mut P
     Ok(())
 }
 
-/// Sends process 0 the error with which this process ends.
+/// Sends process 0 the error that ended this process.
 pub fn failed(message: &str, transient: bool) {
     let last = Message::Failed { transient, message: message.to_owned() };
     // The write fails if process 0 has ended, which is harmless.

@@ -1,8 +1,8 @@
 //! Training in several processes, one for each GPU.
 //!
 //! A step's micro-batches are divided among the processes: of every `size` consecutive ones, process `rank` takes the one at index `rank`.
-//! Their gradients are summed in the order of the ranks, and all take the same step with the same bits. So `n` processes compute what one
-//! computes with `n` times as many micro-batches of an `n`-th the size.
+//! Their gradients are summed in the order of the ranks, and all take the same step with the same bits. So `n` processes compute the same
+//! as one process with `n` times as many micro-batches of `1/n` the size.
 //!
 //! Process 0 is the run: it holds the run's folder, evaluates, saves and reports. It starts the others as children and sends them the run's
 //! position over pipes; they [`follow()`] it. They write no file and end with it. NCCL sums gradients on GPUs if the program was built with
@@ -52,7 +52,7 @@ enum Role {
     Follower(Connection),
 }
 
-/// The message that the others need before the first step.
+/// The message that the other processes need before the first step.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Start {
     /// The task's settings, which show that all processes see the same data.
@@ -104,14 +104,14 @@ impl ProcessGroup {
 
     /// Describes how the processes share the work on `device`; `None` for a single process.
     pub(super) fn describe(&self, device: &Device) -> Option<String> {
-        let how = if device.is_cpu() {
-            "share this machine's processor, which shows that it works and makes nothing faster"
+        let description = if device.is_cpu() {
+            "share one CPU: a functional test without speedup"
         } else if cfg!(feature = "nccl") {
-            "have a GPU each, and sum gradients by NCCL"
+            "have one GPU each and sum gradients with NCCL"
         } else {
-            "have a GPU each, and sum gradients by the processor: a program built with the feature nccl is faster"
+            "have one GPU each and sum gradients on the CPU: a build with the feature nccl is faster"
         };
-        (self.size > 1).then(|| format!("{} processes {how}", self.size))
+        (self.size > 1).then(|| format!("{} processes {description}", self.size))
     }
 
     /// Starts the other processes and waits until they are ready for the first step.
@@ -120,7 +120,7 @@ impl ProcessGroup {
         let text = serde_json::to_vec(start).map_err(|error| Error::process(0, error.to_string()))?;
         let start = Message::Start(text);
         for rank in peers.len() + 1..self.size {
-            peers.push(Peer::begin(rank, command(rank))?);
+            peers.push(Peer::start(rank, command(rank))?);
         }
         peers.iter_mut().try_for_each(|other| other.send(&start))?;
         for other in &mut *peers {
@@ -138,27 +138,28 @@ impl ProcessGroup {
 
     /// Sums the loss and the gradients of a step over all processes.
     ///
-    /// `own` is the share of this process. All processes call this in each step.
+    /// `local` is the share of this process. All processes call this in each step.
     ///
     /// # Errors
     /// Returns an out-of-memory error in all processes, with nothing changed, if memory was too small in any. Returns an error if a process
     /// failed or ended.
-    pub(super) fn all_reduce(&mut self, own: Result<(f64, StepGradients)>) -> Result<(f64, StepGradients)> {
+    pub(super) fn all_reduce(&mut self, local: Result<(f64, StepGradients)>) -> Result<(f64, StepGradients)> {
         if matches!(self.role, Role::Alone) {
-            return own;
+            return local;
         }
-        // Everything that allocates comes before the processes compare who had enough memory.
-        let own = match own.and_then(|(loss, learnt)| Ok((loss, FlatGradients::new(learnt, self.size)?))) {
-            Err(error) if !error.is_out_of_memory() => return Err(error),
-            own => own,
-        };
-        let loss = self.all_reduce_loss(own.as_ref().ok().map(|(loss, _)| *loss))?;
-        match (loss, own) {
+        // All allocations come before the processes compare whether they ran out of memory.
+        let local =
+            match local.and_then(|(loss, gradients)| Ok((loss, FlatGradients::new(gradients, self.size)?))) {
+                Err(error) if !error.is_out_of_memory() => return Err(error),
+                local => local,
+            };
+        let loss = self.all_reduce_loss(local.as_ref().ok().map(|(loss, _)| *loss))?;
+        match (loss, local) {
             (Some(loss), Ok((_, mut packed))) => {
-                // From here on an error is of this process alone; the others must not be assumed to have it.
+                // Later errors are of this process only; the other processes may not have them.
                 let rank = self.rank;
-                let learnt = self.all_reduce_sum(&mut packed.flat).and_then(|()| packed.unflatten());
-                Ok((loss, learnt.map_err(|error| error.in_process(rank))?))
+                let gradients = self.all_reduce_sum(&mut packed.flat).and_then(|()| packed.unflatten());
+                Ok((loss, gradients.map_err(|error| error.in_process(rank))?))
             }
             (_, Err(error)) => Err(error),
             (None, Ok(_)) => Err(Error::Candle(candle_core::Error::Msg(
@@ -168,21 +169,21 @@ impl ProcessGroup {
     }
 
     /// Sums the losses; `None` if a process ran out of memory.
-    fn all_reduce_loss(&mut self, own: Option<f64>) -> Result<Option<f64>> {
-        let said = |loss: Option<f64>| loss.map_or(Message::OutOfMemory, Message::Loss);
+    fn all_reduce_loss(&mut self, local: Option<f64>) -> Result<Option<f64>> {
+        let message = |loss: Option<f64>| loss.map_or(Message::OutOfMemory, Message::Loss);
         match &mut self.role {
-            Role::Alone => Ok(own),
+            Role::Alone => Ok(local),
             Role::First { peers, .. } => {
-                let mut sum = own;
+                let mut sum = local;
                 for other in &mut *peers {
                     let loss = other.loss()?;
                     sum = sum.zip(loss).map(|(sum, loss)| sum + loss);
                 }
-                peers.iter_mut().try_for_each(|other| other.send(&said(sum)))?;
+                peers.iter_mut().try_for_each(|other| other.send(&message(sum)))?;
                 Ok(sum)
             }
             Role::Follower(first) => {
-                first.send(&said(own)).map_err(leader_lost)?;
+                first.send(&message(local)).map_err(leader_lost)?;
                 match first.receive(MAX_MESSAGE_BYTES).map_err(leader_lost)? {
                     Message::Loss(loss) => Ok(Some(loss)),
                     Message::OutOfMemory => Ok(None),
@@ -208,8 +209,8 @@ impl ProcessGroup {
             Role::Alone => return Ok(()),
             Role::First { peers, .. } => {
                 for other in &mut *peers {
-                    let theirs = other.values(n)?;
-                    values.iter_mut().zip(&theirs).for_each(|(sum, value)| *sum += value);
+                    let share = other.values(n)?;
+                    values.iter_mut().zip(&share).for_each(|(sum, value)| *sum += value);
                 }
                 peers.iter_mut().try_for_each(|other| other.send_values(&values))?;
             }
@@ -228,9 +229,9 @@ impl ProcessGroup {
 
 /// The error of losing process 0, the parent, which can no longer receive it.
 fn leader_lost(error: io::Error) -> Error {
-    Error::process(0, format!("is gone ({error})"))
+    Error::process(0, format!("exited unexpectedly ({error})"))
 }
 
 fn unexpected(rank: usize) -> Error {
-    Error::process(rank, "said what was not expected")
+    Error::process(rank, "sent an unexpected message")
 }

@@ -9,7 +9,7 @@ use candle_core::{
 
 use crate::train::{Error, Result};
 
-/// Bytes of the id by which the processes find each other.
+/// Bytes of the NCCL communicator's id.
 const ID: usize = 128;
 
 /// A GPU's membership in the NCCL communicator.
@@ -18,9 +18,9 @@ pub(super) struct Nccl {
     comm: Option<Comm>,
 }
 
-/// Creates the id by which the processes find each other.
+/// Creates the id of the NCCL communicator.
 pub(super) fn id() -> Result<Vec<u8>> {
-    let id = Id::new().map_err(|NcclError(why)| failed(why))?;
+    let id = Id::new().map_err(|NcclError(error)| failed(error))?;
     Ok(id.internal().iter().map(|&byte| byte as u8).collect())
 }
 
@@ -33,21 +33,21 @@ impl Nccl {
         let current = stream.context().bind_to_thread();
         current.map_err(failed)?;
         let comm = Comm::from_rank(stream, rank, size, Id::uninit(id.map(|byte| byte as _)));
-        Ok(Self { comm: Some(comm.map_err(|NcclError(why)| failed(why))?) })
+        Ok(Self { comm: Some(comm.map_err(|NcclError(error)| failed(error))?) })
     }
 
     /// Replaces `flat` by the sum of all processes' rows.
     ///
-    /// Waits until the sum is complete, or `lost` returns an error because a process has ended.
-    pub(super) fn sum(&mut self, flat: &Tensor, mut lost: impl FnMut() -> Result<()>) -> Result<()> {
+    /// Waits until the sum is complete, or `check_alive` returns an error because a process has ended.
+    pub(super) fn sum(&mut self, flat: &Tensor, mut check_alive: impl FnMut() -> Result<()>) -> Result<()> {
         let Some(comm) = &self.comm else {
-            return Err(failed("a process was lost before"));
+            return Err(failed("a process was lost"));
         };
         flat.inplace_op1(&AllReduce(comm))?;
         let done = comm.stream().record_event(None).map_err(failed)?;
         // Synchronizing the stream would block forever once a process has ended.
         while !done.try_is_complete().map_err(failed)? {
-            if let Err(error) = lost() {
+            if let Err(error) = check_alive() {
                 // Dropping the communicator aborts the operation; the stream is then free to save the completed work.
                 self.comm = None;
                 return Err(error);
@@ -66,20 +66,20 @@ impl InplaceOp1 for AllReduce<'_> {
     }
 
     fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
-        candle_core::bail!("NCCL sums on GPUs")
+        candle_core::bail!("NCCL requires GPUs")
     }
 
     fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> candle_core::Result<()> {
         let Some((start, end)) = layout.contiguous_offsets() else {
-            candle_core::bail!("what is summed is contiguous")
+            candle_core::bail!("expected contiguous gradients")
         };
         let slice = storage.as_cuda_slice_mut::<f32>()?;
         let summed = self.0.all_reduce_in_place(&mut slice.slice_mut(start..end), &ReduceOp::Sum);
-        summed.map(|_| ()).map_err(|NcclError(why)| candle_core::Error::Msg(format!("NCCL: {why:?}")))
+        summed.map(|_| ()).map_err(|NcclError(error)| candle_core::Error::Msg(format!("NCCL: {error:?}")))
     }
 }
 
 /// A transient error of NCCL: a link that failed may work for another process.
-fn failed(why: impl std::fmt::Debug) -> Error {
-    Error::process(0, format!("NCCL: {why:?}"))
+fn failed(error: impl std::fmt::Debug) -> Error {
+    Error::process(0, format!("NCCL: {error:?}"))
 }

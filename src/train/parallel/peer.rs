@@ -19,9 +19,9 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    /// Starts the process; its log goes where this process's log goes.
-    pub(super) fn begin(rank: usize, mut command: Command) -> Result<Self> {
-        let failed = |error: io::Error| Error::process(rank, format!("cannot be begun: {error}"));
+    /// Starts the process; it inherits standard error.
+    pub(super) fn start(rank: usize, mut command: Command) -> Result<Self> {
+        let failed = |error: io::Error| Error::process(rank, format!("cannot be started: {error}"));
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(failed)?;
         let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(failed(io::ErrorKind::BrokenPipe.into()));
@@ -31,7 +31,7 @@ impl Peer {
 
     /// A peer that is a thread, for tests.
     #[cfg(test)]
-    pub(super) fn at(rank: usize, connection: Connection) -> Self {
+    pub(super) fn from_connection(rank: usize, connection: Connection) -> Self {
         Self { rank, connection, child: None }
     }
 
@@ -77,8 +77,8 @@ impl Peer {
         }
     }
 
-    fn receive(&mut self, most: usize) -> Result<Message> {
-        match self.connection.receive(most) {
+    fn receive(&mut self, max_bytes: usize) -> Result<Message> {
+        match self.connection.receive(max_bytes) {
             Ok(Message::Failed { transient, message }) => {
                 Err(Error::Process { rank: self.rank, message, transient })
             }
@@ -87,7 +87,7 @@ impl Peer {
         }
     }
 
-    /// The error of a failed write: the last message of the process, if any, says why it ended.
+    /// The error of a failed write: the last message of the process, if any, has the reason.
     fn exit_error(&mut self, error: io::Error) -> Error {
         match self.connection.receive(MAX_MESSAGE_BYTES) {
             Ok(Message::Failed { transient, message }) => {
@@ -99,11 +99,11 @@ impl Peer {
 
     /// The error of a process that has ended or sends messages that cannot be parsed.
     fn lost(&mut self, error: &io::Error) -> Error {
-        let how = match self.end() {
+        let reason = match self.end() {
             Some(Ok(status)) if error.kind() != io::ErrorKind::InvalidData => status.to_string(),
             _ => error.to_string(),
         };
-        Error::process(self.rank, format!("is gone ({how})"))
+        Error::process(self.rank, format!("exited unexpectedly ({reason})"))
     }
 
     /// Ends the process unless it has ended, and returns its exit status.

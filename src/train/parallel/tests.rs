@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Process 0 of a group of `size` threads, and the others.
-fn team(size: usize) -> Vec<Box<dyn FnOnce() -> ProcessGroup + Send>> {
+fn group(size: usize) -> Vec<Box<dyn FnOnce() -> ProcessGroup + Send>> {
     let mut ends: Vec<Box<dyn FnOnce() -> ProcessGroup + Send>> = Vec::new();
     let mut pipes = Vec::new();
     for rank in 1..size {
@@ -33,7 +33,7 @@ fn team(size: usize) -> Vec<Box<dyn FnOnce() -> ProcessGroup + Send>> {
         }));
     }
     let first = move || {
-        let peer = |(rank, read, write)| Peer::at(rank, Connection::new(read, write));
+        let peer = |(rank, read, write)| Peer::from_connection(rank, Connection::new(read, write));
         let peers = pipes.into_iter().map(peer).collect();
         ProcessGroup::new(0, size, Role::First { command: Box::new(|_| Command::new("none")), peers })
     };
@@ -42,12 +42,12 @@ fn team(size: usize) -> Vec<Box<dyn FnOnce() -> ProcessGroup + Send>> {
 }
 
 /// Calls `work` in each of `size` processes and returns the results.
-fn together<R: Send + 'static>(size: usize, work: fn(&mut ProcessGroup) -> R) -> Vec<R> {
-    let threads = team(size).into_iter().map(|end| std::thread::spawn(move || work(&mut end())));
+fn run_group<R: Send + 'static>(size: usize, work: fn(&mut ProcessGroup) -> R) -> Vec<R> {
+    let threads = group(size).into_iter().map(|end| std::thread::spawn(move || work(&mut end())));
     threads.collect::<Vec<_>>().into_iter().map(|thread| thread.join().unwrap()).collect()
 }
 
-/// A number such that the sum depends on the order.
+/// A number for which the sum depends on the order.
 fn number(rank: usize, i: usize) -> f32 {
     [1e8, 1.0, -1e8, 0.3][rank % 4] * (1.0 + i as f32 / 7.0)
 }
@@ -57,14 +57,14 @@ fn tensor(rank: usize, shape: &[usize]) -> Tensor {
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
-fn learnt(rank: usize) -> StepGradients {
+fn make_gradients(rank: usize) -> StepGradients {
     let shapes: [(&str, &[usize]); 4] = [("a", &[3, 5]), ("b", &[1]), ("c", &[2, 3, 1, 7]), ("d", &[])];
     let gradients = shapes.map(|(name, shape)| (name.to_owned(), tensor(rank, shape))).into();
-    let seen = |micro: usize| {
+    let statistics_of = |micro: usize| {
         let value = |v: usize| (Tensor::ones(5, DType::F32, &Device::Cpu).unwrap() * v as f64).unwrap();
         BatchStatistics { path: "bn".into(), mean: value(2 * rank + micro), var: value(10 * rank) }
     };
-    StepGradients { gradients, statistics: vec![vec![seen(0)], vec![seen(1)]] }
+    StepGradients { gradients, statistics: vec![vec![statistics_of(0)], vec![statistics_of(1)]] }
 }
 
 fn bits(tensor: &Tensor) -> Vec<u32> {
@@ -72,26 +72,26 @@ fn bits(tensor: &Tensor) -> Vec<u32> {
 }
 
 #[test]
-fn gradients_are_summed_in_the_order_of_the_processes_and_all_have_the_same_bits() {
+fn gradients_are_summed_in_rank_order_with_identical_bits() {
     for size in [2, 3, 4] {
-        let all = together(size, |team| {
-            let (loss, learnt) =
-                team.all_reduce(Ok((team.rank() as f64 + 0.5, learnt(team.rank())))).unwrap();
-            let gradients = learnt.gradients.iter();
+        let all = run_group(size, |group| {
+            let (loss, step) =
+                group.all_reduce(Ok((group.rank() as f64 + 0.5, make_gradients(group.rank())))).unwrap();
+            let gradients = step.gradients.iter();
             let gradients: Vec<_> =
                 gradients.map(|(name, g)| (name.clone(), g.dims().to_vec(), bits(g))).collect();
-            let [statistics] = &learnt.statistics[..] else { panic!("one list") };
-            let [seen] = &statistics[..] else { panic!("one normalisation") };
-            (loss, gradients, seen.path.clone(), bits(&seen.mean), bits(&seen.var))
+            let [statistics] = &step.statistics[..] else { panic!("one list") };
+            let [batch_norm] = &statistics[..] else { panic!("one normalization") };
+            (loss, gradients, batch_norm.path.clone(), bits(&batch_norm.mean), bits(&batch_norm.var))
         });
         assert!(all.iter().all(|one| *one == all[0]));
         let (loss, gradients, path, mean, var) = &all[0];
         assert_eq!((*loss, path.as_str()), ((0..size).map(|rank| rank as f64 + 0.5).sum(), "bn"));
-        for (name, own) in learnt(0).gradients {
+        for (name, local) in make_gradients(0).gradients {
             let (_, dims, found) = gradients.iter().find(|(found, ..)| *found == name).unwrap();
             let sum = |i| (1..size).fold(number(0, i), |sum, rank| sum + number(rank, i)).to_bits();
-            let expected: Vec<u32> = (0..own.elem_count()).map(sum).collect();
-            assert_eq!((&dims[..], found), (own.dims(), &expected), "{name}");
+            let expected: Vec<u32> = (0..local.elem_count()).map(sum).collect();
+            assert_eq!((&dims[..], found), (local.dims(), &expected), "{name}");
         }
         // The mean over two micro-batches of each process.
         let ranks = (size - 1) as f32 / 2.0;
@@ -102,65 +102,75 @@ fn gradients_are_summed_in_the_order_of_the_processes_and_all_have_the_same_bits
 }
 
 #[test]
-fn memory_that_is_too_small_for_one_is_too_small_for_all_and_nothing_else_is() {
+fn out_of_memory_in_one_process_is_reported_by_all() {
     for (size, ends) in [
-        (2, together(2, |team| [false, true, true].map(|ok| try_it(team, ok || team.rank() != 0)))),
-        (3, together(3, |team| [false, true, false].map(|ok| try_it(team, ok || team.rank() != 2)))),
+        (
+            2,
+            run_group(2, |group| {
+                [false, true, true].map(|ok| all_reduce_fails(group, ok || group.rank() != 0))
+            }),
+        ),
+        (
+            3,
+            run_group(3, |group| {
+                [false, true, false].map(|ok| all_reduce_fails(group, ok || group.rank() != 2))
+            }),
+        ),
     ] {
         assert_eq!(ends, vec![ends[0]; size]);
         assert_eq!(ends[0][..2], [Some(true), None]);
     }
 
     /// True if memory was too small; `None` without an error.
-    fn try_it(team: &mut ProcessGroup, ok: bool) -> Option<bool> {
-        let short = Error::Candle(candle_core::Error::Msg("CUDA_ERROR_OUT_OF_MEMORY".into()));
-        let own = if ok { Ok((1.0, learnt(team.rank()))) } else { Err(short) };
-        team.all_reduce(own).err().map(|error| error.is_out_of_memory())
+    fn all_reduce_fails(group: &mut ProcessGroup, ok: bool) -> Option<bool> {
+        let limited = Error::Candle(candle_core::Error::Msg("CUDA_ERROR_OUT_OF_MEMORY".into()));
+        let local = if ok { Ok((1.0, make_gradients(group.rank()))) } else { Err(limited) };
+        group.all_reduce(local).err().map(|error| error.is_out_of_memory())
     }
 }
 
 #[test]
-fn what_ends_one_process_is_said_by_the_first() {
+fn process_0_reports_why_a_process_ended() {
     // An error message, a closed pipe, and bytes that are no message.
     type Last = fn(&mut ProcessGroup);
-    let say: Last = |team| {
-        let Role::Follower(connection) = &mut team.role else { return };
+    let send_error: Last = |group| {
+        let Role::Follower(connection) = &mut group.role else { return };
         connection
-            .send(&Message::Failed { transient: false, message: "x.png: is no picture".into() })
+            .send(&Message::Failed { transient: false, message: "x.png: not an image".into() })
             .unwrap();
     };
-    let nonsense: Last = |team| {
-        let Role::Follower(connection) = &mut team.role else { return };
+    let send_unexpected: Last = |group| {
+        let Role::Follower(connection) = &mut group.role else { return };
         connection.send(&Message::Ready).unwrap();
     };
-    let silence: Last = |_| {};
-    for (last, expected, transient) in [
-        (say, "process 1 of this run: x.png: is no picture", false),
-        (silence, "process 1 of this run: is gone (", true),
-        (nonsense, "process 1 of this run: said what was not expected", true),
+    let close: Last = |_| {};
+    for (behavior, expected, transient) in [
+        (send_error, "process 1 of this run: x.png: not an image", false),
+        (close, "process 1 of this run: exited unexpectedly (", true),
+        (send_unexpected, "process 1 of this run: sent an unexpected message", true),
     ] {
-        let mut ends = team(2).into_iter();
+        let mut ends = group(2).into_iter();
         let (first, other) = (ends.next().unwrap(), ends.next().unwrap());
-        let other = std::thread::spawn(move || last(&mut other()));
-        let error = first().all_reduce(Ok((1.0, learnt(0)))).err().unwrap();
+        let other = std::thread::spawn(move || behavior(&mut other()));
+        let error = first().all_reduce(Ok((1.0, make_gradients(0)))).err().unwrap();
         other.join().unwrap();
         assert!(error.to_string().starts_with(expected), "{error}");
         assert_eq!((error.is_transient(), error.is_out_of_memory()), (transient, false));
     }
     // Rows of different lengths cannot be summed.
-    let ends = together(2, |team| {
-        let mut own = learnt(team.rank());
-        if team.rank() == 1 {
-            own.gradients.remove("a");
+    let ends = run_group(2, |group| {
+        let mut local = make_gradients(group.rank());
+        if group.rank() == 1 {
+            local.gradients.remove("a");
         }
-        team.all_reduce(Ok((1.0, own))).err().unwrap().is_transient()
+        group.all_reduce(Ok((1.0, local))).err().unwrap().is_transient()
     });
     assert_eq!(ends, [true, true]);
 }
 
-/// Trains four parameters on rows of four, in micro-batches that may be too large for memory.
+/// Trains a 4 × 4 matrix, in micro-batches that may be too large for memory.
 struct Rows {
-    room: usize,
+    max_rows: usize,
 }
 
 struct Numbers;
@@ -212,9 +222,9 @@ impl Task for Rows {
     }
 
     fn loss(&mut self, tape: &Tape, params: &mut Params, batch: &Batch) -> Result<Var> {
-        let [x] = batch.on(&Device::Cpu)?;
+        let [x] = batch.to_device(&Device::Cpu)?;
         let len = x.dim(0)?;
-        if len > self.room {
+        if len > self.max_rows {
             return Err(Error::Candle(candle_core::Error::Msg("CUDA_ERROR_OUT_OF_MEMORY".into())));
         }
         let weight = tape.params(params).param(self.cost()?.params.remove(0))?;
@@ -228,7 +238,7 @@ impl Task for Rows {
     }
 }
 
-fn plan(folder: &Path, batch: usize, accumulation: usize) -> TrainOptions {
+fn options(folder: &Path, batch: usize, accumulation: usize) -> TrainOptions {
     TrainOptions {
         folder: folder.to_owned(),
         from: None,
@@ -251,24 +261,24 @@ fn plan(folder: &Path, batch: usize, accumulation: usize) -> TrainOptions {
     }
 }
 
-/// Room for three of eight rows in any one process halves the micro-batches of all; the step stays the same.
+/// If one process has memory for three of eight rows, all halve their micro-batches; the step stays the same.
 #[test]
-fn processes_halve_their_micro_batches_together_and_go_on_alike() {
+fn processes_halve_their_micro_batches_together() {
     let weights = |folder: &Path| {
         let state = TrainingState::load(&state_path(folder, "rows", 20)).unwrap();
         state.weights["weight"].clone()
     };
     let alone = tempfile::tempdir().unwrap();
-    train(&mut Rows { room: 99 }, &plan(alone.path(), 2, 8), &mut |_| {}).unwrap();
-    for short in 0..2 {
+    train(&mut Rows { max_rows: 99 }, &options(alone.path(), 2, 8), &mut |_| {}).unwrap();
+    for limited in 0..2 {
         let folder = tempfile::tempdir().unwrap();
-        let plan = plan(folder.path(), 16, 1);
-        let room = move |rank| if rank == short { 3 } else { 99 };
-        let mut ends = team(2).into_iter();
+        let options = options(folder.path(), 16, 1);
+        let max_rows = move |rank| if rank == limited { 3 } else { 99 };
+        let mut ends = group(2).into_iter();
         let (first, other) = (ends.next().unwrap(), ends.next().unwrap());
         let other = std::thread::spawn({
-            let plan = plan.clone();
-            move || follow_loop(&mut Rows { room: room(1) }, &plan, &mut other())
+            let options = options.clone();
+            move || follow_loop(&mut Rows { max_rows: max_rows(1) }, &options, &mut other())
         });
         let mut notes = Vec::new();
         let observe = &mut |event: Event| {
@@ -276,10 +286,10 @@ fn processes_halve_their_micro_batches_together_and_go_on_alike() {
                 notes.push(note.to_owned());
             }
         };
-        train_distributed(&mut Rows { room: room(0) }, &plan, &mut first(), observe).unwrap();
+        train_distributed(&mut Rows { max_rows: max_rows(0) }, &options, &mut first(), observe).unwrap();
         other.join().unwrap().unwrap();
-        let halved = "out of memory: going on with";
-        assert_eq!(notes[1..], [4, 8].map(|n| format!("{halved} {n} micro-batches of {} a step", 16 / n)));
+        let halved = "out of memory: continuing with";
+        assert_eq!(notes[1..], [4, 8].map(|n| format!("{halved} {n} micro-batches of {} per step", 16 / n)));
         for (a, b) in weights(alone.path()).data().iter().zip(weights(folder.path()).data()) {
             assert!((a - b).abs() < 1e-6, "{a} and {b}");
         }

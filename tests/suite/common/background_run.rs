@@ -1,4 +1,4 @@
-//! Runs in the background, to be interrupted.
+//! Training runs in the background, for tests that interrupt them.
 
 use std::{
     fs,
@@ -9,14 +9,14 @@ use std::{
 
 use super::{CACHE, CATS, text};
 
-/// A run that was begun in the background.
+/// A training run in the background.
 pub struct BackgroundRun {
     pub child: Child,
     runs: PathBuf,
 }
 
 impl BackgroundRun {
-    /// Begins it in `folder`, with its runs in `runs` there.
+    /// Starts the program with `arguments` in `folder`, with `runs` as its folder of runs, relative to `folder`.
     pub fn new(folder: &Path, arguments: &[String], runs: &str) -> Self {
         let child = Command::new(CATS)
             .args(arguments)
@@ -30,6 +30,7 @@ impl BackgroundRun {
         Self { child, runs: folder.join(runs) }
     }
 
+    /// The files of training states in all runs.
     fn states(&self) -> Vec<PathBuf> {
         let runs = fs::read_dir(&self.runs).into_iter().flatten().flatten();
         let runs = runs.filter(|entry| !entry.path().is_symlink());
@@ -37,37 +38,38 @@ impl BackgroundRun {
         files.map(|file| file.path()).filter(|path| path.to_string_lossy().contains("_step_")).collect()
     }
 
-    /// Waits until there are `count` states, or it has ended.
-    pub fn until(&mut self, count: usize) {
+    /// Waits until `count` training states are saved or the program ends.
+    pub fn wait_for_states(&mut self, count: usize) {
         let start = Instant::now();
-        while self.states().len() < count && self.child.try_wait().expect("a child").is_none() {
-            assert!(start.elapsed() < Duration::from_secs(300), "no state after five minutes");
+        while self.states().len() < count && self.child.try_wait().expect("a child process").is_none() {
+            assert!(start.elapsed() < Duration::from_secs(300), "no training state within five minutes");
             std::thread::sleep(Duration::from_millis(2));
         }
     }
 
-    /// The process that trains.
+    /// The process ID of the worker, which trains.
     #[cfg(target_os = "linux")]
     pub fn worker(&self) -> Option<i32> {
-        child_of(self.child.id() as i32)
+        first_child(self.child.id() as i32)
     }
 
-    pub fn end(self) -> (Option<i32>, String) {
-        let output = self.child.wait_with_output().expect("a child");
+    /// Waits for the program to end. Returns its exit code and its output.
+    pub fn wait(self) -> (Option<i32>, String) {
+        let output = self.child.wait_with_output().expect("a child process");
         (output.status.code(), text(&output))
     }
 }
 
-/// The first child of `process`.
+/// The ID of the first child process of `process`.
 #[cfg(target_os = "linux")]
-pub fn child_of(process: i32) -> Option<i32> {
+pub fn first_child(process: i32) -> Option<i32> {
     let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).ok()?;
     children.split_whitespace().next()?.parse().ok()
 }
 
-/// Sends a signal to a process that this test began.
+/// Sends a signal to a process that this test started.
 #[cfg(unix)]
 pub fn signal(process: i32, signal: i32) {
-    // SAFETY: it sends a signal and touches no memory of ours.
+    // SAFETY: `kill` sends a signal and accesses no memory of this process.
     unsafe { libc::kill(process, signal) };
 }

@@ -1,5 +1,5 @@
-//! A server in this process, and a client that can behave badly.
-#![allow(dead_code, reason = "each test uses some of it")]
+//! A server within the test process, and a client that can send invalid requests and disconnect early.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::{
     io::{Read, Write},
@@ -15,10 +15,10 @@ use tiny_cats_export::{Model, ModelMeta};
 use tiny_cats_models::{Init, ResNetConfig, TinyDitConfig, init};
 use tokio::sync::Notify;
 
-/// Its classes.
+/// The classes of both models.
 pub const BREEDS: [&str; 3] = ["Abyssinian", "Maine_Coon", "Sphynx"];
 
-/// A small generator; that its pictures are of nothing matters to nobody here.
+/// A small generator with random weights.
 pub fn generator() -> NamedModel {
     let classes = BREEDS.map(String::from).to_vec();
     let config = TinyDitConfig { depth: 2, ..TinyDitConfig::named("nano", 32, classes.len()).unwrap() };
@@ -29,7 +29,7 @@ pub fn generator() -> NamedModel {
     ("small".into(), Model::from_weights(ModelMeta::tiny_dit(&config, classes), init(&params, 1)))
 }
 
-/// A small classifier.
+/// A small classifier with random weights.
 pub fn classifier() -> NamedModel {
     let classes = BREEDS.map(String::from).to_vec();
     let config = ResNetConfig { width: 8, ..ResNetConfig::named("resnet18", classes.len()).unwrap() };
@@ -37,7 +37,7 @@ pub fn classifier() -> NamedModel {
     ("breeds".into(), Model::from_weights(ModelMeta::resnet(&config, 32, classes), weights))
 }
 
-/// A server that ends with this value.
+/// A server that shuts down when this value is dropped.
 pub struct TestServer {
     pub address: SocketAddr,
     stop: Arc<Notify>,
@@ -45,7 +45,7 @@ pub struct TestServer {
 }
 
 impl TestServer {
-    /// Starts it at any free port, and waits until it is ready.
+    /// Starts the server on a free port and waits until it is ready.
     pub fn new(config: Config, generator: Option<NamedModel>, classifier: Option<NamedModel>) -> Self {
         let config = Config { address: ([127, 0, 0, 1], 0).into(), ..config };
         let stop = Arc::new(Notify::new());
@@ -56,7 +56,7 @@ impl TestServer {
             runtime.block_on(async {
                 let server = Server::start(config, generator, classifier).await?;
                 let address = server.address()?;
-                server.when_ready(move || sender.send(address).expect("somebody waits"));
+                server.when_ready(move || sender.send(address).expect("the test waits for the address"));
                 server.run(async move { stopped.notified().await }).await
             })
         });
@@ -64,39 +64,44 @@ impl TestServer {
         Self { address, stop, thread: Some(thread) }
     }
 
-    /// Asks it to stop, without waiting.
-    pub fn ask_to_stop(&self) {
+    /// Requests a graceful shutdown, without waiting for it.
+    pub fn request_shutdown(&self) {
         self.stop.notify_one();
     }
 
-    /// Stops it, and says how it ended.
-    pub fn end(mut self) -> Shutdown {
-        self.ask_to_stop();
-        self.thread.take().expect("it runs").join().expect("no panic").expect("the models are good")
+    /// Shuts the server down and returns how it ended.
+    pub fn shut_down(mut self) -> Shutdown {
+        self.request_shutdown();
+        self.thread
+            .take()
+            .expect("the server runs")
+            .join()
+            .expect("the server does not panic")
+            .expect("the server starts")
     }
 
-    pub fn get(&self, path: &str) -> Answer {
-        ask(self.address, "GET", path, &[], b"")
+    pub fn get(&self, path: &str) -> Response {
+        send_request(self.address, "GET", path, &[], b"")
     }
 
-    pub fn post(&self, path: &str, content_type: &str, body: impl AsRef<[u8]>) -> Answer {
-        ask(self.address, "POST", path, &[("content-type", content_type)], body.as_ref())
+    pub fn post(&self, path: &str, content_type: &str, body: impl AsRef<[u8]>) -> Response {
+        send_request(self.address, "POST", path, &[("content-type", content_type)], body.as_ref())
     }
 
-    pub fn generate(&self, body: &Value) -> Answer {
+    pub fn generate(&self, body: &Value) -> Response {
         self.post("/v1/generate", "application/json", body.to_string())
     }
 
-    /// The value of a line of the metrics; 0 where there is none.
+    /// The value of the metric whose name and labels are `line`, or 0 if it is missing.
     pub fn metric(&self, line: &str) -> u64 {
         let text = self.get("/metrics").text();
         let value = text.lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(' '));
         value.map_or(0, |value| value.parse().expect("a number"))
     }
 
-    /// Waits until `line` of the metrics is `value`.
+    /// Waits until the metric `line` has `value`.
     #[track_caller]
-    pub fn until(&self, line: &str, value: u64) {
+    pub fn wait_for_metric(&self, line: &str, value: u64) {
         let start = Instant::now();
         while self.metric(line) != value {
             assert!(
@@ -111,22 +116,22 @@ impl TestServer {
 
 impl Drop for TestServer {
     fn drop(&mut self) {
-        self.ask_to_stop();
+        self.request_shutdown();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
 }
 
-/// What came back.
+/// A response of the server.
 #[derive(Debug)]
-pub struct Answer {
+pub struct Response {
     pub status: u16,
     head: String,
     pub body: Vec<u8>,
 }
 
-impl Answer {
+impl Response {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| {
             let (found, value) = line.split_once(':')?;
@@ -144,19 +149,19 @@ impl Answer {
     }
 }
 
-/// Sends a request whose answer is not read yet.
-pub fn begin(
+/// Sends a request without reading its response.
+pub fn start_request(
     address: SocketAddr,
     method: &str,
     path: &str,
     headers: &[(&str, &str)],
     body: &[u8],
 ) -> TcpStream {
-    try_begin(address, method, path, headers, body).expect("it listens")
+    try_start_request(address, method, path, headers, body).expect("the server listens")
 }
 
-/// The same, where nobody may listen.
-pub fn try_begin(
+/// Like [`start_request`], for a server that may not be listening.
+pub fn try_start_request(
     address: SocketAddr,
     method: &str,
     path: &str,
@@ -165,35 +170,43 @@ pub fn try_begin(
 ) -> std::io::Result<TcpStream> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(120)))?;
-    // Of 1.0: the answer ends with the connection.
+    // HTTP/1.0, so that the response ends when the connection closes.
     let mut head = format!("{method} {path} HTTP/1.0\r\ncontent-length: {}\r\n", body.len());
     headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
-    // A server may answer and close before it has read everything.
+    // A server may respond and close before it has read the whole request, so that writing fails.
     let _ = stream.write_all(&[head.as_bytes(), b"\r\n", body].concat());
     Ok(stream)
 }
 
-pub fn answer(stream: TcpStream) -> Answer {
-    try_answer(stream).expect("an answer")
+/// Reads the response to a request of [`start_request`].
+pub fn read_response(stream: TcpStream) -> Response {
+    try_read_response(stream).expect("a response")
 }
 
-/// The answer, if one comes.
-pub fn try_answer(mut stream: TcpStream) -> Option<Answer> {
+/// Reads a response, or returns `None` if the connection closes without one.
+pub fn try_read_response(mut stream: TcpStream) -> Option<Response> {
     let mut bytes = Vec::new();
-    let mut part = [0; 1 << 14];
-    // What came before the connection was reset has come.
-    while let Ok(n @ 1..) = stream.read(&mut part) {
-        bytes.extend_from_slice(&part[..n]);
+    let mut buffer = [0; 1 << 14];
+    // A connection that is reset after a complete response is not an error.
+    while let Ok(n @ 1..) = stream.read(&mut buffer) {
+        bytes.extend_from_slice(&buffer[..n]);
     }
-    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
+    let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
     let head = String::from_utf8(bytes[..end].to_vec()).expect("text");
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
-    let answer = Answer { status, head, body: bytes[end + 4..].to_vec() };
-    let length = answer.header("content-length").and_then(|length| length.parse().ok());
-    assert!(length.is_none_or(|length: usize| length == answer.body.len()), "an answer that breaks off");
-    Some(answer)
+    let response = Response { status, head, body: bytes[end + 4..].to_vec() };
+    let length = response.header("content-length").and_then(|length| length.parse().ok());
+    assert!(length.is_none_or(|length: usize| length == response.body.len()), "the response is truncated");
+    Some(response)
 }
 
-pub fn ask(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
-    answer(begin(address, method, path, headers, body))
+/// Sends a request and reads its response.
+pub fn send_request(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Response {
+    read_response(start_request(address, method, path, headers, body))
 }

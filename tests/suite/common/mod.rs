@@ -1,5 +1,5 @@
-//! Running the programs as a user does.
-#![allow(dead_code, reason = "each test uses some of it")]
+//! Functions that run the programs, and fixtures that several tests share.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 pub mod background_run;
 #[cfg(feature = "serve")]
@@ -22,7 +22,7 @@ use tiny_cats_export::{
 pub const CATS: &str = env!("CARGO_BIN_EXE_tiny-cats");
 pub const VERIFY: &str = env!("CARGO_BIN_EXE_verify-checkpoint");
 
-/// Where decoded pictures are kept: where the tests' other files are.
+/// The environment variable that puts the cache of decoded images among the temporary files of tests.
 pub const CACHE: (&str, &str) = ("TINY_CATS_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
 
 /// Runs `program` in `folder`.
@@ -31,12 +31,12 @@ pub fn run(program: &str, folder: &Path, args: &[impl AsRef<OsStr>]) -> Output {
     command.args(args).current_dir(folder).env(CACHE.0, CACHE.1).output().expect("the program starts")
 }
 
-/// All that a program said.
+/// The standard output of a program, followed by its standard error.
 pub fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// Runs what must succeed, and returns what it said.
+/// Runs a command that must succeed and returns its output.
 #[track_caller]
 pub fn succeeds(program: &str, folder: &Path, args: &[impl AsRef<OsStr> + Debug]) -> String {
     let output = run(program, folder, args);
@@ -44,45 +44,45 @@ pub fn succeeds(program: &str, folder: &Path, args: &[impl AsRef<OsStr> + Debug]
     text(&output)
 }
 
-/// Runs what must fail, and returns its one line.
+/// Runs a command that must fail with a one-line error, and returns its standard error.
 #[track_caller]
 pub fn fails(program: &str, folder: &Path, args: &[impl AsRef<OsStr> + Debug]) -> String {
     let output = run(program, folder, args);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(matches!(output.status.code(), Some(1 | 2)), "{args:?}: {:?}: {said}", output.status);
-    let errors: Vec<&str> = said.lines().filter(|l| !l.starts_with("skipped ")).collect();
-    assert!(!said.contains("panicked") && !said.contains("internal error"), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(matches!(output.status.code(), Some(1 | 2)), "{args:?}: {:?}: {stderr}", output.status);
+    let errors: Vec<&str> = stderr.lines().filter(|l| !l.starts_with("skipped ")).collect();
+    assert!(!stderr.contains("panicked") && !stderr.contains("internal error"), "{stderr}");
     if output.status.code() == Some(1) {
-        assert_eq!(errors.len(), 1, "{args:?}: one line, found:\n{said}");
+        assert_eq!(errors.len(), 1, "{args:?}: expected one line, found:\n{stderr}");
     }
-    said
+    stderr
 }
 
-/// The report on an export that stores weights as halves, which must be little more than half of the `full` one and verified on every
-/// runtime that is present.
+/// Checks an export with f16 weights: the file must be smaller than 60 % of `full`, and verified on every available runtime. Returns
+/// its report.
 #[track_caller]
-pub fn halves(folder: &Path, full: &str, halves: &str) -> serde_json::Value {
-    let size = |name: &str| folder.join(name).metadata().expect("it was exported").len() as f64;
-    assert!(size(halves) < 0.6 * size(full), "{} of {} bytes", size(halves), size(full));
-    let report = std::fs::read(report_path(&folder.join(halves))).expect("a report");
+pub fn check_f16_export(folder: &Path, full: &str, half: &str) -> serde_json::Value {
+    let size = |name: &str| folder.join(name).metadata().expect("the exported file").len() as f64;
+    assert!(size(half) < 0.6 * size(full), "{} of {} bytes", size(half), size(full));
+    let report = std::fs::read(report_path(&folder.join(half))).expect("a report");
     let report: serde_json::Value = serde_json::from_slice(&report).expect("JSON");
     assert!(report["passed"] == true && report["rounding"]["passed"] == true, "{report}");
     let runtimes: Vec<&str> =
         report["runtimes"].as_array().unwrap().iter().flat_map(|r| r["runtime"].as_str()).collect();
     for (kind, version) in available() {
-        let compared = kind != RuntimeKind::Candle && version.is_ok();
-        assert_eq!(runtimes.contains(&kind.name()), compared, "{kind}: {report}");
+        let is_verified = kind != RuntimeKind::Candle && version.is_ok();
+        assert_eq!(runtimes.contains(&kind.name()), is_verified, "{kind}: {report}");
     }
     report
 }
 
-/// A folder that `build` has filled, once for all processes of this test program, whatever their number; it stays until the program is
-/// built anew. Nothing else is to be written there.
-pub fn shared(name: &str, build: impl FnOnce(&Path)) -> PathBuf {
+/// A folder that `build` fills, once for all processes of this test program. It is replaced when the program is rebuilt. Tests only read
+/// it.
+pub fn shared_folder(name: &str, build: impl FnOnce(&Path)) -> PathBuf {
     let program = std::env::current_exe().and_then(|path| path.metadata()?.modified()).expect("this program");
-    let age = program.duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_nanos();
+    let build_time = program.duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_nanos();
     let root = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let folder = root.join(format!("{name}-{age}"));
+    let folder = root.join(format!("{name}-{build_time}"));
     let lock = std::fs::File::create(root.join(format!("{name}.lock"))).expect("a lock");
     lock.lock().expect("a lock");
     if !folder.join("done").exists() {

@@ -1,4 +1,4 @@
-//! Small networks that are trained on synthetic pictures.
+//! Small networks that are trained on synthetic images.
 
 use std::{
     path::{Path, PathBuf},
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::{CATS, succeeds};
 
-const NETWORK: [&str; 14] = [
+const CLASSIFIER: [&str; 14] = [
     "--width",
     "8",
     "--image-size",
@@ -26,9 +26,10 @@ const NETWORK: [&str; 14] = [
     "basic",
 ];
 
-pub fn train_args<'a>(output: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+/// The arguments that train a small classifier on `synth`.
+pub fn classifier_args<'a>(output: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let fixed = ["train", "classifier", "synth", "--output", output];
-    fixed.iter().chain(&NETWORK).chain(more).copied().collect()
+    fixed.iter().chain(&CLASSIFIER).chain(more).copied().collect()
 }
 
 const GENERATOR: [&str; 12] = [
@@ -46,29 +47,31 @@ const GENERATOR: [&str; 12] = [
     "1e-3",
 ];
 
-/// Synthetic pictures for a generator, in `synth`.
-pub fn synthetic(folder: &Path) {
+/// Writes synthetic images for a generator to `synth` in `folder`.
+pub fn write_synthetic_images(folder: &Path) {
     succeeds(CATS, folder, &["data", "synth", "synth", "--per-class", "4", "--size", "32"]);
 }
 
-/// The arguments that train a small generator.
-pub fn dit<'a>(output: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+/// The arguments that train a small generator on `synth`.
+pub fn dit_args<'a>(output: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let fixed = ["train", "dit", "synth", "--output", output];
     fixed.iter().chain(&GENERATOR).chain(more).copied().collect()
 }
 
-/// The folder of the run that said this.
+/// The folder of the run whose output this is.
 #[track_caller]
-pub fn run_folder(folder: &Path, said: &str) -> PathBuf {
-    let begin = said.lines().find_map(|line| Some(line.split_once(" parameters, steps ")?.0));
-    let (run, _) = begin.and_then(|begin| begin.rsplit_once(": ")).expect("a run says where it is");
+pub fn run_folder(folder: &Path, output: &str) -> PathBuf {
+    let start = output.lines().find_map(|line| Some(line.split_once(" parameters, steps ")?.0));
+    let (run, _) =
+        start.and_then(|start| start.rsplit_once(": ")).expect("the output names the run's folder");
     folder.join(run)
 }
 
-/// A folder with synthetic pictures in `synth` and a classifier trained on them in `checkpoints`, and what training said.
+/// A folder with synthetic images in `synth` and a classifier trained on them in `checkpoints`, and the output of training.
 pub static TRAINED: LazyLock<(TempDir, String)> = LazyLock::new(|| {
     let dir = TempDir::new().expect("a temporary folder");
     succeeds(CATS, dir.path(), &["data", "synth", "synth", "--per-class", "20", "--size", "48"]);
-    let said = succeeds(CATS, dir.path(), &train_args("checkpoints/cats_model.pt", &["--epochs", "6"]));
-    (dir, said)
+    let output =
+        succeeds(CATS, dir.path(), &classifier_args("checkpoints/cats_model.pt", &["--epochs", "6"]));
+    (dir, output)
 });

@@ -1,17 +1,17 @@
-/** Accessibility, by axe's rules, in each view, light and dark, large and small; and what lighthouse would look for. */
+/** Accessibility of each view by the rules of axe, light and dark, on large and small screens; and layout shifts. */
 import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { drawn, expect, visit } from '../page.mjs';
+import { waitForImages, expect, visit } from '../page.mjs';
 
 const axe = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 
-export async function accessible({ browser, url }) {
+export async function accessibility({ browser, url }) {
   let rules = 0;
   for (const colorScheme of ['light', 'dark']) {
     for (const viewport of [{ width: 1280, height: 900 }, { width: 360, height: 740 }]) {
       const visitor = await visit(browser, `${url}#generate?breed=Siamese&seed=3&count=2&steps=2&sampler=euler`, { colorScheme, viewport, bypassCSP: true, reducedMotion: 'reduce' });
       const { page } = visitor;
-      await drawn(page);
+      await waitForImages(page);
       await page.evaluate(axe);
       for (const view of ['generate', 'classify', 'benchmark', 'about']) {
         await page.locator(`#tab-${view}`).click();
@@ -22,10 +22,10 @@ export async function accessible({ browser, url }) {
         }
         const { violations, passes } = await page.evaluate(() => window.axe.run({ runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice'] }));
         rules = Math.max(rules, passes.length);
-        const told = violations.map(({ id, nodes }) => `${id}: ${nodes.map((node) => `${node.html.slice(0, 120)} ${node.failureSummary?.split('\n')[1] ?? ''}`).join(' | ')}`);
-        expect(violations.length === 0, `${view}, ${colorScheme}, ${viewport.width} px: ${told.join('\n  ')}`);
-        const wider = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
-        expect(wider <= 0, `${view} at ${viewport.width} px is ${wider} px too wide`);
+        const messages = violations.map(({ id, nodes }) => `${id}: ${nodes.map((node) => `${node.html.slice(0, 120)} ${node.failureSummary?.split('\n')[1] ?? ''}`).join(' | ')}`);
+        expect(violations.length === 0, `${view}, ${colorScheme}, ${viewport.width} px: ${messages.join('\n  ')}`);
+        const overflow = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+        expect(overflow <= 0, `${view} at ${viewport.width} px is ${overflow} px too wide`);
       }
       await visitor.close();
     }
@@ -33,8 +33,8 @@ export async function accessible({ browser, url }) {
   return `${rules} rules passed`;
 }
 
-/** Nothing moves under the reader while the page gets ready, and there is one headline. */
-export async function steady({ browser, url }) {
+/** The layout does not shift while the page loads, and there is one headline. */
+export async function layoutShift({ browser, url }) {
   const visitor = await visit(browser, url);
   const { page } = visitor;
   await page.addInitScript(() => {
@@ -50,7 +50,7 @@ export async function steady({ browser, url }) {
   });
   await page.goto(`${url}#generate?breed=Siamese&seed=3&count=4&steps=4`);
   await page.reload();
-  await drawn(page);
+  await waitForImages(page);
   const { shift, shifts, headlines, lang, title, description } = await page.evaluate(() => ({
     shift: window.shift,
     shifts: window.shifts,

@@ -1,32 +1,32 @@
-/** The short form: the page loads without complaint, and draws what the command line draws. */
+/** The short checks: the page loads without errors, and generates the images of the command line. */
 import { execFileSync } from 'node:child_process';
 import { mkdtempSync, readFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { drawn, expect, pixels, psnr, savePicture, text, visit } from '../page.mjs';
+import { waitForImages, expect, pixels, psnr, saveImage, text, visit } from '../page.mjs';
 import { Skip } from '../skip.mjs';
 
 export async function loads({ browser, url }) {
   const visitor = await visit(browser, url);
-  const { page, complaints, foreign } = visitor;
+  const { page, errors, foreignRequests } = visitor;
   await page.evaluate(() => {
     window.violations = [];
     document.addEventListener('securitypolicyviolation', (event) => window.violations.push(`${event.violatedDirective}: ${event.blockedURI}`));
   });
-  expect(/drawn in your browser/.test(await page.locator('h1').textContent()), 'no headline');
-  await drawn(page);
+  expect(/generated in your browser/.test(await page.locator('h1').textContent()), 'the headline is missing');
+  await waitForImages(page);
   for (const tab of ['Classify', 'Benchmark', 'About', 'Generate']) await page.getByRole('tab', { name: tab }).click();
   await page.waitForTimeout(500);
   const violations = await page.evaluate(() => window.violations);
   expect(violations.length === 0, `policy violations: ${violations.join('; ')}`);
-  expect(complaints.length === 0, `the console says: ${complaints.join('; ')}`);
-  expect(foreign.length === 0, `requests to others: ${foreign.join(', ')}`);
-  const state = await text(page, 'draw-status');
+  expect(errors.length === 0, `console errors: ${errors.join('; ')}`);
+  expect(foreignRequests.length === 0, `requests to other servers: ${foreignRequests.join(', ')}`);
+  const state = await text(page, 'generate-status');
   await visitor.close();
   return state;
 }
 
-/** Seed 7 of the Siamese, as the command line draws it. */
+/** The Siamese with seed 7 matches the image of the command line. */
 export async function reference({ browser, url, env }) {
   let file = env.REFERENCE_PNG;
   if (!file && env.TINY_CATS) {
@@ -34,13 +34,13 @@ export async function reference({ browser, url, env }) {
     execFileSync(env.TINY_CATS, ['generate', '--breed', 'Siamese', '-n', '1', '--seed', '7', '-o', `${folder}/`]);
     file = join(folder, 'Siamese_seed7_0000.png');
   }
-  if (!file) throw new Skip('neither REFERENCE_PNG nor TINY_CATS is given');
+  if (!file) throw new Skip('neither REFERENCE_PNG nor TINY_CATS is set');
   const visitor = await visit(browser, `${url}#generate?breed=Siamese&seed=7&count=1`);
   const { page } = visitor;
   await page.locator('#backend').selectOption('wasm');
-  await drawn(page);
-  const { name, bytes } = await savePicture(page);
-  expect(name === 'Siamese_seed7_0000.png', `the file is called ${name}`);
+  await waitForImages(page);
+  const { name, bytes } = await saveImage(page);
+  expect(name === 'Siamese_seed7_0000.png', `expected Siamese_seed7_0000.png, found ${name}`);
   const [ours, theirs] = [await pixels(page, bytes), await pixels(page, readFileSync(file))];
   const ratio = psnr(ours, theirs);
   await visitor.close();

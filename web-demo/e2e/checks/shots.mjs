@@ -1,27 +1,27 @@
-/** Pictures of the page to look at: each view, light and dark, large and small. */
+/** Screenshots of each view, light and dark, on large and small screens. */
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { drawn, visit } from '../page.mjs';
+import { waitForImages, visit } from '../page.mjs';
 
 export async function screenshots({ browser, url, shots }) {
   mkdirSync(shots, { recursive: true });
-  let taken = 0;
+  let count = 0;
   for (const [device, viewport] of [['desktop', { width: 1280, height: 860 }], ['phone', { width: 360, height: 780 }]]) {
     for (const colorScheme of ['light', 'dark']) {
       const visitor = await visit(browser, `${url}#generate?breed=all&seed=5&count=6`, { viewport, colorScheme, deviceScaleFactor: device === 'phone' ? 2 : 1 });
       const { page } = visitor;
-      await drawn(page);
+      await waitForImages(page);
       await page.waitForFunction(() => document.querySelectorAll('.face canvas').length >= 12, null, { timeout: 120_000 });
       const shoot = async (name) => {
         await page.mouse.move(0, 0);
         await page.screenshot({ path: join(shots, `${device}-${colorScheme}-${name}.png`), fullPage: true });
-        taken++;
+        count++;
       };
       await shoot('generate');
       for (const at of [1, 4]) {
         await page.locator('#tab-generate').click();
-        await page.locator('.picture').nth(at).getByRole('button', { name: /^Which breed/ }).click();
-        await page.waitForFunction(() => !document.querySelector('.verdict.waiting'));
+        await page.locator('.image').nth(at).getByRole('button', { name: /^Which breed/ }).click();
+        await page.waitForFunction(() => !document.querySelector('.result.waiting'));
       }
       await shoot('classify');
       await page.locator('#tab-benchmark').click();
@@ -34,5 +34,5 @@ export async function screenshots({ browser, url, shots }) {
       await visitor.close();
     }
   }
-  return `${taken} pictures in ${shots}`;
+  return `${count} screenshots in ${shots}`;
 }

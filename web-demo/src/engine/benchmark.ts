@@ -1,43 +1,43 @@
-/** Measures one case at a time: how long the network takes, or whole pictures. */
-import { Cancelled } from './errors.ts';
-import { draw } from './generator.ts';
+/** Measures the latency of one case: network evaluations or whole images. */
+import { Canceled } from './errors.ts';
+import { generate } from './generator.ts';
 import type { GeneratorMeta } from './meta.ts';
 import type { Network } from './network.ts';
 import { noise } from './noise.ts';
 import type { BenchmarkCase, BenchmarkEvent, BenchmarkResult } from './protocol.ts';
 
-/** Runs before the first that counts, because the first ones load and compile. */
-const WARM_UP = { evaluation: 3, picture: 1 };
+/** Repetitions that are not counted, because the first ones load and compile. */
+const WARM_UP = { evaluation: 3, image: 1 };
 
 export async function benchmark(
   network: Network,
   meta: GeneratorMeta,
-  what: BenchmarkCase,
+  benchmarkCase: BenchmarkCase,
   repeats: number,
-  cancelled: () => Promise<boolean>,
-  tell: (event: BenchmarkEvent) => void,
+  isCanceled: () => Promise<boolean>,
+  emit: (event: BenchmarkEvent) => void,
 ): Promise<BenchmarkResult> {
-  const labels = Array.from({ length: what.batch }, (_, i) => i % meta.classes.length);
+  const labels = Array.from({ length: benchmarkCase.batch }, (_, i) => i % meta.classes.length);
   const length = 3 * meta.imageSize ** 2;
-  const x = noise(0n, 0n, length * what.batch);
-  const once =
-    what.what === 'evaluation'
+  const x = noise(0n, 0n, length * benchmarkCase.batch);
+  const measure =
+    benchmarkCase.kind === 'evaluation'
       ? async () => {
-          if (await cancelled()) throw new Cancelled();
+          if (await isCanceled()) throw new Canceled();
           const start = performance.now();
           await network.predict(x, 0.5, labels);
           return performance.now() - start;
         }
       : async () => {
-          const draws = labels.map((label, i) => ({ label, index: BigInt(i), near: [] }));
-          const { steps, guidance, sampler } = what;
-          return (await draw(network, meta, { seed: 0n, draws, steps, guidance, sampler }, cancelled, () => {})).totalMs;
+          const images = labels.map((label, i) => ({ label, index: BigInt(i), neighborPath: [] }));
+          const { steps, guidance, sampler } = benchmarkCase;
+          return (await generate(network, meta, { seed: 0n, images, steps, guidance, sampler }, isCanceled, () => {})).totalMs;
         };
-  for (let i = 0; i < WARM_UP[what.what]; i++) await once();
+  for (let i = 0; i < WARM_UP[benchmarkCase.kind]; i++) await measure();
   const times: number[] = [];
   for (let i = 0; i < repeats; i++) {
-    times.push(await once());
-    tell({ done: i + 1, of: repeats });
+    times.push(await measure());
+    emit({ done: i + 1, total: repeats });
   }
   return { times, device: network.device };
 }

@@ -1,17 +1,17 @@
-/** The page's end of the engine: calls become messages, and messages become promises. */
-import { Cancelled, UserError } from './errors.ts';
+/** The page's interface to the engine: turns calls into messages and replies into promises. */
+import { Canceled, UserError } from './errors.ts';
 import type { CallName, Calls, FromWorker, ToWorker } from './protocol.ts';
 
 interface Pending {
-  tell(event: unknown): void;
+  onEvent(event: unknown): void;
   resolve(value: unknown): void;
   reject(error: Error): void;
 }
 
-/** A call on its way. */
+/** A running call. */
 export interface Call<T> {
   result: Promise<T>;
-  /** Takes effect before the network's next evaluation. */
+  /** Cancels the call before the next network evaluation. */
   cancel(): void;
 }
 
@@ -29,23 +29,23 @@ export class Engine {
     };
   }
 
-  call<K extends CallName>(call: K, takes: Calls[K]['takes'], tell: (event: Calls[K]['tells']) => void = () => {}): Call<Calls[K]['returns']> {
+  call<K extends CallName>(call: K, request: Calls[K]['request'], onEvent: (event: Calls[K]['event']) => void = () => {}): Call<Calls[K]['response']> {
     const id = ++this.last;
-    const result = new Promise<Calls[K]['returns']>((resolve, reject) => {
+    const result = new Promise<Calls[K]['response']>((resolve, reject) => {
       if (this.dead) {
         reject(this.dead);
         return;
       }
-      this.pending.set(id, { tell: tell as (event: unknown) => void, resolve: resolve as (value: unknown) => void, reject });
-      this.post({ id, call, takes } as ToWorker);
+      this.pending.set(id, { onEvent: onEvent as (event: unknown) => void, resolve: resolve as (value: unknown) => void, reject });
+      this.post({ id, call, request } as ToWorker);
     });
     return { result, cancel: () => this.post({ cancel: id }) };
   }
 
-  /** Ends the worker, which frees all of its memory. Calls on their way are cancelled. */
+  /** Terminates the worker, which frees its memory, and cancels running calls. */
   close(): void {
     this.worker.terminate();
-    this.fail(new Cancelled());
+    this.fail(new Canceled());
   }
 
   private post(message: ToWorker): void {
@@ -61,13 +61,13 @@ export class Engine {
   private receive(message: FromWorker): void {
     const call = this.pending.get(message.id);
     if (!call) return;
-    if ('tell' in message) {
-      call.tell(message.tell);
+    if ('event' in message) {
+      call.onEvent(message.event);
       return;
     }
     this.pending.delete(message.id);
-    if ('returns' in message) call.resolve(message.returns);
-    else if (message.kind === 'cancelled') call.reject(new Cancelled());
+    if ('response' in message) call.resolve(message.response);
+    else if (message.kind === 'canceled') call.reject(new Canceled());
     else if (message.kind === 'user') call.reject(new UserError(message.error));
     else call.reject(new Error(message.error));
   }

@@ -1,63 +1,63 @@
 /**
- * Downloading a model: streamed, hashed while it streams, gone on with after an interruption or a reload, checked before it is used, and
- * kept under its hash. A server that knows no ranges, or has another version by now, costs a new start, never a wrong file.
+ * Downloads a model: streams and hashes it, resumes after an interruption or a reload, verifies the hash, and stores the file under it.
+ * If the server does not support ranges or has another version, the download starts over.
  */
 import { sha256 } from '@noble/hashes/sha2.js';
 import { bytesToHex } from '@noble/hashes/utils.js';
-import { Cancelled, UserError, describe, fileError } from './errors.ts';
+import { Canceled, UserError, describe, fileError } from './errors.ts';
 import type { ListedModel, Progress } from './protocol.ts';
 import type { ModelStore } from './store.ts';
 
-/** Larger files are no models for a browser. */
-export const MOST_BYTES = 1 << 30;
+/** The maximum size of a model. */
+export const MAX_BYTES = 1 << 30;
 const PART_BYTES = 1 << 20;
-const ATTEMPTS = 5;
+const MAX_ATTEMPTS = 5;
 
-export interface Downloaded {
+export interface Download {
   bytes: Uint8Array;
-  /** Why it was not kept for the next visit, if it was not. */
+  /** The reason if the file could not be stored for the next visit. */
   notStored?: string;
 }
 
 export interface Options {
   store: ModelStore | null;
-  /** Why there is no store. */
+  /** The reason why there is no store. */
   noStore?: string;
   fetch: (url: string, init: RequestInit) => Promise<Response>;
-  tell(progress: Progress): void;
+  onProgress(progress: Progress): void;
   signal: AbortSignal;
-  /** Between attempts, milliseconds. */
+  /** Waits between attempts. */
   pause?: (attempt: number) => Promise<void>;
 }
 
-export const hashOf = (bytes: Uint8Array) => bytesToHex(sha256(bytes));
+export const sha256Hex = (bytes: Uint8Array) => bytesToHex(sha256(bytes));
 
-/** The bytes of `model`, whose file is at `url`: from the store if they are there, else from the server. */
-export async function download(model: ListedModel, url: string, options: Options): Promise<Downloaded> {
-  if (!(model.bytes > 0 && model.bytes <= MOST_BYTES)) throw fileError(model.name, 'bytes', `expected 1 to ${MOST_BYTES}, found ${model.bytes}`);
-  const stored = await attempt(() => options.store?.whole(model.sha256));
+/** Returns the bytes of `model` from the store or, if they are not there, from `url`. */
+export async function download(model: ListedModel, url: string, options: Options): Promise<Download> {
+  if (!(model.bytes > 0 && model.bytes <= MAX_BYTES)) throw fileError(model.name, 'bytes', `expected 1 to ${MAX_BYTES}, found ${model.bytes}`);
+  const stored = await ignoreErrors(() => options.store?.loadModel(model.sha256));
   if (stored) {
-    options.tell({ what: 'check', done: stored.length, total: model.bytes });
-    if (hashOf(stored) === model.sha256) return { bytes: stored };
-    await attempt(() => options.store?.drop(model.sha256));
+    options.onProgress({ phase: 'check', done: stored.length, total: model.bytes });
+    if (sha256Hex(stored) === model.sha256) return { bytes: stored };
+    await ignoreErrors(() => options.store?.deleteModel(model.sha256));
   }
   const transfer = new Transfer(model, url, options);
-  const bytes = await transfer.all();
+  const bytes = await transfer.run();
   let notStored = options.store ? transfer.notStored : options.noStore ?? 'there is no storage';
   if (options.store) {
     try {
-      await options.store.keep(model.sha256, bytes);
+      await options.store.saveModel(model.sha256, bytes);
       notStored = undefined;
     } catch (error) {
       notStored = describe(error);
     }
-    await attempt(() => options.store?.dropPartial(model.sha256));
+    await ignoreErrors(() => options.store?.deleteParts(model.sha256));
   }
   return notStored === undefined ? { bytes } : { bytes, notStored };
 }
 
-/** Storage that fails is no storage. */
-async function attempt<T>(work: () => Promise<T> | undefined): Promise<T | undefined> {
+/** Treats failing storage like missing storage. */
+async function ignoreErrors<T>(work: () => Promise<T> | undefined): Promise<T | undefined> {
   try {
     return await work();
   } catch {
@@ -82,39 +82,39 @@ class Transfer {
     this.bytes = new Uint8Array(model.bytes);
   }
 
-  async all(): Promise<Uint8Array> {
-    await this.recall();
+  async run(): Promise<Uint8Array> {
+    await this.loadSavedParts();
     const resumed = this.received > 0;
-    await this.complete();
-    if (this.right()) return this.bytes;
+    await this.downloadRest();
+    if (this.hasExpectedHash()) return this.bytes;
     await this.restart();
     if (resumed) {
-      // What was kept may have been of another version: once more, from the beginning.
-      await this.complete();
-      if (this.right()) return this.bytes;
+      // The stored parts may belong to another version: start over once.
+      await this.downloadRest();
+      if (this.hasExpectedHash()) return this.bytes;
       await this.restart();
     }
-    throw fileError(this.model.name, 'sha256', `expected ${this.model.sha256}, but the server sent a file with another hash; nothing was kept`);
+    throw fileError(this.model.name, 'sha256', `expected ${this.model.sha256}, but the file from the server has another hash; it was not stored`);
   }
 
-  private right(): boolean {
+  private hasExpectedHash(): boolean {
     return bytesToHex(this.hash.clone().digest()) === this.model.sha256;
   }
 
-  /** Takes up what an earlier visit received. */
-  private async recall(): Promise<void> {
-    const partial = await attempt(() => this.options.store?.partial(this.model.sha256));
+  /** Continues with the parts that an earlier visit received. */
+  private async loadSavedParts(): Promise<void> {
+    const partial = await ignoreErrors(() => this.options.store?.loadParts(this.model.sha256));
     if (!partial) return;
     for (const part of partial.parts) {
       if (this.received + part.length > this.bytes.length) break;
-      this.take(part);
+      this.appendBytes(part);
       this.parts++;
     }
     this.saved = this.received;
     this.validator = partial.validator;
   }
 
-  private take(chunk: Uint8Array): void {
+  private appendBytes(chunk: Uint8Array): void {
     this.bytes.set(chunk, this.received);
     this.hash.update(chunk);
     this.received += chunk.length;
@@ -124,22 +124,22 @@ class Transfer {
     this.received = this.parts = this.saved = 0;
     this.validator = '';
     this.hash = sha256.create();
-    await attempt(() => this.options.store?.dropPartial(this.model.sha256));
+    await ignoreErrors(() => this.options.store?.deleteParts(this.model.sha256));
   }
 
-  /** Requests until everything is there. An attempt that brought something does not count as one. */
-  private async complete(): Promise<void> {
+  /** Sends requests until the file is complete. Attempts that received bytes reset the count of failures. */
+  private async downloadRest(): Promise<void> {
     let failures = 0;
     while (this.received < this.bytes.length) {
       const before = this.received;
       try {
         await this.request();
-        if (this.received < this.bytes.length) throw new Error(`the connection ended after ${this.received} of ${this.bytes.length} bytes`);
+        if (this.received < this.bytes.length) throw new Error(`the connection closed after ${this.received} of ${this.bytes.length} bytes`);
       } catch (error) {
-        if (this.options.signal.aborted) throw new Cancelled();
+        if (this.options.signal.aborted) throw new Canceled();
         if (error instanceof UserError) throw error;
         failures = this.received > before ? 1 : failures + 1;
-        if (failures >= ATTEMPTS) throw fileError(this.model.name, 'download', describe(error));
+        if (failures >= MAX_ATTEMPTS) throw fileError(this.model.name, 'download', describe(error));
         await (this.options.pause ?? pause)(failures);
       }
     }
@@ -158,14 +158,14 @@ class Transfer {
     }
     if (!response.ok || !response.body) {
       const message = `the server answered ${response.status} ${response.statusText}`.trim();
-      // Such answers do not change by asking again.
+      // A retry would get the same response.
       if (response.status >= 400 && response.status < 500 && response.status !== 408 && response.status !== 429) throw fileError(this.model.name, this.model.url, message);
       throw new Error(message);
     }
-    const goesOn = response.status === 206 && this.isContinuation(response);
-    if (this.received > 0 && !goesOn) await this.restart();
-    if (response.status === 206 && !goesOn) throw new Error('the server sent another part than was asked for');
-    if (!goesOn) this.validator = validatorOf(response);
+    const isContinued = response.status === 206 && this.isContinuation(response);
+    if (this.received > 0 && !isContinued) await this.restart();
+    if (response.status === 206 && !isContinued) throw new Error('the server sent another range than requested');
+    if (!isContinued) this.validator = validatorOf(response);
     await this.read(response.body);
   }
 
@@ -181,26 +181,26 @@ class Transfer {
         if (done) break;
         if (this.received + value.length > this.bytes.length) {
           await this.restart();
-          throw fileError(this.model.name, 'bytes', `expected ${this.bytes.length}, but the server sends more`);
+          throw fileError(this.model.name, 'bytes', `expected ${this.bytes.length}, but the server sent more`);
         }
-        this.take(value);
-        this.options.tell({ what: 'download', done: this.received, total: this.bytes.length });
+        this.appendBytes(value);
+        this.options.onProgress({ phase: 'download', done: this.received, total: this.bytes.length });
         await this.save(false);
       }
     } finally {
-      // Also what came since the last whole part, when the connection broke.
+      // Also saves the bytes after the last whole part if the connection broke.
       await this.save(true);
       await reader.cancel().catch(() => {});
     }
   }
 
-  private async save(rest: boolean): Promise<void> {
+  private async save(isLast: boolean): Promise<void> {
     const { store } = this.options;
-    const waiting = this.received - this.saved;
-    if (!store || this.notStored !== undefined || waiting === 0 || this.received === this.bytes.length) return;
-    if (waiting < PART_BYTES && !rest) return;
+    const unsaved = this.received - this.saved;
+    if (!store || this.notStored !== undefined || unsaved === 0 || this.received === this.bytes.length) return;
+    if (unsaved < PART_BYTES && !isLast) return;
     try {
-      await store.append(this.model.sha256, this.validator, this.parts, this.bytes.slice(this.saved, this.received));
+      await store.appendPart(this.model.sha256, this.validator, this.parts, this.bytes.slice(this.saved, this.received));
       this.parts++;
       this.saved = this.received;
     } catch (error) {
@@ -209,7 +209,7 @@ class Transfer {
   }
 }
 
-/** What names this version of the file in If-Range, which takes strong validators only. */
+/** The validator of this version for If-Range, which requires strong validators (RFC 9110, section 13.1.5). */
 function validatorOf(response: Response): string {
   const etag = response.headers.get('ETag') ?? '';
   if (etag && !etag.startsWith('W/')) return etag;

@@ -1,24 +1,24 @@
-/** Errors that are meant for the reader of the page. */
+/** Errors that are shown to the visitor. */
 
-/** One line that says what is wrong: of which file or setting, and what was expected. Anything else that is thrown is a defect of ours. */
+/** A one-line error that names the file or setting and what was expected. All other errors are bugs of the page. */
 export class UserError extends Error {
   override readonly name = 'UserError';
 }
 
-/** `file: field: what was expected and found`, as the command line words it. */
+/** Formats an error like the command line: `file: field: expected …, found …`. */
 export function fileError(file: string, field: string, message: string): UserError {
   return new UserError(field ? `${file}: ${field}: ${message}` : `${file}: ${message}`);
 }
 
-/** The work was called off by its owner. */
-export class Cancelled extends Error {
-  override readonly name = 'Cancelled';
+/** The call was canceled by its caller. */
+export class Canceled extends Error {
+  override readonly name = 'Canceled';
   constructor() {
-    super('cancelled');
+    super('canceled');
   }
 }
 
-/** One line about anything that was thrown. */
+/** A one-line description of anything that was thrown. */
 export function describe(error: unknown): string {
   const text = error instanceof Error ? error.message || error.name : String(error);
   return text.split('\n', 1)[0] ?? '';

@@ -1,16 +1,16 @@
-/** Pictures from a network, batch by batch. */
-import { nearbyNoise } from './noise.ts';
+/** Generates images with a network, batch by batch. */
+import { neighborNoise } from './noise.ts';
 import type { GeneratorMeta } from './meta.ts';
 import type { Network } from './network.ts';
 import { toPixels } from './pixels.ts';
-import type { Draw, DrawRequest, DrawResult, Pixels, StepEvent } from './protocol.ts';
+import type { GenerateRequest, GenerateResult, ImageSpec, Pixels, StepEvent } from './protocol.ts';
 import { type Hooks, type Settings, sample } from './sampler.ts';
 import { UserError } from './errors.ts';
 
-/** Pictures that are drawn at once. Processors gain little from more, and the page would wait longer for each step; cards gain much. */
+/** Images per batch. Larger batches speed up GPUs, but hardly CPUs, where they delay the updates of the page. */
 export const BATCH = { wasm: 4, webgpu: 16 };
 
-export function settingsOf(meta: GeneratorMeta, request: Pick<DrawRequest, 'steps' | 'guidance' | 'sampler'>): Settings {
+export function samplerSettings(meta: GeneratorMeta, request: Pick<GenerateRequest, 'steps' | 'guidance' | 'sampler'>): Settings {
   return {
     sampler: request.sampler,
     steps: request.steps,
@@ -21,32 +21,32 @@ export function settingsOf(meta: GeneratorMeta, request: Pick<DrawRequest, 'step
   };
 }
 
-/** Draws all of `request`. `tell` gets the pictures as the network sees them after each step; the last event of a batch has the final ones. */
-export async function draw(
+/** Generates all images of `request`. `emit` gets the network's previews after each step; the last event of a batch has the final images. */
+export async function generate(
   network: Network,
   meta: GeneratorMeta,
-  request: DrawRequest,
-  cancelled: NonNullable<Hooks['cancelled']>,
-  tell: (event: StepEvent) => void,
-): Promise<DrawResult> {
-  const wrong = request.draws.find(({ label }) => !(Number.isInteger(label) && label >= 0 && label < meta.classes.length));
-  if (wrong) throw new UserError(`label: expected less than ${meta.classes.length}, found ${wrong.label}`);
-  const settings = settingsOf(meta, request);
+  request: GenerateRequest,
+  isCanceled: NonNullable<Hooks['isCanceled']>,
+  emit: (event: StepEvent) => void,
+): Promise<GenerateResult> {
+  const invalid = request.images.find(({ label }) => !(Number.isInteger(label) && label >= 0 && label < meta.classes.length));
+  if (invalid) throw new UserError(`label: expected less than ${meta.classes.length}, found ${invalid.label}`);
+  const settings = samplerSettings(meta, request);
   const batch = BATCH[network.device.backend];
   const before = { ms: network.ms, runs: network.runs };
   const start = performance.now();
   const stepMs: number[] = [];
-  for (let first = 0; first < request.draws.length; first += batch) {
-    const draws = request.draws.slice(first, first + batch);
+  for (let first = 0; first < request.images.length; first += batch) {
+    const images = request.images.slice(first, first + batch);
     let last = performance.now();
     const step: Hooks['step'] = ({ done, total, preview }) => {
       const now = performance.now();
       stepMs.push(now - last);
-      const overall = (first + (draws.length * done) / total) / request.draws.length;
-      tell({ first, pictures: pixels(preview, meta), done, steps: total, overall, stepMs: now - last });
+      const overall = (first + (images.length * done) / total) / request.images.length;
+      emit({ first, images: toImages(preview, meta), done, steps: total, overall, stepMs: now - last });
       last = performance.now();
     };
-    await sample(network, settings, draws.map((d) => d.label), noiseOf(request.seed, draws, meta), { step, cancelled });
+    await sample(network, settings, images.map((image) => image.label), initialNoise(request.seed, images, meta), { step, isCanceled });
   }
   return {
     totalMs: performance.now() - start,
@@ -57,14 +57,14 @@ export async function draw(
   };
 }
 
-function noiseOf(seed: bigint, draws: readonly Draw[], meta: GeneratorMeta): Float32Array {
+function initialNoise(seed: bigint, images: readonly ImageSpec[], meta: GeneratorMeta): Float32Array {
   const length = 3 * meta.imageSize ** 2;
-  const x = new Float32Array(draws.length * length);
-  draws.forEach(({ index, near }, i) => x.set(nearbyNoise(seed, index, near, length), i * length));
+  const x = new Float32Array(images.length * length);
+  images.forEach(({ index, neighborPath }, i) => x.set(neighborNoise(seed, index, neighborPath, length), i * length));
   return x;
 }
 
-function pixels(values: Float32Array, meta: GeneratorMeta): Pixels[] {
+function toImages(values: Float32Array, meta: GeneratorMeta): Pixels[] {
   const { imageSize: size, valueRange } = meta;
   const length = 3 * size * size;
   const count = values.length / length;

@@ -1,12 +1,12 @@
 /**
- * What a file says about its model: the JSON text under `tiny-cats` in an ONNX file's metadata, as `export/src/meta` writes and checks it.
- * It drives the page: class names, sizes, steps, guidance and preprocessing come from here, so a newly trained model needs no new page.
+ * The metadata of a model: the JSON under the key `tiny-cats` in an ONNX file's metadata, which `export/src/meta` writes. The page gets
+ * class names, sizes, steps, guidance and preprocessing from it, so that it supports new models without changes.
  */
 import { fileError } from './errors.ts';
 import type { OnnxFile, Port } from './onnx-file.ts';
 
 export const META_KEY = 'tiny-cats';
-/** The newest format that this page reads. */
+/** The newest version of the format that this page reads. */
 export const FORMAT_VERSION = 1;
 
 const MAX_CLASSES = 4096;
@@ -18,7 +18,7 @@ export const SAMPLERS = ['euler', 'heun', 'midpoint'] as const;
 export type SamplerName = (typeof SAMPLERS)[number];
 export type Prediction = 'x' | 'velocity';
 
-/** The method by which the model's authors advise to sample from it. */
+/** The recommended settings for sampling from the model. */
 export interface SamplerDefaults {
   sampler: SamplerName;
   steps: number;
@@ -26,17 +26,17 @@ export interface SamplerDefaults {
   guidanceInterval: [number, number];
 }
 
-interface Common {
+interface BaseMeta {
   imageSize: number;
   classes: string[];
   /** Names of the graph's inputs, in the order of {@link GENERATOR_INPUTS} or of {@link CLASSIFIER_INPUTS}. */
   inputs: string[];
   output: string;
-  /** The whole of the JSON, for reading. */
+  /** The complete JSON, for display. */
   json: Record<string, unknown>;
 }
 
-export interface GeneratorMeta extends Common {
+export interface GeneratorMeta extends BaseMeta {
   kind: 'generator';
   nullLabel: number;
   /** The values of black and white. */
@@ -45,21 +45,21 @@ export interface GeneratorMeta extends Common {
   defaults: SamplerDefaults;
 }
 
-/** From photograph to input: the shorter side is resized, the middle cut out, values of 0 to 1 become (value − mean) / std by channel. */
+/** The preprocessing of a photograph: resize the short side, crop the center, and map values from [0, 1] to (value − mean) / std by channel. */
 export interface Preprocessing {
   resize: number;
   mean: [number, number, number];
   std: [number, number, number];
 }
 
-export interface ClassifierMeta extends Common {
+export interface ClassifierMeta extends BaseMeta {
   kind: 'classifier';
   preprocessing: Preprocessing;
 }
 
 export type ModelMeta = GeneratorMeta | ClassifierMeta;
 
-/** The noisy picture, its time, its label; then the names that the Python predecessor gave them. */
+/** The noisy image, its time and its label; and their names in files of the Python predecessor. */
 export const GENERATOR_INPUTS = ['x', 't', 'label'];
 const PREDECESSOR_INPUTS = ['noise', 'timestep', 'breed'];
 export const CLASSIFIER_INPUTS = ['input'];
@@ -69,46 +69,46 @@ const INT64 = 7;
 
 type Json = Record<string, unknown>;
 
-/** Reads and checks what the file called `name` says about its model, and that its graph is of that kind. */
+/** Reads and checks the metadata of the file called `name`, and checks that its graph matches. */
 export function readMeta(file: OnnxFile, name: string): ModelMeta {
   const text = file.metadata.get(META_KEY);
   if (text === undefined) {
-    throw fileError(name, `metadata_props.${META_KEY}`, 'expected what the model is for, but the file does not say; only files that tiny-cats exports can be used');
+    throw fileError(name, `metadata_props.${META_KEY}`, 'expected metadata of tiny-cats, found none; only files that tiny-cats exports can be used');
   }
-  const wrong = (field: string, message: string) => fileError(name, field ? `${META_KEY}.${field}` : META_KEY, message);
+  const error = (field: string, message: string) => fileError(name, field ? `${META_KEY}.${field}` : META_KEY, message);
   let json: Json;
   try {
-    json = object(JSON.parse(text));
+    json = asObject(JSON.parse(text));
   } catch {
-    throw wrong('', 'expected a JSON object');
+    throw error('', 'expected a JSON object');
   }
-  const reader = new Reader(json, wrong);
+  const reader = new MetaReader(json, error);
   const version = reader.integer('format_version', 0, Number.MAX_SAFE_INTEGER);
   if (version < 1 || version > FORMAT_VERSION) {
     const advice = version > FORMAT_VERSION ? '; a newer version of this page reads it' : '';
-    throw wrong('format_version', `expected 1 to ${FORMAT_VERSION}, found ${version}${advice}`);
+    throw error('format_version', `expected 1 to ${FORMAT_VERSION}, found ${version}${advice}`);
   }
   const classes = reader.classes();
   const kind = reader.text('config.kind');
   if (kind === 'tiny-dit') return generator(reader, classes, file, name);
   if (kind === 'resnet') return classifier(reader, classes, file, name);
-  throw wrong('config.kind', `expected tiny-dit or resnet, found ${shown(kind)}`);
+  throw error('config.kind', `expected tiny-dit or resnet, found ${format(kind)}`);
 }
 
-function generator(reader: Reader, classes: string[], file: OnnxFile, name: string): GeneratorMeta {
+function generator(reader: MetaReader, classes: string[], file: OnnxFile, name: string): GeneratorMeta {
   const modern = reader.optional('config.layout', 'modern') === 'modern';
   const imageSize = reader.integer(reader.has('image_size') ? 'image_size' : 'config.image_size', 1, MAX_GENERATED);
   const nullLabel = reader.has('null_label') ? reader.integer('null_label', 0, classes.length) : classes.length - (modern ? 0 : 1);
   const prediction = reader.has('prediction') ? reader.choice('prediction', ['x', 'velocity']) : modern ? 'x' : 'velocity';
   const valueRange = reader.has('value_range') ? reader.pair('value_range') : ([-1, 1] satisfies [number, number]);
-  if (!(valueRange[0] < valueRange[1])) throw reader.wrong('value_range', `expected black below white, found ${shown(valueRange)}`);
+  if (!(valueRange[0] < valueRange[1])) throw reader.error('value_range', `expected black less than white, found ${format(valueRange)}`);
   const defaults: SamplerDefaults = {
     sampler: reader.has('sampler.sampler') ? reader.choice('sampler.sampler', SAMPLERS) : 'heun',
     steps: reader.has('sampler.steps') ? reader.integer('sampler.steps', 1, 10_000) : 20,
     guidance: reader.has('sampler.guidance') ? reader.number('sampler.guidance') : 2,
     guidanceInterval: reader.has('sampler.guidance_interval') ? reader.pair('sampler.guidance_interval') : [0.1, 0.9],
   };
-  // Networks that predict velocities are guided all the way, as the predecessor was.
+  // Networks that predict velocities use guidance at all times, as in the predecessor.
   if (prediction === 'velocity') defaults.guidanceInterval = [0, 1];
   const legacy = file.inputs.some((port) => port.name === PREDECESSOR_INPUTS[0]);
   const inputs = legacy ? PREDECESSOR_INPUTS : GENERATOR_INPUTS;
@@ -120,12 +120,12 @@ function generator(reader: Reader, classes: string[], file: OnnxFile, name: stri
   return { kind: 'generator', imageSize, classes, inputs, output, json: reader.json, nullLabel, prediction, valueRange, defaults };
 }
 
-function classifier(reader: Reader, classes: string[], file: OnnxFile, name: string): ClassifierMeta {
+function classifier(reader: MetaReader, classes: string[], file: OnnxFile, name: string): ClassifierMeta {
   const imageSize = reader.integer('image_size', MIN_CLASSIFIED, MAX_CLASSIFIED);
   const resize = reader.integer('preprocessing.resize', imageSize, 2 * MAX_CLASSIFIED);
   const mean = reader.triple('preprocessing.mean');
   const std = reader.triple('preprocessing.std');
-  if (!std.every((value) => value > 0)) throw reader.wrong('preprocessing.std', `expected positive deviations, found ${shown(std)}`);
+  if (!std.every((value) => value > 0)) throw reader.error('preprocessing.std', `expected positive deviations, found ${format(std)}`);
   expectInput(file, name, CLASSIFIER_INPUTS[0]!, FLOAT, [null, 3, imageSize, imageSize]);
   expectOnly(file, name, CLASSIFIER_INPUTS);
   const output = expectOutput(file, name, [null, classes.length]);
@@ -136,8 +136,8 @@ function classifier(reader: Reader, classes: string[], file: OnnxFile, name: str
 function expectInput(file: OnnxFile, name: string, input: string, type: number, dims: (number | null)[]): void {
   const port = file.inputs.find((port) => port.name === input);
   if (!port) {
-    const found = file.inputs.map((port) => shown(port.name)).join(', ');
-    throw fileError(name, 'graph.input', `expected one called ${input}, found ${found}`);
+    const found = file.inputs.map((port) => format(port.name)).join(', ');
+    throw fileError(name, 'graph.input', `expected an input called ${input}, found ${found}`);
   }
   if (port.type !== type) {
     throw fileError(name, `graph.input.${input}`, `expected ${type === FLOAT ? 'float32' : 'int64'}, found ONNX type ${port.type}`);
@@ -147,7 +147,7 @@ function expectInput(file: OnnxFile, name: string, input: string, type: number, 
 
 function expectOnly(file: OnnxFile, name: string, inputs: string[]): void {
   const other = file.inputs.find((port) => !inputs.includes(port.name));
-  if (other) throw fileError(name, 'graph.input', `expected ${inputs.join(', ')} only, found also ${shown(other.name)}`);
+  if (other) throw fileError(name, 'graph.input', `expected ${inputs.join(', ')} only, found also ${format(other.name)}`);
 }
 
 function expectOutput(file: OnnxFile, name: string, dims: (number | null)[]): string {
@@ -156,19 +156,19 @@ function expectOutput(file: OnnxFile, name: string, dims: (number | null)[]): st
   return port.name;
 }
 
-/** Axes that the file leaves open fit anything; the first is the batch and must be open. */
+/** Dynamic axes of the file match any size; the first axis is the batch and must be dynamic. */
 function expectShape(name: string, field: string, port: Port, dims: (number | null)[]): void {
-  const fits = port.dims.length === dims.length && dims.every((size, i) => (size === null ? port.dims[i] === null : (port.dims[i] ?? size) === size));
-  if (fits) return;
+  const matches = port.dims.length === dims.length && dims.every((size, i) => (size === null ? port.dims[i] === null : (port.dims[i] ?? size) === size));
+  if (matches) return;
   const print = (sizes: (number | null)[]) => `[${sizes.map((size) => size ?? 'batch').join(', ')}]`;
   throw fileError(name, field, `expected the shape ${print(dims)}, found ${print(port.dims)}`);
 }
 
-/** Fields of the JSON by dotted path, each checked. */
-class Reader {
+/** Reads and checks fields of the JSON by dotted path. */
+class MetaReader {
   constructor(
     readonly json: Json,
-    readonly wrong: (field: string, message: string) => Error,
+    readonly error: (field: string, message: string) => Error,
   ) {}
 
   private get(path: string): unknown {
@@ -184,27 +184,27 @@ class Reader {
     return this.get(path) !== undefined;
   }
 
-  optional(path: string, otherwise: string): unknown {
-    return this.get(path) ?? otherwise;
+  optional(path: string, fallback: string): unknown {
+    return this.get(path) ?? fallback;
   }
 
-  private expect<T>(path: string, what: string, is: (value: unknown) => value is T): T {
+  private expect<T>(path: string, expected: string, isValid: (value: unknown) => value is T): T {
     const value = this.get(path);
-    if (is(value)) return value;
-    throw this.wrong(path, `expected ${what}, found ${shown(value)}`);
+    if (isValid(value)) return value;
+    throw this.error(path, `expected ${expected}, found ${format(value)}`);
   }
 
   text(path: string): string {
-    return this.expect(path, 'a text', (value): value is string => typeof value === 'string');
+    return this.expect(path, 'a string', (value): value is string => typeof value === 'string');
   }
 
   number(path: string): number {
     return this.expect(path, 'a finite number', isFiniteNumber);
   }
 
-  integer(path: string, least: number, most: number): number {
-    const fits = (value: unknown): value is number => Number.isInteger(value) && (value as number) >= least && (value as number) <= most;
-    return this.expect(path, least === 0 && most > 1e9 ? 'a whole number' : `${least} to ${most}`, fits);
+  integer(path: string, min: number, max: number): number {
+    const isValid = (value: unknown): value is number => Number.isInteger(value) && (value as number) >= min && (value as number) <= max;
+    return this.expect(path, min === 0 && max > 1e9 ? 'an integer' : `${min} to ${max}`, isValid);
   }
 
   choice<T extends string>(path: string, choices: readonly T[]): T {
@@ -212,44 +212,44 @@ class Reader {
   }
 
   pair(path: string): [number, number] {
-    const fits = (value: unknown): value is [number, number] => numbers(value, 2);
-    return this.expect(path, 'two numbers', fits);
+    const isValid = (value: unknown): value is [number, number] => isNumberArray(value, 2);
+    return this.expect(path, 'two numbers', isValid);
   }
 
   triple(path: string): [number, number, number] {
-    const fits = (value: unknown): value is [number, number, number] => numbers(value, 3);
-    return this.expect(path, 'three numbers', fits);
+    const isValid = (value: unknown): value is [number, number, number] => isNumberArray(value, 3);
+    return this.expect(path, 'three numbers', isValid);
   }
 
   classes(): string[] {
     const list = this.expect('classes', `1 to ${MAX_CLASSES} names`, (value): value is unknown[] => {
       return Array.isArray(value) && value.length >= 1 && value.length <= MAX_CLASSES;
     });
-    const bad = list.find((name) => !isClassName(name));
-    if (bad !== undefined) throw this.wrong('classes', `expected names that can begin a file's name, found ${shown(bad)}`);
+    const invalid = list.find((name) => !isClassName(name));
+    if (invalid !== undefined) throw this.error('classes', `expected names that are valid in file names, found ${format(invalid)}`);
     const network = this.get('config.classes');
     if (network !== undefined && network !== list.length) {
-      throw this.wrong('classes', `expected the network's ${shown(network)}, found ${list.length}`);
+      throw this.error('classes', `expected the network's ${format(network)} classes, found ${list.length}`);
     }
     return list as string[];
   }
 }
 
 const isFiniteNumber = (value: unknown): value is number => typeof value === 'number' && Number.isFinite(value);
-const numbers = (value: unknown, n: number) => Array.isArray(value) && value.length === n && value.every(isFiniteNumber);
+const isNumberArray = (value: unknown, n: number) => Array.isArray(value) && value.length === n && value.every(isFiniteNumber);
 
-/** Names become part of file names and are shown: none is empty or a folder, none holds a separator of paths or a control character. */
+/** True if a class name can be part of a file name: not empty, not a folder, and without path separators and control characters. */
 export function isClassName(name: unknown): name is string {
   return typeof name === 'string' && !['', '.', '..'].includes(name) && !/[/\\:\p{Cc}]/u.test(name);
 }
 
-function object(value: unknown): Json {
+function asObject(value: unknown): Json {
   if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Json;
-  throw new TypeError('not an object');
+  throw new TypeError('expected an object');
 }
 
-/** A value in one short line of printable characters. */
-function shown(value: unknown): string {
+/** Formats a value as one short line of printable characters. */
+function format(value: unknown): string {
   if (value === undefined) return 'nothing';
   const text = (JSON.stringify(value) ?? String(value)).replace(/\p{Cc}/gu, '?');
   return text.length > 60 ? `${text.slice(0, 57)}…` : text;

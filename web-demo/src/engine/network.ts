@@ -1,6 +1,6 @@
 /**
- * A model in a runtime: WebGPU where there is an adapter and its first run is sound, else WebAssembly. Each new session is run once, and
- * what it returns must have the expected shape and be finite, before anything is drawn with it.
+ * A model in a runtime: WebGPU if there is an adapter and the first run succeeds, otherwise WebAssembly. Each new session runs once before
+ * it is used, and its output must be finite and have the expected length.
  */
 import type { InferenceSession, Tensor, TypedTensor } from 'onnxruntime-web';
 import { UserError, describe } from './errors.ts';
@@ -8,7 +8,7 @@ import type { ModelMeta } from './meta.ts';
 import type { BackendChoice, Device } from './protocol.ts';
 import { allFinite } from './sampler.ts';
 
-/** The part of the runtime that is used; both builds of it have it. */
+/** The part of the runtime that this page uses; both builds provide it. */
 interface Ort {
   InferenceSession: { create(bytes: Uint8Array, options: InferenceSession.SessionOptions): Promise<InferenceSession> };
   Tensor: new (type: 'float32' | 'int64', data: Float32Array | BigInt64Array, dims: number[]) => Tensor;
@@ -20,41 +20,41 @@ export interface Backend {
   notes: string[];
 }
 
-const isolated = () => globalThis.crossOriginIsolated === true;
+const isIsolated = () => globalThis.crossOriginIsolated === true;
 
-/** As many threads as are of use and allowed. More than the cores only wait; beyond eight such small matrices gain nothing. */
-export function threadsFor(wanted: number): number {
-  if (!isolated()) return 1;
+/** The number of threads: all cores up to eight by default, because such small matrices gain nothing beyond that. */
+export function threadCount(requested: number): number {
+  if (!isIsolated()) return 1;
   const cores = navigator.hardwareConcurrency || 1;
-  return wanted > 0 ? Math.min(wanted, 64) : Math.min(cores, 8);
+  return requested > 0 ? Math.min(requested, 64) : Math.min(cores, 8);
 }
 
-/** A graphics card, or what stands for one. */
+/** A GPU, or its emulation in software. */
 export interface Adapter {
-  /** The names by which the browser knows it. */
+  /** The browser's name for it. */
   name: string;
-  /** The processor pretends to be a card, which is slower than to compute at once. */
-  software: boolean;
+  /** True if the CPU emulates a GPU, which is slower than WebAssembly. */
+  isSoftware: boolean;
 }
 
-/** What there is to compute with by WebGPU, or null. */
+/** The WebGPU adapter, or null if there is none. */
 export async function webgpuAdapter(): Promise<Adapter | null> {
   try {
-    type Found = { info?: Record<string, unknown>; isFallbackAdapter?: boolean } | null;
-    const gpu = (navigator as { gpu?: { requestAdapter(): Promise<Found> } }).gpu;
+    type GpuAdapter = { info?: Record<string, unknown>; isFallbackAdapter?: boolean } | null;
+    const gpu = (navigator as { gpu?: { requestAdapter(): Promise<GpuAdapter> } }).gpu;
     const adapter = await gpu?.requestAdapter();
     if (!adapter) return null;
     const { vendor, architecture, description, isFallbackAdapter } = adapter.info ?? {};
     const name = [description, vendor, architecture].filter(Boolean).join(', ') || 'unnamed adapter';
-    const software = Boolean(isFallbackAdapter ?? adapter.isFallbackAdapter) || /swiftshader|llvmpipe|basic render/i.test(name);
-    return { name, software };
+    const isSoftware = Boolean(isFallbackAdapter ?? adapter.isFallbackAdapter) || /swiftshader|llvmpipe|basic render/i.test(name);
+    return { name, isSoftware };
   } catch {
     return null;
   }
 }
 
 export class Network {
-  /** Time spent in the runtime, and how often. */
+  /** Total milliseconds and number of runs in the runtime. */
   ms = 0;
   runs = 0;
 
@@ -65,13 +65,13 @@ export class Network {
     readonly device: Device,
   ) {}
 
-  /** Loads `bytes` into the backend that was chosen or, where that fails, the one that always works, with the reason among its notes. */
+  /** Loads a model into the chosen backend. If that fails, falls back to WebAssembly and adds the reason to the notes. */
   static async create(bytes: Uint8Array, meta: ModelMeta, backend: Backend): Promise<Network> {
     const notes = [...backend.notes];
     if (backend.choice !== 'wasm') {
       const adapter = await webgpuAdapter();
-      if (adapter?.software && backend.choice === 'auto') {
-        notes.push(`WebGPU is not used: its adapter (${adapter.name}) is the processor, which is faster without it.`);
+      if (adapter?.isSoftware && backend.choice === 'auto') {
+        notes.push(`WebGPU is not used: its adapter (${adapter.name}) is emulated on the CPU, which is faster without it.`);
       } else if (adapter) {
         try {
           const { start, files } = await import('./ort-webgpu.ts');
@@ -80,7 +80,7 @@ export class Network {
           notes.push(`WebGPU is not used: ${describe(error)}.`);
         }
       } else if (backend.choice === 'webgpu') {
-        notes.push('WebGPU is not used: this browser offers no adapter.');
+        notes.push('WebGPU is not used: this browser has no adapter.');
       }
     }
     const { start, files } = await import('./ort-wasm.ts');
@@ -93,7 +93,7 @@ export class Network {
       graphOptimizationLevel: 'all',
       enableMemPattern: true,
       enableCpuMemArena: true,
-      // Threads that wait for work sleep: as fast on an idle machine, and on a busy one they do not take the processor from those that work.
+      // Idle threads sleep instead of spinning: as fast on an idle machine, and faster on a busy one.
       extra: { session: { intra_op: { allow_spinning: '0' } } },
     });
     const network = new Network(ort, session, meta, device);
@@ -106,18 +106,18 @@ export class Network {
     return network;
   }
 
-  /** Runs the network once on numbers that are easy to make. */
+  /** Runs the network once on synthetic input and checks the output. */
   private async check(): Promise<void> {
     const { meta } = this;
     const values = new Float32Array(3 * meta.imageSize ** 2).map((_, i) => Math.sin(i));
-    const out = meta.kind === 'generator' ? await this.predict(values, 0.5, [0]) : await this.classify(values, 1);
+    const output = meta.kind === 'generator' ? await this.predict(values, 0.5, [0]) : await this.classify(values, 1);
     const expected = meta.kind === 'generator' ? values.length : meta.classes.length;
-    if (out.length !== expected) throw new UserError(`the network returned ${out.length} numbers, expected ${expected}`);
-    if (!allFinite(out)) throw new UserError('the network returned something that is no finite number');
+    if (output.length !== expected) throw new UserError(`expected ${expected} output values, found ${output.length}`);
+    if (!allFinite(output)) throw new UserError('the network returned NaN or infinity');
     this.ms = this.runs = 0;
   }
 
-  /** What a generator predicts for pictures `x`, one after another, at time `t`. */
+  /** The prediction of a generator for the noisy images `x`, `[n, 3, size, size]`, at time `t`. */
   predict(x: Float32Array, t: number, labels: readonly number[]): Promise<Float32Array> {
     const { Tensor } = this.ort;
     const { inputs, imageSize: size } = this.meta;
@@ -129,10 +129,10 @@ export class Network {
     });
   }
 
-  /** A classifier's logits for `n` normalised pictures, one after another. */
-  classify(pictures: Float32Array, n: number): Promise<Float32Array> {
+  /** The logits of a classifier for `n` normalized images, `[n, 3, size, size]`. */
+  classify(images: Float32Array, n: number): Promise<Float32Array> {
     const size = this.meta.imageSize;
-    return this.run({ [this.meta.inputs[0]!]: new this.ort.Tensor('float32', pictures, [n, 3, size, size]) });
+    return this.run({ [this.meta.inputs[0]!]: new this.ort.Tensor('float32', images, [n, 3, size, size]) });
   }
 
   private async run(feeds: Record<string, Tensor>): Promise<Float32Array> {

@@ -1,21 +1,21 @@
 /**
- * The noise that a picture is drawn from: specified, so that every language draws the same cat from the same seed.
+ * The initial noise of an image. It is specified, so that all implementations generate the same cat from the same seed.
  *
- * One ChaCha20 stream a picture, read as little-endian 32-bit words. Its 32-byte key is the seed and the purpose (0, noise), 8 bytes each,
- * little-endian, then zeros; its nonce is the picture's number, and its counter of blocks has 64 bits. A uniform number takes one word w:
- * ((w >> 8) + 1) / 2²⁴, in (0, 1]. Two of them give two normal numbers by Box and Muller in double precision, rounded to single
- * precision, in channel, row, column order. `models/src/random.rs` specifies it, `models/noise-vectors.json` has numbers to test with.
+ * Each image has a ChaCha20 stream, read as little-endian 32-bit words. Its 32-byte key is the seed and the purpose (0, noise), 8 bytes
+ * each, little-endian, then zeros. Its nonce is the index of the image, and its block counter has 64 bits. A uniform number takes one word
+ * w: ((w >> 8) + 1) / 2²⁴, in (0, 1]. Two of them give two normal numbers by the Box-Muller transform in double precision, rounded to
+ * single precision, in channel, row, column order. `models/src/random.rs` specifies it; `models/noise-vectors.json` has test vectors.
  */
 import { chacha20orig } from '@noble/ciphers/chacha.js';
 
 const MASK = (1n << 64n) - 1n;
 
-/** A seed or a picture's number, made to fit 64 bits as unsigned numbers do. */
+/** Wraps a seed or an index to an unsigned 64-bit integer. */
 export function wrap64(value: bigint): bigint {
   return value & MASK;
 }
 
-/** `count` words of stream `index`, after `skip` of them. */
+/** The `count` words of stream `index` that follow the first `skip` words. */
 export function words(seed: bigint, purpose: bigint, index: bigint, skip: number, count: number): Uint32Array {
   const key = new Uint8Array(32);
   const keyView = new DataView(key.buffer);
@@ -23,7 +23,7 @@ export function words(seed: bigint, purpose: bigint, index: bigint, skip: number
   keyView.setBigUint64(8, wrap64(purpose), true);
   const nonce = new Uint8Array(8);
   new DataView(nonce.buffer).setBigUint64(0, wrap64(index), true);
-  // The cipher adds its stream to a message; zeros leave the stream itself.
+  // The cipher XORs its stream with a message; a message of zeros gives the stream itself.
   const stream = chacha20orig(key, nonce, new Uint8Array((skip + count) * 4));
   const view = new DataView(stream.buffer, stream.byteOffset, stream.byteLength);
   const out = new Uint32Array(count);
@@ -31,7 +31,7 @@ export function words(seed: bigint, purpose: bigint, index: bigint, skip: number
   return out;
 }
 
-/** Uniform in (0, 1], 24 bits. */
+/** A uniform number in (0, 1] with 24 bits. */
 export function uniform(word: number): number {
   return ((word >>> 8) + 1) / 2 ** 24;
 }
@@ -48,30 +48,30 @@ export function normals(pairs: Uint32Array): Float32Array {
   return out;
 }
 
-/** The noise of picture `index` of `seed`: `length` standard normal numbers. */
+/** The noise of image `index` of `seed`: `length` standard normal numbers. */
 export function noise(seed: bigint, index: bigint, length: number): Float32Array {
   const even = length + (length % 2);
   return normals(words(seed, 0n, index, 0, even)).subarray(0, length);
 }
 
-/** How much of another noise is mixed in for a picture near another one. */
-export const NEAR = 0.35;
+/** The weight s of the other noise in the noise of a neighbor. */
+export const NEIGHBOR_WEIGHT = 0.35;
 
-/** Neighbours of one picture that have noise of their own; more would meet those of the next depth. */
-export const MOST_NEIGHBOURS = 99;
+/** The maximum number of neighbors of an image; a larger one would reuse seeds of the next depth. */
+export const MAX_NEIGHBORS = 99;
 
 /**
- * The noise of a neighbour. `path` says how it is reached: at each depth the noise is turned a little towards that of another seed,
- * √(1 − s²)·noise + s·other, which keeps its variance at 1 because both are independent. Neighbour 0 is the picture itself.
+ * The noise of a neighbor. Each element of `path` is a neighbor of the previous one: its noise is √(1 − s²)·noise + s·other with the noise
+ * of another seed, which keeps the variance at 1 because both are independent. Neighbor 0 is the image itself.
  */
-export function nearbyNoise(seed: bigint, index: bigint, path: readonly number[], length: number): Float32Array {
+export function neighborNoise(seed: bigint, index: bigint, path: readonly number[], length: number): Float32Array {
   const out = noise(seed, index, length).slice();
-  const keep = Math.sqrt(1 - NEAR * NEAR);
-  path.forEach((neighbour, depth) => {
-    if (neighbour === 0) return;
-    const offset = BigInt(depth * (MOST_NEIGHBOURS + 1) + neighbour);
+  const ownWeight = Math.sqrt(1 - NEIGHBOR_WEIGHT * NEIGHBOR_WEIGHT);
+  path.forEach((neighbor, depth) => {
+    if (neighbor === 0) return;
+    const offset = BigInt(depth * (MAX_NEIGHBORS + 1) + neighbor);
     const other = noise(wrap64(seed + offset), index, length);
-    for (let i = 0; i < length; i++) out[i] = keep * out[i]! + NEAR * other[i]!;
+    for (let i = 0; i < length; i++) out[i] = ownWeight * out[i]! + NEIGHBOR_WEIGHT * other[i]!;
   });
   return out;
 }

@@ -1,5 +1,5 @@
 /**
- * What an ONNX file says about itself: its inputs, its outputs and its metadata. Field numbers are those of `onnx.proto`.
+ * Reads the inputs, outputs and metadata of an ONNX file. Field numbers are those of `onnx.proto`.
  */
 import { fileError } from './errors.ts';
 import { NotProtobuf, fields } from './protobuf.ts';
@@ -7,9 +7,9 @@ import { NotProtobuf, fields } from './protobuf.ts';
 /** An input or output of the graph. */
 export interface Port {
   name: string;
-  /** ONNX's number of the element type: 1 float, 7 int64; 0 when it is no tensor. */
+  /** ONNX's number of the element type: 1 float, 7 int64; 0 if it is not a tensor. */
   type: number;
-  /** Its sizes; null for an axis of any size, as the batch is. */
+  /** The sizes of its axes; null for a dynamic axis, such as the batch. */
   dims: (number | null)[];
 }
 
@@ -17,7 +17,7 @@ export interface OnnxFile {
   inputs: Port[];
   outputs: Port[];
   metadata: Map<string, string>;
-  /** Numbers in all floating-point weights. */
+  /** Number of elements of all floating-point weights. */
   parameters: number;
   opset: number;
 }
@@ -26,23 +26,23 @@ const FLOAT = 1;
 const FLOAT16 = 10;
 const MAX_TEXT = 1 << 20;
 
-/** Looks through a file in memory; `name` stands for it in errors. */
+/** Reads a file in memory; errors name it `name`. */
 export function readOnnx(bytes: Uint8Array, name: string): OnnxFile {
   if (bytes.length === 0) throw fileError(name, 'size', 'expected an ONNX model, found an empty file');
-  if (bytes[8] === 0x7b) throw fileError(name, 'format', 'expected .onnx, found what looks like .safetensors; export it first');
+  if (bytes[8] === 0x7b) throw fileError(name, 'format', 'expected .onnx, found a .safetensors file; export it first');
   if (bytes[0] === 0x50 && bytes[1] === 0x4b) throw fileError(name, 'format', 'expected .onnx, found a zip file such as .pt');
   try {
     return read(bytes, name);
   } catch (error) {
     if (error instanceof NotProtobuf) {
-      throw fileError(name, 'format', `expected an ONNX model, but ${error.message}; it is truncated, damaged or something else`);
+      throw fileError(name, 'format', `expected an ONNX model, but ${error.message}; the file is truncated, damaged or not an ONNX model`);
     }
     throw error;
   }
 }
 
 function read(bytes: Uint8Array, name: string): OnnxFile {
-  // The budget is for the whole file: a graph within a graph must not start anew.
+  // One budget for the whole file, so that nested graphs share it.
   const budget = { fields: 2_000_000 };
   const file: OnnxFile = { inputs: [], outputs: [], metadata: new Map(), parameters: 0, opset: 0 };
   let graphs = 0;

@@ -1,4 +1,4 @@
-/** The runtime for processors: WebAssembly with SIMD, and with threads where the page may use them. */
+/** The runtime for CPUs: WebAssembly with SIMD, and with threads if the page is cross-origin isolated. */
 import * as ort from 'onnxruntime-web/wasm';
 import mjs from 'onnxruntime-web/ort-wasm-simd-threaded.mjs?url';
 import wasm from 'onnxruntime-web/ort-wasm-simd-threaded.wasm?url';

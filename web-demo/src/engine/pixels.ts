@@ -1,6 +1,6 @@
-/** Between a network's numbers and pixels, as `generator.rs` (`to_unit`) and `grid.rs` (`to_rgb`) of the exporter do it. */
+/** Converts a network's output to pixels, as `generator.rs` (`to_unit`) and `grid.rs` (`to_rgb`) of the exporter do. */
 
-/** RGBA pixels of one picture from `3 · size²` values in channel, row, column order, whose black and white are `range`. */
+/** Converts `3 · size²` values in channel, row, column order to RGBA pixels; the range gives the values of black and white. */
 export function toPixels(values: Float32Array, size: number, [black, white]: readonly [number, number]): Uint8ClampedArray<ArrayBuffer> {
   const plane = size * size;
   const out = new Uint8ClampedArray(4 * plane);
@@ -15,7 +15,7 @@ export function toPixels(values: Float32Array, size: number, [black, white]: rea
   return out;
 }
 
-/** Halves are rounded away from zero, which for bytes is upwards; NaN is black. A clamped array alone would round halves to even. */
+/** Rounds ties up; NaN becomes 0. A clamped array would round ties to even. */
 function toByte(unit: number): number {
   const value = Math.floor(Math.fround((unit + 1) * 127.5) + 0.5);
   return value > 0 ? Math.min(value, 255) : 0;

@@ -1,35 +1,35 @@
-/** From a photograph to a classifier's input: the arithmetic of `export/src/preprocess.rs`. */
+/** Converts a photograph to a classifier's input with the arithmetic of `export/src/preprocess.rs`. */
 import type { Preprocessing } from './meta.ts';
 import { type Rgb, resize } from './resize.ts';
 
-/** Of pictures that are longer than this times their short side, the middle is used. */
-const LONGEST = 4;
+/** The maximum aspect ratio; longer images are cropped to their center. */
+const MAX_ASPECT = 4;
 
-const middle = (width: number, height: number): [number, number] => {
-  const most = LONGEST * Math.min(width, height);
-  return [Math.min(width, most), Math.min(height, most)];
+const croppedSize = (width: number, height: number): [number, number] => {
+  const max = MAX_ASPECT * Math.min(width, height);
+  return [Math.min(width, max), Math.min(height, max)];
 };
 
-/** `picture` with a short side of `short` pixels; of one that is longer than four times its short side, the middle. */
-export function resizeShortSide(picture: Rgb, short: number): Rgb {
-  const [w, h] = middle(picture.width, picture.height);
-  const side = Math.min(picture.width, picture.height);
+/** Resizes the short side to `short` pixels; an image longer than four times its short side is cropped to its center. */
+export function resizeShortSide(image: Rgb, short: number): Rgb {
+  const [w, h] = croppedSize(image.width, image.height);
+  const side = Math.min(image.width, image.height);
   const scaled = (n: number) => Math.floor((n * short + Math.floor(side / 2)) / side);
-  const left = Math.floor((picture.width - w) / 2);
-  const top = Math.floor((picture.height - h) / 2);
-  return resize(picture, [left, top, w, h], scaled(w), scaled(h));
+  const left = Math.floor((image.width - w) / 2);
+  const top = Math.floor((image.height - h) / 2);
+  return resize(image, [left, top, w, h], scaled(w), scaled(h));
 }
 
-/** `picture` as the network expects it, `[3, size, size]`: resized, the middle cut out, normalised channel by channel. */
-export function preprocess(picture: Rgb, how: Preprocessing, size: number): Float32Array {
-  const small = resizeShortSide(picture, how.resize);
+/** Resizes the image, crops its center and normalizes its channels; returns `[3, size, size]`. */
+export function preprocess(image: Rgb, settings: Preprocessing, size: number): Float32Array {
+  const small = resizeShortSide(image, settings.resize);
   const left = Math.floor((small.width - size) / 2);
   const top = Math.floor((small.height - size) / 2);
   const out = new Float32Array(3 * size * size);
   for (let channel = 0; channel < 3; channel++) {
-    const std = Math.fround(how.std[channel]!);
+    const std = Math.fround(settings.std[channel]!);
     const scale = Math.fround(0.5 / std);
-    const offset = Math.fround(Math.fround(0.5 - Math.fround(how.mean[channel]!)) / std);
+    const offset = Math.fround(Math.fround(0.5 - Math.fround(settings.mean[channel]!)) / std);
     let at = channel * size * size;
     for (let y = 0; y < size; y++) {
       let from = ((top + y) * small.width + left) * 3 + channel;
@@ -42,8 +42,8 @@ export function preprocess(picture: Rgb, how: Preprocessing, size: number): Floa
   return out;
 }
 
-/** Red, green and blue of canvas pixels. What is transparent must have been laid on white already. */
-export function rgbOf(pixels: Uint8ClampedArray, width: number, height: number): Rgb {
+/** Removes the alpha channel of canvas pixels, which must be opaque. */
+export function toRgb(pixels: Uint8ClampedArray, width: number, height: number): Rgb {
   const data = new Uint8Array(width * height * 3);
   for (let i = 0, at = 0; at < data.length; i += 4) {
     data[at++] = pixels[i]!;

@@ -1,18 +1,18 @@
 /**
- * A walk through the fields of a protobuf message, without a schema, trusting nothing: every length is checked against what is left, and
- * the number of fields is bounded. Enough to find a few fields of a file of many megabytes without decoding it.
+ * Iterates over the fields of an untrusted protobuf message without a schema. Every length is checked against the remaining bytes, and the
+ * number of fields is bounded. This finds a few fields in a large file without decoding the rest.
  */
 
-/** What is thrown for bytes that are no protobuf message. */
+/** The bytes are not a protobuf message. */
 export class NotProtobuf extends Error {}
 
 export interface Field {
   number: number;
   /** 0 varint, 1 eight bytes, 2 length and bytes, 5 four bytes. */
   wire: number;
-  /** Of a varint, its value; else 0. */
+  /** The value of a varint; 0 for other types. */
   value: bigint;
-  /** Of wire type 2, its contents; else empty. */
+  /** The contents of wire type 2; empty for other types. */
   bytes: Uint8Array;
 }
 
@@ -37,14 +37,14 @@ export function* fields(message: Uint8Array, budget = { fields: MAX_FIELDS }): G
     const tag = varint();
     const number = Number(tag >> 3n);
     const wire = Number(tag & 7n);
-    if (number < 1 || number > 0x1fff_ffff) throw new NotProtobuf('a field has an impossible number');
+    if (number < 1 || number > 0x1fff_ffff) throw new NotProtobuf('a field has an invalid number');
     if (wire === 0) {
       yield { number, wire, value: varint(), bytes: EMPTY };
       continue;
     }
     const length = wire === 1 ? 8n : wire === 5 ? 4n : wire === 2 ? varint() : null;
-    if (length === null) throw new NotProtobuf('a field has an unknown kind');
-    if (length > BigInt(message.length - at)) throw new NotProtobuf('it ends before a field does');
+    if (length === null) throw new NotProtobuf('a field has an unknown type');
+    if (length > BigInt(message.length - at)) throw new NotProtobuf('it ends within a field');
     const end = at + Number(length);
     yield { number, wire, value: 0n, bytes: wire === 2 ? message.subarray(at, end) : EMPTY };
     at = end;

@@ -1,37 +1,37 @@
-/** What the page and the engine's worker say to each other. */
+/** The messages between the page and the engine's worker. */
 import type { ModelMeta, SamplerName } from './meta.ts';
 
 export type BackendChoice = 'auto' | 'webgpu' | 'wasm';
 
-/** One line of `models.json`. */
+/** An entry of `models.json`. */
 export interface ListedModel {
   name: string;
   kind: 'generator' | 'classifier';
   /** Relative to the page. */
   url: string;
   bytes: number;
-  /** Of the file, in hexadecimal. */
+  /** The hash of the file, in hexadecimal. */
   sha256: string;
   card?: string;
   report?: string;
 }
 
-/** Where a model's file comes from. */
+/** The source of a model's file. */
 export type ModelSource = { from: 'list'; model: ListedModel } | { from: 'file'; name: string; file: Blob };
 
-/** What computes. */
+/** The backend that runs a model. */
 export interface Device {
   backend: 'webgpu' | 'wasm';
   threads: number;
-  /** Why it is not what one might expect; whole sentences. */
+  /** Reasons for the choice of the backend and the number of threads, as whole sentences. */
   notes: string[];
-  /** Addresses of the runtime's files, for use without a network. */
+  /** URLs of the runtime's files, for use without a network. */
   files: string[];
-  /** Of WebGPU, what the browser says about the card. */
+  /** The browser's description of the WebGPU adapter. */
   adapter?: string;
 }
 
-/** A model that is ready. */
+/** A loaded model. */
 export interface LoadedModel {
   name: string;
   bytes: number;
@@ -40,48 +40,48 @@ export interface LoadedModel {
   opset: number;
   meta: ModelMeta;
   device: Device;
-  /** Why it was not kept for the next visit, if it was not. */
+  /** The reason if the file could not be stored for the next visit. */
   notStored?: string;
 }
 
-/** A picture to be drawn: its noise and its class. */
-export interface Draw {
+/** The class and the noise of an image to generate. */
+export interface ImageSpec {
   label: number;
   index: bigint;
-  /** How its noise is reached from that of `index`; empty for that itself. */
-  near: number[];
+  /** The path from the noise of `index` to a neighbor; empty for that noise itself. */
+  neighborPath: number[];
 }
 
-export interface DrawRequest {
+export interface GenerateRequest {
   seed: bigint;
-  draws: Draw[];
+  images: ImageSpec[];
   steps: number;
   guidance: number;
   sampler: SamplerName;
 }
 
-/** Pixels as a canvas takes them: RGBA, square. */
+/** A square RGBA image. */
 export interface Pixels {
   size: number;
   rgba: Uint8ClampedArray<ArrayBuffer>;
 }
 
 export interface StepEvent {
-  /** Where the pictures stand among the request's draws. */
+  /** The position of the first image in the request. */
   first: number;
-  pictures: Pixels[];
-  /** Steps of this batch. */
+  images: Pixels[];
+  /** Finished steps of this batch. */
   done: number;
   steps: number;
-  /** Of all batches, between 0 and 1. */
+  /** Progress of all batches, from 0 to 1. */
   overall: number;
   stepMs: number;
 }
 
-export interface DrawResult {
+export interface GenerateResult {
   totalMs: number;
   stepMs: number[];
-  /** Time within the network, and how often it was evaluated. */
+  /** Milliseconds in the network, and the number of its evaluations. */
   networkMs: number;
   evaluations: number;
   device: Device;
@@ -95,11 +95,12 @@ export interface Candidate {
   probability: number;
 }
 
-export type Verdict = { ok: true; width: number; height: number; candidates: Candidate[] } | { ok: false; reason: string };
+/** The classes of an image, or the reason why it could not be classified. */
+export type ClassifyOutcome = { ok: true; width: number; height: number; candidates: Candidate[] } | { ok: false; reason: string };
 
 export interface ClassifyEvent {
   at: number;
-  verdict: Verdict;
+  outcome: ClassifyOutcome;
 }
 
 export interface ClassifyResult {
@@ -107,12 +108,12 @@ export interface ClassifyResult {
   networkMs: number;
 }
 
-/** One row to be measured: network evaluations of this batch, or whole pictures in so many steps. */
-export type BenchmarkCase = { what: 'evaluation'; batch: number } | { what: 'picture'; batch: number; steps: number; sampler: SamplerName; guidance: number };
+/** One case of a benchmark: network evaluations, or whole images. */
+export type BenchmarkCase = { kind: 'evaluation'; batch: number } | { kind: 'image'; batch: number; steps: number; sampler: SamplerName; guidance: number };
 
 export interface BenchmarkEvent {
   done: number;
-  of: number;
+  total: number;
 }
 
 export interface BenchmarkResult {
@@ -122,26 +123,26 @@ export interface BenchmarkResult {
 }
 
 export interface Progress {
-  what: 'download' | 'check' | 'start';
+  phase: 'download' | 'check' | 'start';
   done: number;
   total: number;
 }
 
-/** The worker's calls: what each takes, what it tells on its way, what it returns. */
+/** The worker's calls, each with its request, the events while it runs, and its response. */
 export interface Calls {
-  configure: { takes: { backend: BackendChoice; threads: number; storage: string }; tells: never; returns: { threads: number; webgpu: boolean } };
-  load: { takes: { source: ModelSource; listed: string[] }; tells: Progress; returns: LoadedModel };
-  draw: { takes: DrawRequest; tells: StepEvent; returns: DrawResult };
-  thumbnails: { takes: Record<string, never>; tells: { label: number; picture: Pixels }; returns: null };
-  classify: { takes: { sources: Source[] }; tells: ClassifyEvent; returns: ClassifyResult };
-  benchmark: { takes: { what: BenchmarkCase; repeats: number }; tells: BenchmarkEvent; returns: BenchmarkResult };
+  configure: { request: { backend: BackendChoice; threads: number; storage: string }; event: never; response: { threads: number; webgpu: boolean } };
+  load: { request: { source: ModelSource; listed: string[] }; event: Progress; response: LoadedModel };
+  generate: { request: GenerateRequest; event: StepEvent; response: GenerateResult };
+  thumbnails: { request: Record<string, never>; event: { label: number; image: Pixels }; response: null };
+  classify: { request: { sources: Source[] }; event: ClassifyEvent; response: ClassifyResult };
+  benchmark: { request: { benchmarkCase: BenchmarkCase; repeats: number }; event: BenchmarkEvent; response: BenchmarkResult };
 }
 
 export type CallName = keyof Calls;
 
-export type ToWorker = { [K in CallName]: { id: number; call: K; takes: Calls[K]['takes'] } }[CallName] | { cancel: number };
+export type ToWorker = { [K in CallName]: { id: number; call: K; request: Calls[K]['request'] } }[CallName] | { cancel: number };
 
 export type FromWorker =
-  | { id: number; tell: unknown }
-  | { id: number; returns: unknown }
-  | { id: number; error: string; kind: 'user' | 'cancelled' | 'defect' };
+  | { id: number; event: unknown }
+  | { id: number; response: unknown }
+  | { id: number; error: string; kind: 'user' | 'canceled' | 'bug' };

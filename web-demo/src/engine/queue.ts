@@ -1,10 +1,10 @@
 /**
- * One job at a time, because there is one processor to share. A job in the background gives way: it ends its work early when another
- * waits, and takes it up again when none does.
+ * A queue that runs one job at a time, because all jobs share the CPU. Foreground jobs run first. A background job should stop early when a
+ * foreground job waits, and be added again.
  */
 
 interface Job {
-  background: boolean;
+  isBackground: boolean;
   run(): Promise<void>;
 }
 
@@ -12,14 +12,14 @@ export class Queue {
   private readonly waiting: Job[] = [];
   private running = false;
 
-  /** Whether a job in the background must give way. */
-  get urgent(): boolean {
-    return this.waiting.some((job) => !job.background);
+  /** True if a foreground job waits, so that a background job should stop. */
+  get hasForegroundJob(): boolean {
+    return this.waiting.some((job) => !job.isBackground);
   }
 
-  add<T>(work: () => Promise<T>, background = false): Promise<T> {
+  add<T>(work: () => Promise<T>, isBackground = false): Promise<T> {
     return new Promise((resolve, reject) => {
-      this.waiting.push({ background, run: () => work().then(resolve, reject) });
+      this.waiting.push({ isBackground, run: () => work().then(resolve, reject) });
       void this.start();
     });
   }
@@ -28,8 +28,8 @@ export class Queue {
     if (this.running) return;
     this.running = true;
     for (;;) {
-      const urgent = this.waiting.findIndex((job) => !job.background);
-      const [job] = this.waiting.splice(Math.max(urgent, 0), 1);
+      const foreground = this.waiting.findIndex((job) => !job.isBackground);
+      const [job] = this.waiting.splice(Math.max(foreground, 0), 1);
       if (!job) break;
       await job.run();
     }
@@ -37,8 +37,8 @@ export class Queue {
   }
 }
 
-/** Lets messages in, such as one that cancels: the runtime alone would leave no room for them. */
-export function breathe(): Promise<void> {
+/** Returns to the event loop, so that the worker receives messages such as a cancellation. */
+export function yieldToMessages(): Promise<void> {
   return new Promise((resolve) => {
     const { port1, port2 } = new MessageChannel();
     port1.onmessage = () => {

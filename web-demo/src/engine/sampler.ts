@@ -1,15 +1,15 @@
 /**
- * Sampling: from noise to pictures along the flow that a network has learned. The same arithmetic as `export/src/sample/mod.rs`.
+ * Samples images from noise with a flow-matching network. Uses the arithmetic of `export/src/sample/mod.rs`.
  *
- * Time runs from t = 0, noise, to t = 1, the picture, on a uniform grid. The path is straight, x_t = t·x + (1−t)·ε, so a network that
- * predicts the clean picture x̂ gives the velocity v = (x̂ − x_t)/max(1−t, 0.05) (JiT, arXiv 2511.13720). Its last step returns x̂ itself.
- * A network that predicts velocities is integrated as it is. All times are rounded to single precision, because whether a time lies in
- * the guidance interval, its ends included, must not depend on the language.
+ * Time runs from t = 0, noise, to t = 1, the image, on a uniform grid. The path is straight, x_t = t·x + (1−t)·ε, so a network that
+ * predicts the clean image x̂ gives the velocity v = (x̂ − x_t)/max(1−t, 0.05) (JiT, arXiv 2511.13720). Its last step returns x̂ itself.
+ * The predictions of a velocity network are integrated directly. All times are rounded to single precision, so that all implementations
+ * agree on which times are in the guidance interval, including its ends.
  */
-import { Cancelled, UserError } from './errors.ts';
+import { Canceled, UserError } from './errors.ts';
 import type { Prediction, SamplerName } from './meta.ts';
 
-/** The least 1 − t that a difference is divided by, in training and sampling alike. */
+/** The lower bound of 1 − t as a divisor, in training and sampling. */
 export const CLAMP = Math.fround(0.05);
 export const MAX_STEPS = 10_000;
 export const MAX_GUIDANCE = 1000;
@@ -17,8 +17,8 @@ export const MAX_GUIDANCE = 1000;
 /** A network that can be sampled from. */
 export interface Denoiser {
   /**
-   * What it predicts for `n` noisy pictures `x` (`n · length` numbers, one after another) at time `t`, with a label for each.
-   * The result may be overwritten by the next call; `x` is not kept.
+   * Predicts for `n` noisy images `x`, `[n, length]`, at time `t`, with a label for each.
+   * The next call may overwrite the result; `x` is not retained.
    */
   predict(x: Float32Array, t: number, labels: readonly number[]): Promise<Float32Array>;
 }
@@ -26,28 +26,28 @@ export interface Denoiser {
 export interface Settings {
   sampler: SamplerName;
   steps: number;
-  /** Weight of classifier-free guidance (arXiv 2207.12598); 1 is none, and half the work. */
+  /** The scale of classifier-free guidance (arXiv 2207.12598); 1 disables it and halves the work. */
   guidance: number;
-  /** Guidance holds for times in this interval, its ends included (arXiv 2404.07724). */
+  /** Guidance applies to times in this interval, including its ends (arXiv 2404.07724). */
   guidanceInterval: readonly [number, number];
   prediction: Prediction;
   /** The label of the unconditional pass. */
   nullLabel: number;
 }
 
-/** What a caller learns after each step. */
+/** The progress after each step. */
 export interface StepReport {
-  /** Steps done. */
+  /** Finished steps. */
   done: number;
   total: number;
-  /** What the network takes for the clean pictures now; for a network of velocities, the pictures as they are on their way. */
+  /** The predicted clean images; for a velocity network, the current noisy images. */
   preview: Float32Array;
 }
 
 export interface Hooks {
   step?(report: StepReport): void | Promise<void>;
-  /** Asked before every evaluation of the network. */
-  cancelled?(): boolean | Promise<boolean>;
+  /** Called before every evaluation of the network. */
+  isCanceled?(): boolean | Promise<boolean>;
 }
 
 function validate(settings: Settings): void {
@@ -63,25 +63,25 @@ function validate(settings: Settings): void {
   }
 }
 
-/** How often the network is evaluated, and whether with guidance, for `settings`: what a run costs. */
+/** The number of network evaluations with and without guidance. */
 export function evaluations(settings: Settings): { plain: number; guided: number } {
   const count = { plain: 0, guided: 0 };
   for (let step = 0; step < settings.steps; step++) {
-    for (const t of times(settings, step)) count[isGuided(settings, t) ? 'guided' : 'plain']++;
+    for (const t of evaluationTimes(settings, step)) count[isGuided(settings, t) ? 'guided' : 'plain']++;
   }
   return count;
 }
 
-function times(settings: Settings, step: number): number[] {
+function evaluationTimes(settings: Settings, step: number): number[] {
   const { steps, sampler } = settings;
   const from = Math.fround(step / steps);
   const to = Math.fround((step + 1) / steps);
-  const last = step + 1 === steps && settings.prediction === 'x';
-  if (sampler === 'euler' || last) return [from];
-  return sampler === 'heun' ? [from, to] : [from, middle(from, to)];
+  const isLast = step + 1 === steps && settings.prediction === 'x';
+  if (sampler === 'euler' || isLast) return [from];
+  return sampler === 'heun' ? [from, to] : [from, midpoint(from, to)];
 }
 
-const middle = (from: number, to: number) => Math.fround(from + Math.fround(to - from) / 2);
+const midpoint = (from: number, to: number) => Math.fround(from + Math.fround(to - from) / 2);
 
 function isGuided(settings: Settings, t: number): boolean {
   const [from, to] = settings.guidanceInterval;
@@ -89,8 +89,7 @@ function isGuided(settings: Settings, t: number): boolean {
 }
 
 /**
- * Draws pictures from `x`, their noise one after another, which it changes; the result is `x` where the last step did not make it anew.
- * A picture does not depend on those it is drawn with.
+ * Samples images from their noise `x`, `[n, length]`, in place, and returns `x`. An image does not depend on the others in the batch.
  */
 export async function sample(
   denoiser: Denoiser,
@@ -103,19 +102,19 @@ export async function sample(
   const flow = new Flow(denoiser, settings, labels, x, hooks);
   for (let step = 0; step < settings.steps; step++) {
     await flow.step(step);
-    if (!allFinite(flow.x)) throw new UserError(`the network returned something that is no finite number in step ${step + 1}`);
+    if (!allFinite(flow.x)) throw new UserError(`the network returned NaN or infinity in step ${step + 1}`);
     await hooks.step?.({ done: step + 1, total: settings.steps, preview: flow.preview });
   }
   return flow.x;
 }
 
-/** Whether all numbers are finite. */
+/** True if all numbers are finite. */
 export function allFinite(values: Float32Array): boolean {
   for (let i = 0; i < values.length; i++) if (!Number.isFinite(values[i]!)) return false;
   return true;
 }
 
-/** One batch on its way. Buffers are made once and used in all steps. */
+/** The state of one batch. All steps share its buffers. */
 class Flow {
   preview: Float32Array;
   private readonly doubled: Float32Array;
@@ -139,7 +138,7 @@ class Flow {
     this.preview = x;
   }
 
-  /** From the grid's point `step` to the next one. */
+  /** Integrates from grid point `step` to the next one. */
   async step(step: number): Promise<void> {
     const { steps, sampler, prediction } = this.settings;
     const { x, slope, end } = this;
@@ -170,18 +169,18 @@ class Flow {
         return;
       }
       case 'midpoint': {
-        const between = middle(from, to);
+        const center = midpoint(from, to);
         advance(end, x, slope, half);
-        this.velocity(end, await this.predict(end, between), between, slope);
+        this.velocity(end, await this.predict(end, center), center, slope);
         advance(x, x, slope, width);
         return;
       }
     }
   }
 
-  /** The prediction, guided where it has to be: null + guidance·(conditional − null), both in one batch. */
+  /** The prediction with guidance if it applies: null + guidance·(conditional − null), both in one batch. */
   private async predict(x: Float32Array, t: number): Promise<Float32Array> {
-    if (await this.hooks.cancelled?.()) throw new Cancelled();
+    if (await this.hooks.isCanceled?.()) throw new Canceled();
     if (!isGuided(this.settings, t)) return expectLength(await this.denoiser.predict(x, t, this.labels), x.length);
     const n = x.length;
     this.doubled.set(x);
@@ -195,7 +194,7 @@ class Flow {
     return both.subarray(0, n);
   }
 
-  /** The velocity at `x` and `t` that follows from a prediction. */
+  /** Computes the velocity at `x` and `t` from a prediction. */
   private velocity(x: Float32Array, prediction: Float32Array, t: number, out: Float32Array): void {
     if (this.settings.prediction === 'velocity') {
       out.set(prediction);

@@ -1,22 +1,22 @@
 /**
- * What is kept between visits, in IndexedDB, which works also where the page is not served securely: models under their hash, the parts of
- * those that are half downloaded, and thumbnails. Everything here may fail, for want of space or permission; nothing depends on it.
+ * The storage between visits, in IndexedDB, which also works without a secure context: models under their hash, parts of interrupted
+ * downloads, and thumbnails. Every operation may fail for lack of space or permission; the page works without it.
  */
 
-/** The parts of a download that was interrupted. */
-export interface Partial {
-  /** What the server calls this version of the file, to ask for the rest of the same one. */
+/** The parts of an interrupted download. */
+export interface PartialDownload {
+  /** The server's validator of this version of the file, for If-Range. */
   validator: string;
   parts: Uint8Array[];
 }
 
 export interface ModelStore {
-  whole(hash: string): Promise<Uint8Array | null>;
-  keep(hash: string, bytes: Uint8Array): Promise<void>;
-  drop(hash: string): Promise<void>;
-  partial(hash: string): Promise<Partial | null>;
-  append(hash: string, validator: string, at: number, part: Uint8Array): Promise<void>;
-  dropPartial(hash: string): Promise<void>;
+  loadModel(hash: string): Promise<Uint8Array | null>;
+  saveModel(hash: string, bytes: Uint8Array): Promise<void>;
+  deleteModel(hash: string): Promise<void>;
+  loadParts(hash: string): Promise<PartialDownload | null>;
+  appendPart(hash: string, validator: string, at: number, part: Uint8Array): Promise<void>;
+  deleteParts(hash: string): Promise<void>;
 }
 
 type StoreName = 'models' | 'parts' | 'thumbnails';
@@ -36,17 +36,17 @@ export class Database implements ModelStore {
         for (const store of ['models', 'parts', 'thumbnails'] satisfies StoreName[]) request.result.createObjectStore(store);
       };
       request.onsuccess = () => {
-        // Another tab with a newer version must not wait for this one.
+        // Close it for a newer version of the page in another tab.
         request.result.onversionchange = () => request.result.close();
         resolve(new Database(request.result));
       };
-      request.onerror = () => reject(request.error ?? new Error('the database cannot be opened'));
+      request.onerror = () => reject(request.error ?? new Error('cannot open the database'));
       request.onblocked = () => reject(new Error('the database is in use by an older version of this page'));
     });
   }
 
-  /** One transaction; done when it is, not when its request is, because room runs out only then. */
-  private use<T>(store: StoreName, mode: IDBTransactionMode, work: (store: IDBObjectStore) => IDBRequest<T>): Promise<T> {
+  /** Runs one request in a transaction and waits for its completion: quota errors occur only then. */
+  private transact<T>(store: StoreName, mode: IDBTransactionMode, work: (store: IDBObjectStore) => IDBRequest<T>): Promise<T> {
     return new Promise((resolve, reject) => {
       const transaction = this.db.transaction(store, mode);
       const request = work(transaction.objectStore(store));
@@ -55,56 +55,56 @@ export class Database implements ModelStore {
     });
   }
 
-  async whole(hash: string): Promise<Uint8Array | null> {
-    const blob = await this.use<Blob | undefined>('models', 'readonly', (store) => store.get(hash) as IDBRequest<Blob | undefined>);
+  async loadModel(hash: string): Promise<Uint8Array | null> {
+    const blob = await this.transact<Blob | undefined>('models', 'readonly', (store) => store.get(hash) as IDBRequest<Blob | undefined>);
     return blob ? new Uint8Array(await blob.arrayBuffer()) : null;
   }
 
-  async keep(hash: string, bytes: Uint8Array): Promise<void> {
-    await this.use('models', 'readwrite', (store) => store.put(new Blob([bytes as Uint8Array<ArrayBuffer>]), hash));
+  async saveModel(hash: string, bytes: Uint8Array): Promise<void> {
+    await this.transact('models', 'readwrite', (store) => store.put(new Blob([bytes as Uint8Array<ArrayBuffer>]), hash));
   }
 
-  async drop(hash: string): Promise<void> {
-    await this.use('models', 'readwrite', (store) => store.delete(hash));
+  async deleteModel(hash: string): Promise<void> {
+    await this.transact('models', 'readwrite', (store) => store.delete(hash));
   }
 
-  async partial(hash: string): Promise<Partial | null> {
-    const parts = await this.use<Part[]>('parts', 'readonly', (store) => store.getAll(range(hash)) as IDBRequest<Part[]>);
+  async loadParts(hash: string): Promise<PartialDownload | null> {
+    const parts = await this.transact<Part[]>('parts', 'readonly', (store) => store.getAll(range(hash)) as IDBRequest<Part[]>);
     const first = parts[0];
     if (!first) return null;
     return { validator: first.validator, parts: parts.map((part) => part.bytes) };
   }
 
-  async append(hash: string, validator: string, at: number, part: Uint8Array): Promise<void> {
-    // Keys are ordered as texts are.
+  async appendPart(hash: string, validator: string, at: number, part: Uint8Array): Promise<void> {
+    // Keys are sorted as strings.
     const key = `${hash}/${String(at).padStart(9, '0')}`;
-    await this.use('parts', 'readwrite', (store) => store.put({ validator, bytes: part } satisfies Part, key));
+    await this.transact('parts', 'readwrite', (store) => store.put({ validator, bytes: part } satisfies Part, key));
   }
 
-  async dropPartial(hash: string): Promise<void> {
-    await this.use('parts', 'readwrite', (store) => store.delete(range(hash)));
+  async deleteParts(hash: string): Promise<void> {
+    await this.transact('parts', 'readwrite', (store) => store.delete(range(hash)));
   }
 
-  async thumbnail(hash: string, label: number): Promise<Uint8ClampedArray<ArrayBuffer> | null> {
-    const found = await this.use('thumbnails', 'readonly', (store) => store.get(`${hash}/${label}`));
-    return found instanceof Uint8ClampedArray ? (found as Uint8ClampedArray<ArrayBuffer>) : null;
+  async loadThumbnail(hash: string, label: number): Promise<Uint8ClampedArray<ArrayBuffer> | null> {
+    const value = await this.transact('thumbnails', 'readonly', (store) => store.get(`${hash}/${label}`));
+    return value instanceof Uint8ClampedArray ? (value as Uint8ClampedArray<ArrayBuffer>) : null;
   }
 
-  async keepThumbnail(hash: string, label: number, rgba: Uint8ClampedArray): Promise<void> {
-    await this.use('thumbnails', 'readwrite', (store) => store.put(rgba, `${hash}/${label}`));
+  async saveThumbnail(hash: string, label: number, rgba: Uint8ClampedArray): Promise<void> {
+    await this.transact('thumbnails', 'readwrite', (store) => store.put(rgba, `${hash}/${label}`));
   }
 
-  /** Forgets everything that belongs to none of the models with these hashes. */
+  /** Deletes the data of all models except those with these hashes. */
   async evict(hashes: readonly string[]): Promise<void> {
     for (const store of ['models', 'parts', 'thumbnails'] satisfies StoreName[]) {
-      const keys = await this.use(store, 'readonly', (s) => s.getAllKeys());
+      const keys = await this.transact(store, 'readonly', (s) => s.getAllKeys());
       for (const key of keys) {
         const hash = String(key).split('/', 1)[0] ?? '';
-        if (!hashes.includes(hash)) await this.use(store, 'readwrite', (s) => s.delete(key));
+        if (!hashes.includes(hash)) await this.transact(store, 'readwrite', (s) => s.delete(key));
       }
     }
   }
 }
 
-/** All keys that begin with `hash/`; '0' follows '/'. */
+/** All keys with the prefix `hash/`: '0' is the character after '/'. */
 const range = (hash: string) => IDBKeyRange.bound(`${hash}/`, `${hash}0`, false, true);

@@ -1,6 +1,6 @@
-/** The view that measures. Each backend and number of threads gets an engine of its own, so that none profits from another. */
+/** The benchmark view. Each backend and number of threads gets its own engine, so that the measurements are independent. */
 import type { Call, Engine } from '../engine/client.ts';
-import { Cancelled, describe } from '../engine/errors.ts';
+import { Canceled, describe } from '../engine/errors.ts';
 import type { GeneratorMeta } from '../engine/meta.ts';
 import type { BenchmarkCase, LoadedModel } from '../engine/protocol.ts';
 import type { Models, Settings } from '../models.ts';
@@ -10,8 +10,8 @@ import { type Report, cells, markdown, row } from './statistics.ts';
 
 const BATCHES = [1, 4];
 const STEPS = [10, 20];
-/** Whole pictures take long; so few repetitions say enough about the median. */
-const FEWER = 4;
+/** Whole images are slow, so they are repeated less often by this factor. */
+const IMAGE_REPEATS_DIVISOR = 4;
 
 export class Benchmark {
   private readonly status = byId('bench-status');
@@ -24,7 +24,7 @@ export class Benchmark {
 
   constructor(
     private readonly models: Models,
-    private readonly quiet: (quiet: boolean) => void,
+    private readonly setOthersPaused: (isPaused: boolean) => void,
   ) {
     void this.fill();
     byId('bench-form').addEventListener('submit', (event) => {
@@ -48,109 +48,110 @@ export class Benchmark {
     const device = await describeDevice();
     byId('device').replaceChildren(...Object.entries(device).flatMap(([term, text]) => [el('dt', { text: term }), el('dd', { text })]));
     const hasAdapter = device['WebGPU adapter'] !== 'none';
-    checks('bench-backends', [['wasm', 'WASM', true], ['webgpu', hasAdapter ? 'WebGPU' : 'WebGPU (no adapter here)', hasAdapter && !device['WebGPU adapter']!.endsWith('(the processor)'), !hasAdapter]]);
+    fillCheckboxes('bench-backends', [['wasm', 'WASM', true], ['webgpu', hasAdapter ? 'WebGPU' : 'WebGPU (no adapter)', hasAdapter && !device['WebGPU adapter']!.endsWith('(emulated on the CPU)'), !hasAdapter]]);
     const cores = crossOriginIsolated ? navigator.hardwareConcurrency || 1 : 1;
     const threads = [...new Set([1, 2, 4, 8, cores])].filter((n) => n <= Math.max(1, cores)).sort((a, b) => a - b);
-    checks('bench-threads', threads.map((n) => [String(n), String(n), true]));
-    checks('bench-batches', BATCHES.map((n) => [String(n), String(n), true]));
-    checks('bench-steps', STEPS.map((n) => [String(n), String(n), n === 20]));
+    fillCheckboxes('bench-threads', threads.map((n) => [String(n), String(n), true]));
+    fillCheckboxes('bench-batches', BATCHES.map((n) => [String(n), String(n), true]));
+    fillCheckboxes('bench-steps', STEPS.map((n) => [String(n), String(n), n === 20]));
   }
 
-  /** The engines that were asked for. Threads mean nothing to a graphics card. */
-  private engines(): Settings[] {
-    return chosen('bench-backends').flatMap((backend): Settings[] => {
+  /** The settings of the selected engines. The number of threads does not apply to WebGPU. */
+  private engineSettings(): Settings[] {
+    return selectedValues('bench-backends').flatMap((backend): Settings[] => {
       if (backend === 'webgpu') return [{ backend, threads: 1 }];
-      return chosen('bench-threads').map((threads) => ({ backend: 'wasm', threads: Number(threads) }));
+      return selectedValues('bench-threads').map((threads) => ({ backend: 'wasm', threads: Number(threads) }));
     });
   }
 
   private async run(): Promise<void> {
-    const settings = this.engines();
-    const batches = chosen('bench-batches').map(Number);
-    const steps = chosen('bench-steps').map(Number);
+    const settings = this.engineSettings();
+    const batches = selectedValues('bench-batches').map(Number);
+    const steps = selectedValues('bench-steps').map(Number);
     const repeats = Math.min(Math.max(Math.round(Number(byId<HTMLInputElement>('repeats').value)) || 20, 3), 200);
     if (settings.length === 0 || batches.length === 0) {
-      this.status.textContent = 'Choose at least one backend, one number of threads and one number of pictures.';
+      this.status.textContent = 'Choose at least one backend, one number of threads and one number of images.';
       return;
     }
     this.stopped = false;
-    this.busy(true);
-    this.quiet(true);
+    this.setBusy(true);
+    this.setOthersPaused(true);
     const body = byId('bench-table').querySelector('tbody')!;
     body.replaceChildren();
     byId('bench-table').hidden = false;
     const device = await describeDevice();
     try {
-      await this.models.need('generator');
+      await this.models.ensureLoaded('generator');
       const total = settings.length * batches.length * (1 + steps.length);
       let done = 0;
       for (const setting of settings) {
-        this.check();
-        this.engine = this.models.spare(setting);
+        this.throwIfStopped();
+        this.engine = this.models.createEngine(setting);
         const source = this.models.source('generator')!;
-        const loading = this.models.loadCall(this.engine, source, () => {});
-        this.call = loading;
-        const model = await loading.result;
+        const load = this.models.loadCall(this.engine, source, () => {});
+        this.call = load;
+        const model = await load.result;
         if (model.meta.kind !== 'generator') return;
-        this.report ??= { model: about(model), device, rows: [] };
-        if (done === 0) this.report = { model: about(model), device, rows: [] };
-        for (const what of cases(batches, steps, model.meta)) {
-          this.check();
-          const name = nameOf(what);
-          this.status.textContent = `${name}, ${what.batch} at once, on ${setting.backend}, ${setting.threads} thread(s)…`;
-          const n = what.what === 'picture' ? Math.max(3, Math.round(repeats / FEWER)) : repeats;
-          const measuring = this.engine.call('benchmark', { what, repeats: n }, (event) => {
-            this.progress.value = (done + event.done / event.of) / total;
+        this.report ??= { model: modelInfo(model), device, rows: [] };
+        if (done === 0) this.report = { model: modelInfo(model), device, rows: [] };
+        for (const benchmarkCase of cases(batches, steps, model.meta)) {
+          this.throwIfStopped();
+          const name = caseName(benchmarkCase);
+          this.status.textContent = `${name}, ${benchmarkCase.batch} at once, on ${setting.backend}, ${setting.threads} thread(s)…`;
+          const n = benchmarkCase.kind === 'image' ? Math.max(3, Math.round(repeats / IMAGE_REPEATS_DIVISOR)) : repeats;
+          const call = this.engine.call('benchmark', { benchmarkCase, repeats: n }, (event) => {
+            this.progress.value = (done + event.done / event.total) / total;
           });
-          this.call = measuring;
-          const { times, device: used } = await measuring.result;
-          const measured = row({ what: name, backend: used.backend, threads: used.threads, batch: what.batch, steps: what.what === 'picture' ? what.steps : null }, times);
-          this.report.rows.push(measured);
-          body.append(el('tr', {}, ...cells(measured).map((text, i) => el(i === 0 ? 'th' : 'td', { text, ...(i === 0 ? { attributes: { scope: 'row' } } : {}) }))));
+          this.call = call;
+          const { times, device: usedDevice } = await call.result;
+          const result = row({ what: name, backend: usedDevice.backend, threads: usedDevice.threads, batch: benchmarkCase.batch, steps: benchmarkCase.kind === 'image' ? benchmarkCase.steps : null }, times);
+          this.report.rows.push(result);
+          body.append(el('tr', {}, ...cells(result).map((text, i) => el(i === 0 ? 'th' : 'td', { text, ...(i === 0 ? { attributes: { scope: 'row' } } : {}) }))));
           done++;
         }
         this.engine.close();
         this.engine = null;
       }
-      this.status.textContent = `Done. Percentiles are nearest ranks; with few repetitions the 99th is the slowest.`;
+      this.status.textContent = `Done. Percentiles use the nearest rank; with few repetitions the 99th is the slowest.`;
     } catch (error) {
-      this.status.textContent = error instanceof Cancelled ? 'Stopped.' : describe(error);
+      this.status.textContent = error instanceof Canceled ? 'Stopped.' : describe(error);
     } finally {
       this.engine?.close();
       this.engine = null;
-      this.busy(false);
-      this.quiet(false);
+      this.setBusy(false);
+      this.setOthersPaused(false);
     }
   }
 
-  private check(): void {
-    if (this.stopped) throw new Cancelled();
+  private throwIfStopped(): void {
+    if (this.stopped) throw new Canceled();
   }
 
-  private busy(busy: boolean): void {
+  private setBusy(isBusy: boolean): void {
     const { start, stop, md, json } = this.buttons;
-    if (!busy && document.activeElement === stop) start.focus();
-    start.disabled = busy;
-    stop.disabled = !busy;
-    md.disabled = json.disabled = busy || !this.report?.rows.length;
+    if (!isBusy && document.activeElement === stop) start.focus();
+    start.disabled = isBusy;
+    stop.disabled = !isBusy;
+    md.disabled = json.disabled = isBusy || !this.report?.rows.length;
     this.progress.value = 0;
-    this.progress.classList.toggle('idle', !busy);
+    this.progress.classList.toggle('idle', !isBusy);
   }
 }
 
 function cases(batches: number[], steps: number[], { defaults: { guidance, sampler } }: GeneratorMeta): BenchmarkCase[] {
   return batches.flatMap((batch): BenchmarkCase[] => [
-    { what: 'evaluation', batch },
-    ...steps.map((steps) => ({ what: 'picture' as const, batch, steps, guidance, sampler })),
+    { kind: 'evaluation', batch },
+    ...steps.map((steps) => ({ kind: 'image' as const, batch, steps, guidance, sampler })),
   ]);
 }
 
-const nameOf = (what: BenchmarkCase) => (what.what === 'evaluation' ? 'network evaluation' : `picture, ${what.steps} ${what.sampler} steps, guidance ${what.guidance}`);
-const about = ({ name, sha256, parameters }: LoadedModel) => ({ name, sha256, parameters });
+const caseName = (benchmarkCase: BenchmarkCase) =>
+  benchmarkCase.kind === 'evaluation' ? 'network evaluation' : `image, ${benchmarkCase.steps} ${benchmarkCase.sampler} steps, guidance ${benchmarkCase.guidance}`;
+const modelInfo = ({ name, sha256, parameters }: LoadedModel) => ({ name, sha256, parameters });
 
-type Check = [value: string, text: string, checked: boolean, disabled?: boolean];
+type CheckboxSpec = [value: string, text: string, checked: boolean, disabled?: boolean];
 
-function checks(id: string, list: Check[]): void {
+function fillCheckboxes(id: string, list: CheckboxSpec[]): void {
   const boxes = list.map(([value, text, checked, disabled = false]) => {
     const input = el('input', { attributes: { type: 'checkbox', value } });
     input.checked = checked;
@@ -160,4 +161,4 @@ function checks(id: string, list: Check[]): void {
   byId(id).replaceChildren(...boxes);
 }
 
-const chosen = (id: string) => [...byId(id).querySelectorAll<HTMLInputElement>('input:checked:not(:disabled)')].map((input) => input.value);
+const selectedValues = (id: string) => [...byId(id).querySelectorAll<HTMLInputElement>('input:checked:not(:disabled)')].map((input) => input.value);

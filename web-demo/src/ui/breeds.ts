@@ -1,8 +1,8 @@
-/** The breeds to choose from: a picture of each where there is one, its initials before that. */
-import { readable } from '../drawing.ts';
+/** The choice of breeds, each with its thumbnail, or its initials until there is one. */
+import { displayName } from '../generation.ts';
 import type { Pixels } from '../engine/protocol.ts';
 import { ALL } from '../state.ts';
-import { show } from './canvas.ts';
+import { drawPixels } from './canvas.ts';
 import { byId, el } from './dom.ts';
 
 export class Breeds {
@@ -10,29 +10,29 @@ export class Breeds {
   private faces: HTMLElement[] = [];
   private inputs: HTMLInputElement[] = [];
 
-  constructor(private readonly changed: () => void) {}
+  constructor(private readonly onChange: () => void) {}
 
-  /** For another model's classes. What was chosen stays so where it can. */
+  /** Shows the classes of a model, and keeps the selection if possible. */
   fill(classes: readonly string[]): void {
-    const before = this.value;
+    const selected = this.value;
     this.faces = classes.map((name) => el('span', { class: 'face', text: initials(name), attributes: { 'aria-hidden': 'true' } }));
     const all = this.chip(ALL, 'All breeds', el('span', { class: 'face', text: '∗', attributes: { 'aria-hidden': 'true' } }));
     this.inputs = [];
-    const chips = classes.map((name, i) => this.chip(name, readable(name), this.faces[i]!));
+    const chips = classes.map((name, i) => this.chip(name, displayName(name), this.faces[i]!));
     this.inputs = [all, ...chips].map((chip) => chip.querySelector('input')!);
     this.box.replaceChildren(all, ...chips);
-    this.value = before;
+    this.value = selected;
   }
 
   private chip(value: string, text: string, face: HTMLElement): HTMLLabelElement {
     const input = el('input', { attributes: { type: 'radio', name: 'breed', value } });
-    input.addEventListener('change', this.changed);
+    input.addEventListener('change', this.onChange);
     return el('label', { class: 'chip' }, input, face, el('span', { class: 'chip-name', text }));
   }
 
-  thumbnail(label: number, picture: Pixels): void {
+  showThumbnail(label: number, image: Pixels): void {
     const canvas = el('canvas', { attributes: { 'aria-hidden': 'true' } });
-    show(canvas, picture, 96);
+    drawPixels(canvas, image, 96);
     this.faces[label]?.replaceChildren(canvas);
   }
 
@@ -41,13 +41,13 @@ export class Breeds {
   }
 
   set value(name: string) {
-    const wanted = this.inputs.find((input) => input.value === name) ?? this.inputs[0];
-    if (wanted) wanted.checked = true;
+    const input = this.inputs.find((input) => input.value === name) ?? this.inputs[0];
+    if (input) input.checked = true;
   }
 }
 
 const initials = (name: string) =>
-  readable(name)
+  displayName(name)
     .split(/\s+/)
     .map((word) => Array.from(word)[0] ?? '')
     .join('')

@@ -1,20 +1,21 @@
-/** The view that tells breeds. */
-import { readable } from '../drawing.ts';
+/** The view that classifies images. */
+import { displayName } from '../generation.ts';
 import type { Call } from '../engine/client.ts';
-import { Cancelled, describe } from '../engine/errors.ts';
-import type { ClassifyResult, Pixels, Source, Verdict } from '../engine/protocol.ts';
+import { Canceled, describe } from '../engine/errors.ts';
+import type { ClassifyOutcome, ClassifyResult, Pixels, Source } from '../engine/protocol.ts';
 import type { Models } from '../models.ts';
-import { show } from './canvas.ts';
+import { drawPixels } from './canvas.ts';
 import { byId, el } from './dom.ts';
-import { duration, percent, plural } from './words.ts';
+import { formatDuration, formatPercent, pluralize } from './formatting.ts';
 
-const TOP = 3;
-/** More files at once than these are a mistake. */
-const MOST = 200;
+/** The number of classes that are shown. */
+const TOP_CLASSES = 3;
+/** The maximum number of files at once. */
+const MAX_FILES = 200;
 
 export class Classify {
   private readonly status = byId('classify-status');
-  private readonly list = byId('verdicts');
+  private readonly list = byId('results');
   private readonly stop = byId<HTMLButtonElement>('stop-classify');
   private readonly clear = byId<HTMLButtonElement>('clear');
   private running: Call<ClassifyResult> | null = null;
@@ -22,38 +23,38 @@ export class Classify {
 
   constructor(
     private readonly models: Models,
-    private readonly complain: (error: string) => void,
+    private readonly showError: (error: string) => void,
   ) {
-    const input = byId<HTMLInputElement>('picture-files');
-    byId('choose-pictures').addEventListener('click', () => input.click());
+    const input = byId<HTMLInputElement>('image-files');
+    byId('choose-images').addEventListener('click', () => input.click());
     input.addEventListener('change', () => {
-      this.files([...(input.files ?? [])]);
+      this.classifyFiles([...(input.files ?? [])]);
       input.value = '';
     });
     this.stop.addEventListener('click', () => this.running?.cancel());
-    this.clear.addEventListener('click', () => this.empty());
+    this.clear.addEventListener('click', () => this.removeAll());
     models.on('loaded', ({ meta }) => {
       if (meta.kind !== 'classifier') return;
-      byId('classify-lead').textContent = `Drop photographs anywhere, paste one, or choose files. They stay on this device. The model tells ${meta.classes.length} classes apart: ${meta.classes.map(readable).join(', ')}.`;
+      byId('classify-lead').textContent = `Drop photographs anywhere, paste one, or choose files. They stay on this device. The model knows ${meta.classes.length} classes: ${meta.classes.map(displayName).join(', ')}.`;
     });
   }
 
-  files(files: File[]): void {
-    if (files.length > MOST) this.complain(`${files.length} pictures: expected at most ${MOST} at once; the first ${MOST} are taken`);
-    void this.run(files.slice(0, MOST).map((file) => ({ name: file.name || 'pasted picture', file })));
+  classifyFiles(files: File[]): void {
+    if (files.length > MAX_FILES) this.showError(`expected at most ${MAX_FILES} images at once, found ${files.length}; only the first ${MAX_FILES} are classified`);
+    void this.run(files.slice(0, MAX_FILES).map((file) => ({ name: file.name || 'pasted image', file })));
   }
 
-  drawn(pixels: Pixels, name: string): void {
+  classifyPixels(pixels: Pixels, name: string): void {
     void this.run([{ name, pixels }]);
   }
 
-  private empty(): void {
+  private removeAll(): void {
     this.running?.cancel();
     for (const url of this.urls.splice(0)) URL.revokeObjectURL(url);
     this.list.replaceChildren();
     this.clear.disabled = true;
     this.status.textContent = '';
-    byId('choose-pictures').focus();
+    byId('choose-images').focus();
   }
 
   private async run(sources: Source[]): Promise<void> {
@@ -61,21 +62,21 @@ export class Classify {
     const rows = sources.map((source) => this.row(source));
     this.list.prepend(...rows);
     this.clear.disabled = false;
-    this.status.textContent = `Looking at ${plural(sources.length, 'picture')}…`;
+    this.status.textContent = `Classifying ${pluralize(sources.length, 'image')}…`;
     try {
-      await this.models.need('classifier');
-      const call = this.models.engine.call('classify', { sources }, ({ at, verdict }) => {
+      await this.models.ensureLoaded('classifier');
+      const call = this.models.engine.call('classify', { sources }, ({ at, outcome }) => {
         const row = rows[at];
-        if (row) fill(row, verdict);
+        if (row) showOutcome(row, outcome);
       });
       this.running = call;
       this.stop.disabled = false;
       const { totalMs, networkMs } = await call.result;
       const n = sources.length;
-      this.status.textContent = `${plural(n, 'picture')} in ${duration(totalMs)}, ${duration(networkMs / n)} in the network for each.`;
+      this.status.textContent = `${pluralize(n, 'image')} in ${formatDuration(totalMs)}, ${formatDuration(networkMs / n)} in the network for each.`;
     } catch (error) {
-      this.status.textContent = error instanceof Cancelled ? 'Stopped.' : describe(error);
-      for (const row of rows) if (row.classList.contains('waiting')) fill(row, { ok: false, reason: error instanceof Cancelled ? 'stopped' : 'not classified' });
+      this.status.textContent = error instanceof Canceled ? 'Stopped.' : describe(error);
+      for (const row of rows) if (row.classList.contains('waiting')) showOutcome(row, { ok: false, reason: error instanceof Canceled ? 'stopped' : 'not classified' });
     } finally {
       this.stop.disabled = true;
       this.running = null;
@@ -83,36 +84,36 @@ export class Classify {
   }
 
   private row(source: Source): HTMLElement {
-    const picture = el('div', { class: 'verdict-picture' });
+    const box = el('div', { class: 'result-image' });
     if ('pixels' in source) {
       const canvas = el('canvas', { attributes: { 'aria-hidden': 'true' } });
-      show(canvas, source.pixels, 128);
-      picture.append(canvas);
+      drawPixels(canvas, source.pixels, 128);
+      box.append(canvas);
     } else {
       const url = URL.createObjectURL(source.file);
       this.urls.push(url);
       const image = el('img', { attributes: { alt: '', width: '128', height: '128' } });
       image.addEventListener('error', () => image.remove());
       image.src = url;
-      picture.append(image);
+      box.append(image);
     }
-    return el('li', { class: 'verdict waiting' }, picture, el('div', { class: 'verdict-text' }, el('p', { class: 'verdict-name', text: source.name }), el('p', { class: 'help', text: 'Waiting…' })));
+    return el('li', { class: 'result waiting' }, box, el('div', { class: 'result-text' }, el('p', { class: 'result-name', text: source.name }), el('p', { class: 'help', text: 'Waiting…' })));
   }
 }
 
-function fill(row: HTMLElement, verdict: Verdict): void {
+function showOutcome(row: HTMLElement, outcome: ClassifyOutcome): void {
   row.classList.remove('waiting');
-  const text = row.querySelector('.verdict-text')!;
+  const text = row.querySelector('.result-text')!;
   const name = text.firstElementChild!;
-  if (!verdict.ok) {
+  if (!outcome.ok) {
     row.classList.add('failed');
-    text.replaceChildren(name, el('p', { class: 'reason', text: verdict.reason }));
+    text.replaceChildren(name, el('p', { class: 'reason', text: outcome.reason }));
     return;
   }
-  const top = verdict.candidates.slice(0, TOP).map(({ name, probability }) => {
+  const top = outcome.candidates.slice(0, TOP_CLASSES).map(({ name, probability }) => {
     const bar = el('span', { class: 'bar-fill' });
     bar.style.inlineSize = `${100 * probability}%`;
-    return el('li', {}, el('span', { class: 'candidate', text: readable(name) }), el('span', { class: 'bar-track', attributes: { 'aria-hidden': 'true' } }, bar), el('span', { class: 'share', text: percent(probability) }));
+    return el('li', {}, el('span', { class: 'candidate', text: displayName(name) }), el('span', { class: 'bar-track', attributes: { 'aria-hidden': 'true' } }, bar), el('span', { class: 'share', text: formatPercent(probability) }));
   });
   text.replaceChildren(name, el('ol', { class: 'candidates' }, ...top));
 }

@@ -1,10 +1,10 @@
-/** The fields of a drawing. Whatever is typed, what they say makes sense: a field that does not is as it was. */
+/** The input fields of a generation. An invalid input is reset to its last valid value. */
 import { SAMPLERS } from '../engine/meta.ts';
 import { MAX_GUIDANCE, MAX_STEPS } from '../engine/sampler.ts';
-import { type Drawing, MOST_PICTURES, natural } from '../state.ts';
+import { type Generation, MAX_IMAGES, parseUint64 } from '../state.ts';
 import { byId } from './dom.ts';
 
-type Values = Pick<Drawing, 'seed' | 'index' | 'count' | 'steps' | 'guidance' | 'sampler'>;
+type Values = Pick<Generation, 'seed' | 'index' | 'count' | 'steps' | 'guidance' | 'sampler'>;
 
 export class Controls {
   private readonly seedField = byId<HTMLInputElement>('seed');
@@ -13,33 +13,33 @@ export class Controls {
   private readonly samplerField = byId<HTMLSelectElement>('sampler');
   private values: Values = { seed: 0n, index: 0n, count: 4, steps: 20, guidance: 2, sampler: 'heun' };
 
-  constructor(private readonly changed: () => void) {
-    this.field(this.seedField, (text) => assign(this.values, 'seed', natural(text)));
-    this.field(this.firstField, (text) => assign(this.values, 'index', natural(text)));
-    this.field(this.countField, (text) => assign(this.values, 'count', whole(text, 1, MOST_PICTURES)));
+  constructor(private readonly onChange: () => void) {
+    this.field(this.seedField, (text) => assign(this.values, 'seed', parseUint64(text)));
+    this.field(this.firstField, (text) => assign(this.values, 'index', parseUint64(text)));
+    this.field(this.countField, (text) => assign(this.values, 'count', parseInteger(text, 1, MAX_IMAGES)));
     this.field(this.samplerField, (text) => assign(this.values, 'sampler', SAMPLERS.find((name) => name === text) ?? null));
-    this.both('steps', (text) => assign(this.values, 'steps', whole(text, 1, MAX_STEPS)));
-    this.both('guidance', (text) => assign(this.values, 'guidance', between(text, -MAX_GUIDANCE, MAX_GUIDANCE)));
+    this.fieldWithSlider('steps', (text) => assign(this.values, 'steps', parseInteger(text, 1, MAX_STEPS)));
+    this.fieldWithSlider('guidance', (text) => assign(this.values, 'guidance', parseClamped(text, -MAX_GUIDANCE, MAX_GUIDANCE)));
   }
 
-  private field(element: HTMLInputElement | HTMLSelectElement, take: (text: string) => boolean): void {
+  private field(element: HTMLInputElement | HTMLSelectElement, update: (text: string) => boolean): void {
     element.addEventListener('change', () => {
-      const taken = take(element.value);
+      const hasChanged = update(element.value);
       this.show();
-      if (taken) this.changed();
+      if (hasChanged) this.onChange();
     });
   }
 
-  /** A number with a slider beside it. */
-  private both(id: string, take: (text: string) => boolean): void {
+  /** Connects a number field and its slider. */
+  private fieldWithSlider(id: string, update: (text: string) => boolean): void {
     const slider = byId<HTMLInputElement>(`${id}-slider`);
-    this.field(byId<HTMLInputElement>(id), take);
-    this.field(slider, take);
+    this.field(byId<HTMLInputElement>(id), update);
+    this.field(slider, update);
     slider.addEventListener('input', () => (byId<HTMLInputElement>(id).value = slider.value));
   }
 
   read(): Values {
-    // What has the focus when Enter is pressed has not told of its change yet.
+    // A field that still has the focus when Enter is pressed has not sent its change event.
     const active = document.activeElement;
     if (active instanceof HTMLInputElement && active.type !== 'radio') active.dispatchEvent(new Event('change'));
     return { ...this.values };
@@ -69,19 +69,19 @@ export class Controls {
   }
 }
 
-/** Whether there was a value, and another one than before. */
+/** Assigns a valid value; true if it is new. */
 function assign<K extends keyof Values>(values: Values, key: K, value: Values[K] | null): boolean {
   if (value === null || values[key] === value) return false;
   values[key] = value;
   return true;
 }
 
-function between(text: string, least: number, most: number): number | null {
+function parseClamped(text: string, min: number, max: number): number | null {
   const value = Number(text);
-  return text.trim() !== '' && Number.isFinite(value) ? Math.min(Math.max(value, least), most) : null;
+  return text.trim() !== '' && Number.isFinite(value) ? Math.min(Math.max(value, min), max) : null;
 }
 
-function whole(text: string, least: number, most: number): number | null {
-  const value = between(text, least, most);
+function parseInteger(text: string, min: number, max: number): number | null {
+  const value = parseClamped(text, min, max);
   return value === null ? null : Math.round(value);
 }

@@ -1,4 +1,4 @@
-/** Elements by their id and new ones, without strings of HTML: foreign text is only ever text. */
+/** Helpers for elements. They never parse HTML, so untrusted text stays text. */
 
 type Child = Node | string;
 
@@ -9,11 +9,11 @@ interface Props {
   click?: (event: MouseEvent) => void;
 }
 
-/** The element with this id, which must be of this kind. */
+/** Returns the element with this id, which must exist. */
 export function byId<T extends HTMLElement = HTMLElement>(id: string): T {
-  const found = document.getElementById(id);
-  if (!found) throw new Error(`the page has no element called ${id}`);
-  return found as T;
+  const element = document.getElementById(id);
+  if (!element) throw new Error(`the page has no element with the id ${id}`);
+  return element as T;
 }
 
 export function el<K extends keyof HTMLElementTagNameMap>(tag: K, props: Props = {}, ...children: Child[]): HTMLElementTagNameMap[K] {
@@ -26,11 +26,11 @@ export function el<K extends keyof HTMLElementTagNameMap>(tag: K, props: Props =
   return element;
 }
 
-export function button(text: string, click: () => void, look = 'quiet'): HTMLButtonElement {
-  return el('button', { class: look, text, click, attributes: { type: 'button' } });
+export function button(text: string, click: () => void, className = 'quiet'): HTMLButtonElement {
+  return el('button', { class: className, text, click, attributes: { type: 'button' } });
 }
 
-/** Offers `blob` as a file. */
+/** Downloads `blob` as a file. */
 export function save(blob: Blob, name: string): void {
   const url = URL.createObjectURL(blob);
   const link = el('a', { attributes: { href: url, download: name } });
@@ -38,8 +38,8 @@ export function save(blob: Blob, name: string): void {
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
-/** Copies a text; says whether it worked. Without a secure context only the old way is there. */
-export async function copy(text: string): Promise<boolean> {
+/** Copies text to the clipboard; true on success. Without a secure context it uses `execCommand`. */
+export async function copyText(text: string): Promise<boolean> {
   try {
     await navigator.clipboard.writeText(text);
     return true;
@@ -54,8 +54,8 @@ export async function copy(text: string): Promise<boolean> {
   }
 }
 
-/** What was remembered under `key`, or null; browsers may forbid remembering. */
-export function recall(key: string): string | null {
+/** Loads a setting; null if there is none or the browser forbids storage. */
+export function loadSetting(key: string): string | null {
   try {
     return localStorage.getItem(`tiny-cats:${key}`);
   } catch {
@@ -63,11 +63,11 @@ export function recall(key: string): string | null {
   }
 }
 
-export function remember(key: string, value: string | null): void {
+export function saveSetting(key: string, value: string | null): void {
   try {
     if (value === null) localStorage.removeItem(`tiny-cats:${key}`);
     else localStorage.setItem(`tiny-cats:${key}`, value);
   } catch {
-    // It will be asked again.
+    // The setting applies to this visit only.
   }
 }

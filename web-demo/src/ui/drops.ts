@@ -1,29 +1,29 @@
-/** What is dropped onto the page, pasted into it, or chosen by the button for models. */
+/** Handles files that are dropped, pasted, or chosen with the button for models. */
 import type { View } from '../state.ts';
 import { byId } from './dom.ts';
 
-interface Takers {
+interface FileHandlers {
   view(): View;
-  pictures(files: File[]): void;
+  images(files: File[]): void;
   model(file: File): void;
 }
 
 const MODEL = /\.(onnx|safetensors|pt|pth|ckpt|pb|bin)$/i;
 
-export function startDrops(takers: Takers): void {
+export function startDrops(handlers: FileHandlers): void {
   const overlay = byId('drop');
-  const take = (files: File[]) => {
-    const isPicture = (file: File) => !MODEL.test(file.name) && (file.type.startsWith('image/') || takers.view() === 'classify');
-    const pictures = files.filter(isPicture);
-    if (pictures.length > 0) takers.pictures(pictures);
-    const [model] = files.filter((file) => !isPicture(file));
-    if (model) takers.model(model);
+  const handleFiles = (files: File[]) => {
+    const isImage = (file: File) => !MODEL.test(file.name) && (file.type.startsWith('image/') || handlers.view() === 'classify');
+    const images = files.filter(isImage);
+    if (images.length > 0) handlers.images(images);
+    const [model] = files.filter((file) => !isImage(file));
+    if (model) handlers.model(model);
   };
 
   let depth = 0;
-  const carriesFiles = (event: DragEvent) => event.dataTransfer?.types.includes('Files') ?? false;
+  const hasFiles = (event: DragEvent) => event.dataTransfer?.types.includes('Files') ?? false;
   addEventListener('dragenter', (event) => {
-    if (!carriesFiles(event)) return;
+    if (!hasFiles(event)) return;
     depth++;
     overlay.hidden = false;
   });
@@ -32,27 +32,27 @@ export function startDrops(takers: Takers): void {
     if (depth === 0) overlay.hidden = true;
   });
   addEventListener('dragover', (event) => {
-    if (carriesFiles(event)) event.preventDefault();
+    if (hasFiles(event)) event.preventDefault();
   });
   addEventListener('drop', (event) => {
     depth = 0;
     overlay.hidden = true;
-    if (!carriesFiles(event)) return;
+    if (!hasFiles(event)) return;
     event.preventDefault();
-    take([...(event.dataTransfer?.files ?? [])]);
+    handleFiles([...(event.dataTransfer?.files ?? [])]);
   });
   addEventListener('paste', (event) => {
     const files = [...(event.clipboardData?.files ?? [])].filter((file) => file.type.startsWith('image/'));
     if (files.length === 0) return;
     event.preventDefault();
-    takers.pictures(files);
+    handlers.images(files);
   });
 
   const input = byId<HTMLInputElement>('model-file');
   byId('choose-model').addEventListener('click', () => input.click());
   input.addEventListener('change', () => {
     const file = input.files?.[0];
-    if (file) takers.model(file);
+    if (file) handlers.model(file);
     input.value = '';
   });
 }

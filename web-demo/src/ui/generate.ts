@@ -1,246 +1,246 @@
-/** The view that draws. */
-import { alone, complete, draws as drawsOf, fileName, labelOf, likeIt, readable } from '../drawing.ts';
+/** The view that generates images. */
+import { displayName, fileName, findLabel, imageSpecs, singleImage, variations, withDefaults } from '../generation.ts';
 import type { Call } from '../engine/client.ts';
-import { Cancelled, describe } from '../engine/errors.ts';
+import { Canceled, describe } from '../engine/errors.ts';
 import type { GeneratorMeta } from '../engine/meta.ts';
-import type { Draw, DrawResult, LoadedModel, Pixels } from '../engine/protocol.ts';
+import type { GenerateResult, ImageSpec, LoadedModel, Pixels } from '../engine/protocol.ts';
 import type { Models } from '../models.ts';
-import { ALL, type Drawing, format } from '../state.ts';
+import { ALL, type Generation, format } from '../state.ts';
 import { Breeds } from './breeds.ts';
-import { png } from './canvas.ts';
+import { toPng } from './canvas.ts';
 import { Controls } from './controls.ts';
-import { byId, copy, save } from './dom.ts';
-import { Picture } from './picture.ts';
-import { device, duration, plural } from './words.ts';
+import { byId, copyText, save } from './dom.ts';
+import { formatDevice, formatDuration, pluralize } from './formatting.ts';
+import { ImageCard } from './image-card.ts';
 
-const AROUND = 9;
+/** The number of images that "More like this" generates. */
+const VARIATIONS = 9;
 
-interface Outside {
-  /** The page's address becomes that of `drawing`; a visit to remember when something was drawn. */
-  address(drawing: Drawing, remember: boolean): void;
+interface Page {
+  /** Sets the page's URL to the settings, and optionally adds an entry to the history. */
+  setUrl(generation: Generation, addToHistory: boolean): void;
   classify(pixels: Pixels, name: string): void;
-  complain(error: string): void;
-  /** Whether this is the view that is seen. */
-  visible(): boolean;
-  /** What was complained of is over. */
-  forgive(): void;
+  showError(error: string): void;
+  /** True if this view is visible. */
+  isVisible(): boolean;
+  clearError(): void;
 }
 
 export class Generate {
-  private readonly breeds = new Breeds(() => this.edited());
-  private readonly controls = new Controls(() => this.edited());
-  private readonly status = byId('draw-status');
-  private readonly progress = byId<HTMLProgressElement>('draw-progress');
+  private readonly breeds = new Breeds(() => this.onEdit());
+  private readonly controls = new Controls(() => this.onEdit());
+  private readonly status = byId('generate-status');
+  private readonly progress = byId<HTMLProgressElement>('generate-progress');
   private readonly stop = byId<HTMLButtonElement>('stop');
   private model: LoadedModel | null = null;
-  private wanted: Partial<Drawing> | null = null;
-  private running: Call<DrawResult> | null = null;
+  private linked: Partial<Generation> | null = null;
+  private running: Call<GenerateResult> | null = null;
   private thumbnails: Call<null> | null = null;
-  private pending: Drawing | null = null;
-  private isQuiet = false;
-  /** The neighbourhood that the pictures are from, until something is drawn from the controls again. */
-  private near: Pick<Drawing, 'near' | 'around'> = { near: [], around: false };
+  private pending: Generation | null = null;
+  private isPaused = false;
+  /** The neighborhood of the current images; reset when a control changes. */
+  private neighbors: Pick<Generation, 'neighborPath' | 'neighborhood'> = { neighborPath: [], neighborhood: false };
 
   constructor(
     private readonly models: Models,
-    private readonly outside: Outside,
+    private readonly page: Page,
   ) {
     byId('controls').addEventListener('submit', (event) => {
       event.preventDefault();
-      void this.draw(this.drawing(), true);
+      void this.generate(this.generation(), true);
     });
     byId('dice').addEventListener('click', () => {
       this.controls.seed = randomSeed();
-      this.edited();
+      this.onEdit();
     });
     byId('surprise').addEventListener('click', () => this.surprise());
     this.stop.addEventListener('click', () => this.running?.cancel());
     models.on('loaded', (model) => {
-      if (model.meta.kind === 'generator') this.use(model, model.meta);
+      if (model.meta.kind === 'generator') this.setModel(model, model.meta);
     });
   }
 
-  private use(model: LoadedModel, meta: GeneratorMeta): void {
-    const before = this.model;
+  private setModel(model: LoadedModel, meta: GeneratorMeta): void {
+    const previous = this.model;
     this.model = model;
-    if (before?.sha256 !== model.sha256) this.breeds.fill(meta.classes);
-    const drawing = complete(this.next(before), meta);
-    this.set(drawing);
-    this.outside.address(drawing, false);
-    this.pending = drawing;
-    this.entered();
+    if (previous?.sha256 !== model.sha256) this.breeds.fill(meta.classes);
+    const generation = withDefaults(this.initialGeneration(previous), meta);
+    this.setControls(generation);
+    this.page.setUrl(generation, false);
+    this.pending = generation;
+    this.enter();
   }
 
-  /** What is not seen is not drawn: a model that was loaded behind another view draws when this one is entered. */
-  entered(): void {
-    if (!this.pending || !this.outside.visible()) return;
-    const drawing = this.pending;
+  /** Starts a pending generation when the view becomes visible. */
+  enter(): void {
+    if (!this.pending || !this.page.isVisible()) return;
+    const generation = this.pending;
     this.pending = null;
-    void this.draw(drawing, false).then(() => this.drawThumbnails());
+    void this.generate(generation, false).then(() => this.generateThumbnails());
   }
 
-  /** What is drawn when a model is ready: at first what the address asks for, and by another model, as that one advises. */
-  private next(before: LoadedModel | null): Partial<Drawing> {
-    if (!before) return this.wanted ?? { seed: randomSeed(), count: 4 };
-    const drawing = this.drawing();
-    if (before.sha256 === this.model?.sha256) return drawing;
-    const { breed, seed, index, count } = drawing;
+  /** The settings for a new model: first those of the URL, later the current ones, with another model's defaults. */
+  private initialGeneration(previous: LoadedModel | null): Partial<Generation> {
+    if (!previous) return this.linked ?? { seed: randomSeed(), count: 4 };
+    const generation = this.generation();
+    if (previous.sha256 === this.model?.sha256) return generation;
+    const { breed, seed, index, count } = generation;
     return { breed, seed, index, count };
   }
 
-  /** What the address asks for: at once, or when there is a model. */
-  restore(drawing: Partial<Drawing>): void {
-    this.wanted = drawing;
+  /** Generates the images of the URL now, or when a model is loaded. */
+  restore(settings: Partial<Generation>): void {
+    this.linked = settings;
     if (this.model?.meta.kind !== 'generator') return;
     this.pending = null;
-    const whole = complete(drawing, this.model.meta);
-    this.set(whole);
-    void this.draw(whole, false);
+    const generation = withDefaults(settings, this.model.meta);
+    this.setControls(generation);
+    void this.generate(generation, false);
   }
 
-  /** What the controls say. */
-  drawing(): Drawing {
-    return { breed: this.breeds.value, ...this.controls.read(), ...this.near };
+  /** The settings of the controls. */
+  generation(): Generation {
+    return { breed: this.breeds.value, ...this.controls.read(), ...this.neighbors };
   }
 
-  get hash(): string | null {
+  get modelHash(): string | null {
     return this.model?.sha256 ?? null;
   }
 
-  get ready(): boolean {
+  get isReady(): boolean {
     return this.model !== null;
   }
 
-  private set(drawing: Drawing): void {
+  private setControls(generation: Generation): void {
     const classes = this.model?.meta.classes ?? [];
-    const label = labelOf(drawing.breed, classes);
+    const label = findLabel(generation.breed, classes);
     this.breeds.value = label === null ? ALL : classes[label]!;
-    this.controls.write(drawing);
-    this.near = { near: drawing.near, around: drawing.around };
+    this.controls.write(generation);
+    this.neighbors = { neighborPath: generation.neighborPath, neighborhood: generation.neighborhood };
   }
 
-  private edited(): void {
-    // Another seed or breed has other neighbours.
-    this.near = { near: [], around: false };
-    if (this.model) this.outside.address(this.drawing(), false);
+  private onEdit(): void {
+    // The neighbors belong to the previous settings.
+    this.neighbors = { neighborPath: [], neighborhood: false };
+    if (this.model) this.page.setUrl(this.generation(), false);
   }
 
   private surprise(): void {
     const classes = this.model?.meta.classes ?? [];
     this.breeds.value = classes[Math.floor(Math.random() * classes.length)] ?? ALL;
     this.controls.seed = randomSeed();
-    this.edited();
-    void this.draw(this.drawing(), true);
+    this.onEdit();
+    void this.generate(this.generation(), true);
   }
 
-  private async draw(drawing: Drawing, remember: boolean): Promise<void> {
+  private async generate(generation: Generation, addToHistory: boolean): Promise<void> {
     const { model } = this;
     if (model?.meta.kind !== 'generator') {
       this.status.textContent = 'The model is not ready yet.';
       return;
     }
     const { classes } = model.meta;
-    const draws = drawsOf(drawing, classes);
-    if (!draws) {
-      this.outside.complain(`breed: ${model.name} knows no ${readable(drawing.breed)}`);
+    const specs = imageSpecs(generation, classes);
+    if (!specs) {
+      this.page.showError(`breed: ${model.name} has no class ${displayName(generation.breed)}`);
       return;
     }
     this.running?.cancel();
-    this.outside.forgive();
-    this.outside.address(drawing, remember);
-    const pictures = draws.map((draw, i) => this.picture(drawing, draw, i, classes));
-    const list = byId('pictures');
-    list.classList.toggle('one', pictures.length === 1);
-    list.classList.toggle('two', pictures.length === 2 || pictures.length === 4);
-    list.replaceChildren(...pictures.map((picture) => picture.element));
-    this.busy(true);
-    this.status.textContent = `Drawing ${plural(draws.length, 'cat')}…`;
-    const { seed, steps, guidance, sampler } = drawing;
-    const call = this.models.engine.call('draw', { seed, draws, steps, guidance, sampler }, (event) => {
-      event.pictures.forEach((pixels, i) => pictures[event.first + i]?.show(pixels, event.done / event.steps));
+    this.page.clearError();
+    this.page.setUrl(generation, addToHistory);
+    const images = specs.map((spec, i) => this.createCard(generation, spec, i, classes));
+    const list = byId('images');
+    list.classList.toggle('one', images.length === 1);
+    list.classList.toggle('two', images.length === 2 || images.length === 4);
+    list.replaceChildren(...images.map((image) => image.element));
+    this.setBusy(true);
+    this.status.textContent = `Generating ${pluralize(specs.length, 'cat')}…`;
+    const { seed, steps, guidance, sampler } = generation;
+    const call = this.models.engine.call('generate', { seed, images: specs, steps, guidance, sampler }, (event) => {
+      event.images.forEach((pixels, i) => images[event.first + i]?.show(pixels, event.done / event.steps));
       if (this.running === call) this.progress.value = event.overall;
     });
     this.running = call;
     try {
       const result = await call.result;
-      if (this.running === call) this.status.textContent = summary(result, draws.length, drawing);
+      if (this.running === call) this.status.textContent = summary(result, specs.length, generation);
     } catch (error) {
-      for (const picture of pictures) picture.abandon();
+      for (const image of images) image.markStopped();
       if (this.running !== call) return;
-      this.status.textContent = error instanceof Cancelled ? 'Stopped.' : '';
-      if (!(error instanceof Cancelled)) this.outside.complain(describe(error));
+      this.status.textContent = error instanceof Canceled ? 'Stopped.' : '';
+      if (!(error instanceof Canceled)) this.page.showError(describe(error));
     } finally {
       if (this.running === call) {
         this.running = null;
-        this.busy(false);
+        this.setBusy(false);
       }
     }
   }
 
-  private busy(busy: boolean): void {
-    // The focus must not fall off a button that is switched off under it.
-    if (!busy && document.activeElement === this.stop) byId('draw').focus();
-    this.stop.disabled = !busy;
+  private setBusy(isBusy: boolean): void {
+    // Move the focus before its button is disabled.
+    if (!isBusy && document.activeElement === this.stop) byId('generate-button').focus();
+    this.stop.disabled = !isBusy;
     this.progress.value = 0;
-    this.progress.classList.toggle('idle', !busy);
-    byId('pictures').setAttribute('aria-busy', String(busy));
+    this.progress.classList.toggle('idle', !isBusy);
+    byId('images').setAttribute('aria-busy', String(isBusy));
   }
 
-  /** Escape stops, too. */
+  /** Stops the generation. */
   cancel(): void {
     this.running?.cancel();
   }
 
-  private picture(drawing: Drawing, draw: Draw, at: number, classes: readonly string[]): Picture {
-    const name = readable(classes[draw.label]!);
-    const caption = `${name} seed ${drawing.seed}${drawing.around ? `, variation ${at}` : `, number ${draw.index}`}`;
-    const picture: Picture = new Picture(name, caption, {
+  private createCard(generation: Generation, spec: ImageSpec, at: number, classes: readonly string[]): ImageCard {
+    const name = displayName(classes[spec.label]!);
+    const caption = `${name} seed ${generation.seed}${generation.neighborhood ? `, variation ${at}` : `, index ${spec.index}`}`;
+    const card: ImageCard = new ImageCard(name, caption, {
       download: () => {
-        if (!picture.pixels) return;
-        void png(picture.pixels).then((blob) => blob && save(blob, fileName(drawing, draw, classes)));
+        if (!card.pixels) return;
+        void toPng(card.pixels).then((blob) => blob && save(blob, fileName(generation, spec, classes)));
       },
       copyLink: () => {
-        const address = format('generate', alone(drawing, draw, classes), this.hash);
-        return copy(new URL(address, location.href).href);
+        const hash = format('generate', singleImage(generation, spec, classes), this.modelHash);
+        return copyText(new URL(hash, location.href).href);
       },
       more: () => {
-        const like = likeIt(drawing, draw, classes, AROUND);
-        this.set(like);
-        void this.draw(like, true);
-        byId('draw').focus({ preventScroll: true });
+        const similar = variations(generation, spec, classes, VARIATIONS);
+        this.setControls(similar);
+        void this.generate(similar, true);
+        byId('generate-button').focus({ preventScroll: true });
       },
       classify: () => {
-        if (picture.pixels) this.outside.classify(picture.pixels, fileName(drawing, draw, classes));
+        if (card.pixels) this.page.classify(card.pixels, fileName(generation, spec, classes));
       },
     });
-    return picture;
+    return card;
   }
 
-  private drawThumbnails(): void {
+  private generateThumbnails(): void {
     this.thumbnails?.cancel();
-    if (this.isQuiet || !this.model) return;
+    if (this.isPaused || !this.model) return;
     const { model } = this;
-    const call = this.models.engine.call('thumbnails', {}, ({ label, picture }) => {
-      if (this.model === model) this.breeds.thumbnail(label, picture);
+    const call = this.models.engine.call('thumbnails', {}, ({ label, image }) => {
+      if (this.model === model) this.breeds.showThumbnail(label, image);
     });
     this.thumbnails = call;
-    // Initials do as well.
+    // Without thumbnails, the initials stay.
     call.result.catch(() => {});
   }
 
-  /** A benchmark wants the processor for itself. */
-  quiet(quiet: boolean): void {
-    this.isQuiet = quiet;
-    if (quiet) this.running?.cancel();
-    this.drawThumbnails();
+  /** Stops all computation during a benchmark. */
+  setPaused(isPaused: boolean): void {
+    this.isPaused = isPaused;
+    if (isPaused) this.running?.cancel();
+    this.generateThumbnails();
   }
 }
 
 export const randomSeed = () => BigInt(crypto.getRandomValues(new Uint32Array(1))[0]!);
 
-function summary(result: DrawResult, pictures: number, { steps, sampler }: Drawing): string {
+function summary(result: GenerateResult, count: number, { steps, sampler }: Generation): string {
   const mean = result.stepMs.reduce((a, b) => a + b, 0) / Math.max(1, result.stepMs.length);
-  const each = pictures > 1 ? `, ${duration(result.totalMs / pictures)} a picture` : '';
-  return `${plural(pictures, 'cat')} in ${duration(result.totalMs)}${each}: ${plural(steps, 'step')} by ${sampler}, ${duration(mean)} a step, on ${device(result.device)}; ${Math.round((100 * result.networkMs) / result.totalMs)} % of it in the network.`;
+  const each = count > 1 ? `, ${formatDuration(result.totalMs / count)} per image` : '';
+  return `${pluralize(count, 'cat')} in ${formatDuration(result.totalMs)}${each}: ${pluralize(steps, `${sampler} step`)}, ${formatDuration(mean)} per step, on ${formatDevice(result.device)}; ${Math.round((100 * result.networkMs) / result.totalMs)} % of the time in the network.`;
 }
 

@@ -1,14 +1,15 @@
 /**
- * Model cards are Markdown from elsewhere. They are shown as elements that are made one by one, with foreign text only ever as text: no
- * HTML of theirs, no pictures, and links to http and https only. What is not understood is shown as it stands.
+ * Renders model cards, which are untrusted Markdown, as elements: without HTML and images, and with links to http and https only.
+ * Unsupported syntax is shown as text.
  */
 import { el } from './dom.ts';
 
-const MOST = 200_000;
+/** Longer cards are cut. */
+const MAX_LENGTH = 200_000;
 
 export function renderMarkdown(source: string): DocumentFragment {
   const out = document.createDocumentFragment();
-  const lines = source.slice(0, MOST).split(/\r?\n/);
+  const lines = source.slice(0, MAX_LENGTH).split(/\r?\n/);
   let at = 0;
   const take = (matches: (line: string) => boolean): string[] => {
     const from = at;
@@ -26,7 +27,7 @@ export function renderMarkdown(source: string): DocumentFragment {
       out.append(el('pre', { attributes: { tabindex: '0' } }, el('code', { text: code.join('\n') })));
     } else if (heading) {
       at++;
-      // Cards stand below the page's own headings of the third rank.
+      // Cards are below level-3 headings of the page.
       out.append(el(heading[1]!.length === 1 ? 'h4' : 'h5', {}, ...inline(heading[2]!)));
     } else if (line.startsWith('|')) out.append(table(take((next) => next.startsWith('|'))));
     else if (isItem(line)) out.append(el('ul', {}, ...items(take((next) => isItem(next) || /^\s+\S/.test(next)))));
@@ -59,7 +60,7 @@ function table(lines: string[]): HTMLElement {
   return el('div', { class: 'table', attributes: { tabindex: '0' } }, el('table', {}, el('thead', {}, ...head.map((cells) => line(cells, cells.every(Boolean) ? 'th' : 'td'))), el('tbody', {}, ...body.map((cells) => line(cells, 'td')))));
 }
 
-/** Code, strong text, pictures (their description only) and links. */
+/** Renders code, strong text, links, and the descriptions of images. */
 function inline(text: string): (Node | string)[] {
   const out: (Node | string)[] = [];
   const pattern = /`([^`]+)`|\*\*([^*]+)\*\*|!\[([^\]]*)\]\([^)]*\)|\[([^\]]+)\]\(([^)\s]+)\)/g;
@@ -70,7 +71,7 @@ function inline(text: string): (Node | string)[] {
     const [, code, strong, description, label, url] = match;
     if (code !== undefined) out.push(el('code', { text: code }));
     else if (strong !== undefined) out.push(el('strong', { text: strong }));
-    else if (description !== undefined) out.push(el('em', { text: description ? `(picture: ${description})` : '' }));
+    else if (description !== undefined) out.push(el('em', { text: description ? `(image: ${description})` : '' }));
     else out.push(link(label!, url!));
   }
   out.push(text.slice(last));

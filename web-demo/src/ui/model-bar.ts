@@ -1,72 +1,72 @@
-/** The line that says which model is in use and what computes it, and lets the visitor change both. */
-import { readable } from '../drawing.ts';
+/** The bar that shows the current model and backend, and lets the visitor change them. */
+import { displayName } from '../generation.ts';
 import type { BackendChoice, LoadedModel, Progress } from '../engine/protocol.ts';
 import type { Models } from '../models.ts';
-import { byId, recall, remember } from './dom.ts';
-import { bytes, count, device, millions } from './words.ts';
+import { byId, loadSetting, saveSetting } from './dom.ts';
+import { formatBytes, formatCount, formatDevice, formatMillions } from './formatting.ts';
 
 const CHOICES: readonly BackendChoice[] = ['auto', 'webgpu', 'wasm'];
 
-export function rememberedBackend(): BackendChoice {
-  return CHOICES.find((choice) => choice === recall('backend')) ?? 'auto';
+export function savedBackend(): BackendChoice {
+  return CHOICES.find((choice) => choice === loadSetting('backend')) ?? 'auto';
 }
 
-export function startModelBar(models: Models, complain: (error: string) => void): void {
+export function startModelBar(models: Models, showError: (error: string) => void): void {
   const state = byId('model-state');
   const bar = byId<HTMLProgressElement>('model-progress');
   const backend = byId<HTMLSelectElement>('backend');
   backend.value = models.settings.backend;
 
-  const shown = (): LoadedModel | undefined => {
+  const visibleModel = (): LoadedModel | undefined => {
     const { generator, classifier } = models.current;
     return document.body.dataset['view'] === 'classify' ? (classifier ?? generator) : (generator ?? classifier);
   };
-  const settle = () => {
-    const model = shown();
+  const showModel = () => {
+    const model = visibleModel();
     bar.classList.add('idle');
-    if (model) state.textContent = line(model);
+    if (model) state.textContent = modelText(model);
   };
 
   models.on('progress', (event) => {
     if (!event) {
-      settle();
+      showModel();
       return;
     }
     bar.classList.remove('idle');
     bar.value = event.progress.done / Math.max(1, event.progress.total);
-    const text = loading(event.name, event.progress);
-    // Percentages in a live region would be read out one by one.
-    if (state.dataset['what'] !== event.progress.what + event.name || event.progress.what === 'download') state.textContent = text;
-    state.dataset['what'] = event.progress.what + event.name;
+    const text = progressText(event.name, event.progress);
+    // Screen readers announce every change of a live region.
+    if (state.dataset['phase'] !== event.progress.phase + event.name || event.progress.phase === 'download') state.textContent = text;
+    state.dataset['phase'] = event.progress.phase + event.name;
   });
   models.on('loaded', (model) => {
-    settle();
+    showModel();
     if (model.meta.kind === 'generator') {
-      byId('tagline').textContent = `by a model of ${millions(model.parameters)} parameters. Nothing leaves this page.`;
+      byId('tagline').textContent = `by a model of ${formatMillions(model.parameters)} parameters. Nothing leaves this page.`;
     }
     document.body.dataset['backend'] = model.device.backend;
     document.body.dataset['threads'] = String(model.device.threads);
   });
   models.on('failed', ({ error }) => {
-    if (!shown()) state.textContent = 'No model is loaded.';
-    complain(error);
+    if (!visibleModel()) state.textContent = 'No model is loaded.';
+    showError(error);
   });
   backend.addEventListener('change', () => {
     const choice = backend.value as BackendChoice;
-    remember('backend', choice === 'auto' ? null : choice);
-    state.textContent = 'Starting anew…';
+    saveSetting('backend', choice === 'auto' ? null : choice);
+    state.textContent = 'Restarting…';
     models.reconfigure({ ...models.settings, backend: choice }).catch(() => {});
   });
-  new MutationObserver(settle).observe(document.body, { attributeFilter: ['data-view'] });
+  new MutationObserver(showModel).observe(document.body, { attributeFilter: ['data-view'] });
 }
 
-function loading(name: string, { what, done, total }: Progress): string {
-  if (what === 'download') return `Loading ${name}: ${bytes(done)} of ${bytes(total)}`;
-  return what === 'check' ? `Checking ${name}…` : `Starting ${name}…`;
+function progressText(name: string, { phase, done, total }: Progress): string {
+  if (phase === 'download') return `Loading ${name}: ${formatBytes(done)} of ${formatBytes(total)}`;
+  return phase === 'check' ? `Checking ${name}…` : `Starting ${name}…`;
 }
 
-function line(model: LoadedModel): string {
+function modelText(model: LoadedModel): string {
   const { meta } = model;
-  const facts = [`${meta.imageSize} px`, `${count(meta.classes.length)} classes`, bytes(model.bytes), device(model.device)];
-  return `${readable(model.name)} · ${facts.join(' · ')}`;
+  const facts = [`${meta.imageSize} px`, `${formatCount(meta.classes.length)} classes`, formatBytes(model.bytes), formatDevice(model.device)];
+  return `${displayName(model.name)} · ${facts.join(' · ')}`;
 }

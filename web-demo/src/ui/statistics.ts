@@ -1,6 +1,6 @@
-/** Quantiles of few measurements, and the report that they make. */
+/** Quantiles of measurements, and the benchmark report. */
 
-/** The nearest rank: the least value that at least this share of all does not exceed. */
+/** The quantile by nearest rank: the smallest value that at least a fraction `share` of the values does not exceed. */
 export function quantile(values: readonly number[], share: number): number {
   const sorted = [...values].sort((a, b) => a - b);
   return sorted[Math.max(0, Math.ceil(share * sorted.length) - 1)] ?? NaN;
@@ -25,9 +25,9 @@ export interface Report {
   rows: Row[];
 }
 
-export function row(about: Pick<Row, 'what' | 'backend' | 'threads' | 'batch' | 'steps'>, times: number[]): Row {
+export function row(benchmark: Pick<Row, 'what' | 'backend' | 'threads' | 'batch' | 'steps'>, times: number[]): Row {
   const [p50, p95, p99] = [0.5, 0.95, 0.99].map((share) => quantile(times, share)) as [number, number, number];
-  return { ...about, n: times.length, p50, p95, p99, times };
+  return { ...benchmark, n: times.length, p50, p95, p99, times };
 }
 
 /** The cells of a row, as the table and the Markdown show them. */
@@ -35,9 +35,9 @@ export function cells({ what, backend, threads, batch, n, p50, p95, p99 }: Row):
   return [what, backend, String(threads), String(batch), String(n), ...[p50, p95, p99, p50 / batch].map((ms) => ms.toFixed(ms < 100 ? 1 : 0))];
 }
 
-export const HEADINGS = ['what', 'runs on', 'threads', 'at once', 'n', 'p50 ms', 'p95 ms', 'p99 ms', 'p50 ms a picture'];
+export const HEADINGS = ['what', 'runs on', 'threads', 'at once', 'n', 'p50 ms', 'p95 ms', 'p99 ms', 'p50 ms per image'];
 
-/** One line of a Markdown table; a bar within a cell must not end it. */
+/** A line of a Markdown table, with escaped `|`. */
 const line = (texts: readonly string[]) => `| ${texts.map((text) => text.replaceAll('|', '\\|').replaceAll('\n', ' ')).join(' | ')} |`;
 
 export function markdown({ model, device, rows }: Report): string {

@@ -1,12 +1,12 @@
-/** Light or dark as the system says, until the visitor chooses. */
-import { byId, recall, remember } from './dom.ts';
+/** The light or dark theme: that of the system, or of the visitor. */
+import { byId, loadSetting, saveSetting } from './dom.ts';
 
 const THEMES = ['system', 'light', 'dark'] as const;
 type Theme = (typeof THEMES)[number];
 
 export function startTheme(): void {
   const button = byId<HTMLButtonElement>('theme');
-  let theme: Theme = THEMES.find((name) => name === recall('theme')) ?? 'system';
+  let theme: Theme = THEMES.find((name) => name === loadSetting('theme')) ?? 'system';
   const apply = () => {
     if (theme === 'system') delete document.documentElement.dataset['theme'];
     else document.documentElement.dataset['theme'] = theme;
@@ -14,7 +14,7 @@ export function startTheme(): void {
   };
   button.addEventListener('click', () => {
     theme = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length]!;
-    remember('theme', theme === 'system' ? null : theme);
+    saveSetting('theme', theme === 'system' ? null : theme);
     apply();
   });
   apply();

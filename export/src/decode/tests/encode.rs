@@ -1,7 +1,7 @@
-//! A JPEG encoder that starts from coefficients. It writes files that no crate's encoder can: scans in any order, restart markers,
-//! any number of components.
+//! A JPEG encoder of coefficients. It writes files that the crates' encoders cannot: scans in any order, restart markers, any number
+//! of components.
 
-/// Sampling factors of a component, across and down.
+/// Sampling factors of a component, horizontal and vertical.
 pub type Sampling = (usize, usize);
 
 /// The coefficients of a file.
@@ -13,9 +13,10 @@ pub struct Image {
 
 struct Component {
     sampling: Sampling,
-    /// Blocks across in whole MCUs, and the blocks that are coded if the component is alone in a scan.
+    /// Blocks of all MCUs, horizontally.
     stride: usize,
-    alone: [usize; 2],
+    /// Blocks that a non-interleaved scan codes, horizontally and vertically.
+    noninterleaved: [usize; 2],
     /// Coefficients of each block, in the order of the file.
     blocks: Vec<[i32; 64]>,
 }
@@ -26,7 +27,7 @@ pub struct Scan {
     pub components: Vec<usize>,
     /// First and last coefficient.
     pub band: (usize, usize),
-    /// The bit above those that are coded, 0 in a first scan, and the lowest coded bit.
+    /// The successive approximation: the bit above the coded ones (0 in a first scan), and the lowest coded bit.
     pub bits: (u32, u32),
 }
 
@@ -35,10 +36,10 @@ impl Scan {
         Self { components: components.to_vec(), band, bits }
     }
 
-    /// Returns the scans of `count` components, in one scan each or in one for all.
-    pub fn sequential(count: usize, together: bool) -> Vec<Self> {
+    /// Returns the scans of `count` components: one for all if `interleaved`, otherwise one for each.
+    pub fn sequential(count: usize, interleaved: bool) -> Vec<Self> {
         let all: Vec<usize> = (0..count).collect();
-        all.chunks(if together { count } else { 1 }).map(|part| Self::new(part, (0, 63), (0, 0))).collect()
+        all.chunks(if interleaved { count } else { 1 }).map(|part| Self::new(part, (0, 63), (0, 0))).collect()
     }
 
     /// Returns the scans of `count` components, with the bands and bits that programs usually write.
@@ -69,15 +70,15 @@ impl Image {
         sampling: &[Sampling],
         mut value: impl FnMut(usize, usize) -> [i32; 64],
     ) -> Self {
-        let across = sampling.iter().map(|s| s.0).max().unwrap();
-        let down = sampling.iter().map(|s| s.1).max().unwrap();
+        let max_h = sampling.iter().map(|s| s.0).max().unwrap();
+        let max_v = sampling.iter().map(|s| s.1).max().unwrap();
         let component = |(index, &(h, v)): (usize, &Sampling)| {
-            let stride = width.div_ceil(8 * across) * h;
-            let blocks = stride * height.div_ceil(8 * down) * v;
+            let stride = width.div_ceil(8 * max_h) * h;
+            let blocks = stride * height.div_ceil(8 * max_v) * v;
             Component {
                 sampling: (h, v),
                 stride,
-                alone: [(width * h).div_ceil(8 * across), (height * v).div_ceil(8 * down)],
+                noninterleaved: [(width * h).div_ceil(8 * max_h), (height * v).div_ceil(8 * max_v)],
                 blocks: (0..blocks).map(|block| value(index, block)).collect(),
             }
         };
@@ -86,42 +87,42 @@ impl Image {
 
     /// Returns the bytes of the file. If `interval` is not 0, a restart marker follows each `interval` MCUs.
     pub fn file(&self, progressive: bool, scans: &[Scan], interval: usize) -> Vec<u8> {
-        let mut out = vec![0xff, 0xd8];
-        let segment = |out: &mut Vec<u8>, marker: u8, bytes: &[u8]| {
-            out.extend([0xff, marker]);
-            out.extend((bytes.len() as u16 + 2).to_be_bytes());
-            out.extend(bytes);
+        let mut output = vec![0xff, 0xd8];
+        let segment = |output: &mut Vec<u8>, marker: u8, bytes: &[u8]| {
+            output.extend([0xff, marker]);
+            output.extend((bytes.len() as u16 + 2).to_be_bytes());
+            output.extend(bytes);
         };
-        segment(&mut out, 0xdb, &[&[0][..], &[8; 64]].concat());
+        segment(&mut output, 0xdb, &[&[0][..], &[8; 64]].concat());
         let size = [self.height as u16, self.width as u16].map(u16::to_be_bytes).concat();
         let mut frame = [&[8], &size[..], &[self.components.len() as u8]].concat();
         for (id, component) in (1..).zip(&self.components) {
             frame.extend([id, (component.sampling.0 << 4 | component.sampling.1) as u8, 0]);
         }
-        segment(&mut out, if progressive { 0xc2 } else { 0xc0 }, &frame);
+        segment(&mut output, if progressive { 0xc2 } else { 0xc0 }, &frame);
         let small = [0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        segment(&mut out, 0xc4, &[&[0], &small[..], &(0..16).collect::<Vec<u8>>()].concat());
-        segment(&mut out, 0xc4, &[&[0x10], &COUNTS[..], &values()].concat());
+        segment(&mut output, 0xc4, &[&[0], &small[..], &(0..16).collect::<Vec<u8>>()].concat());
+        segment(&mut output, 0xc4, &[&[0x10], &COUNTS[..], &values()].concat());
         if interval > 0 {
-            segment(&mut out, 0xdd, &(interval as u16).to_be_bytes());
+            segment(&mut output, 0xdd, &(interval as u16).to_be_bytes());
         }
         for scan in scans {
             let mut header = vec![scan.components.len() as u8];
             header.extend(scan.components.iter().flat_map(|&index| [index as u8 + 1, 0]));
             header.extend([scan.band.0 as u8, scan.band.1 as u8, (scan.bits.0 << 4 | scan.bits.1) as u8]);
-            segment(&mut out, 0xda, &header);
-            out.extend(self.data(progressive, scan, interval));
+            segment(&mut output, 0xda, &header);
+            output.extend(self.data(progressive, scan, interval));
         }
-        out.extend([0xff, 0xd9]);
-        out
+        output.extend([0xff, 0xd9]);
+        output
     }
 
     fn data(&self, progressive: bool, scan: &Scan, interval: usize) -> Vec<u8> {
-        let mut coder = Coder::new(scan.clone());
+        let mut encoder = Encoder::new(scan.clone());
         let first = &self.components[scan.components[0]];
-        let alone = scan.components.len() == 1;
-        let (columns, rows) = match alone {
-            true => (first.alone[0], first.alone[1]),
+        let is_single = scan.components.len() == 1;
+        let (columns, rows) = match is_single {
+            true => (first.noninterleaved[0], first.noninterleaved[1]),
             false => {
                 let (h, v) = first.sampling;
                 (first.stride / h, first.blocks.len() / first.stride / v)
@@ -130,38 +131,39 @@ impl Image {
         let (mut count, mut restarts) = (0, 0);
         for (row, column) in (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column))) {
             if interval > 0 && count == interval {
-                coder.finish();
-                coder.out.extend([0xff, 0xd0 + restarts % 8]);
-                (coder.predicted, count, restarts) = ([0; 4], 0, restarts + 1);
+                encoder.finish();
+                encoder.output.extend([0xff, 0xd0 + restarts % 8]);
+                (encoder.predicted, count, restarts) = ([0; 4], 0, restarts + 1);
             }
             count += 1;
             for &index in &scan.components {
                 let component = &self.components[index];
-                let (h, v) = if alone { (1, 1) } else { component.sampling };
+                let (h, v) = if is_single { (1, 1) } else { component.sampling };
                 for (y, x) in (0..v).flat_map(|y| (0..h).map(move |x| (y, x))) {
                     let block = &component.blocks[(row * v + y) * component.stride + column * h + x];
-                    coder.block(progressive, index, block);
+                    encoder.write_block(progressive, index, block);
                 }
             }
         }
-        coder.finish();
-        coder.out
+        encoder.finish();
+        encoder.output
     }
 }
 
-struct Coder {
+struct Encoder {
     scan: Scan,
-    out: Vec<u8>,
+    output: Vec<u8>,
     bits: u32,
     count: u32,
     predicted: [i32; 4],
-    /// Number of ended blocks, and their bits that are still to be written.
-    ended: u32,
+    /// Length of the current run of ended blocks (EOBRUN).
+    eob_run: u32,
+    /// Refinement bits of that run, to be written after it.
     corrections: Vec<u32>,
     codes: Vec<(u32, u32)>,
 }
 
-impl Coder {
+impl Encoder {
     fn new(scan: Scan) -> Self {
         let mut codes = vec![(0, 0); 256];
         let (mut code, mut values) = (0, values().into_iter());
@@ -172,77 +174,77 @@ impl Coder {
             }
             code <<= 1;
         }
-        let (out, corrections) = (Vec::new(), Vec::new());
-        Self { scan, out, bits: 0, count: 0, predicted: [0; 4], ended: 0, corrections, codes }
+        let (output, corrections) = (Vec::new(), Vec::new());
+        Self { scan, output, bits: 0, count: 0, predicted: [0; 4], eob_run: 0, corrections, codes }
     }
 
-    fn put(&mut self, value: u32, length: u32) {
-        for place in (0..length).rev() {
-            self.bits = self.bits << 1 | (value >> place & 1);
+    fn write_bits(&mut self, value: u32, length: u32) {
+        for bit in (0..length).rev() {
+            self.bits = self.bits << 1 | (value >> bit & 1);
             self.count += 1;
             if self.count == 8 {
-                self.out.push(self.bits as u8);
+                self.output.push(self.bits as u8);
                 if self.bits == 0xff {
-                    self.out.push(0);
+                    self.output.push(0);
                 }
                 (self.bits, self.count) = (0, 0);
             }
         }
     }
 
-    fn symbol(&mut self, value: u32) {
+    fn write_symbol(&mut self, value: u32) {
         let (code, length) = self.codes[value as usize];
-        self.put(code, length);
+        self.write_bits(code, length);
     }
 
     /// Writes the bits of a coefficient of `size` bits.
-    fn value(&mut self, value: i32, size: u32) {
+    fn write_value(&mut self, value: i32, size: u32) {
         let bits = if value < 0 { value - 1 } else { value } as u32;
-        self.put(bits & ((1 << size) - 1), size);
+        self.write_bits(bits & ((1 << size) - 1), size);
     }
 
-    fn difference(&mut self, component: usize, value: i32) {
+    fn write_difference(&mut self, component: usize, value: i32) {
         let difference = value - std::mem::replace(&mut self.predicted[component], value);
         let size = 32 - difference.unsigned_abs().leading_zeros();
-        self.put(size, 5);
-        self.value(difference, size);
+        self.write_bits(size, 5);
+        self.write_value(difference, size);
     }
 
-    fn end_blocks(&mut self) {
-        if self.ended > 0 {
-            let size = self.ended.ilog2();
-            self.symbol(size << 4);
-            self.put(self.ended & ((1 << size) - 1), size);
-            self.ended = 0;
-            self.correct();
+    fn write_eob_run(&mut self) {
+        if self.eob_run > 0 {
+            let size = self.eob_run.ilog2();
+            self.write_symbol(size << 4);
+            self.write_bits(self.eob_run & ((1 << size) - 1), size);
+            self.eob_run = 0;
+            self.write_corrections();
         }
     }
 
-    fn correct(&mut self) {
+    fn write_corrections(&mut self) {
         for bit in std::mem::take(&mut self.corrections) {
-            self.put(bit, 1);
+            self.write_bits(bit, 1);
         }
     }
 
     fn finish(&mut self) {
-        self.end_blocks();
+        self.write_eob_run();
         while self.count > 0 {
-            self.put(1, 1);
+            self.write_bits(1, 1);
         }
     }
 
-    fn block(&mut self, progressive: bool, component: usize, block: &[i32; 64]) {
+    fn write_block(&mut self, progressive: bool, component: usize, block: &[i32; 64]) {
         let (first, last) = self.scan.band;
         let (high, low) = self.scan.bits;
         if first == 0 && high > 0 {
-            return self.put((block[0] >> low) as u32 & 1, 1);
+            return self.write_bits((block[0] >> low) as u32 & 1, 1);
         }
         if first == 0 {
-            self.difference(component, block[0] >> low);
+            self.write_difference(component, block[0] >> low);
         }
         let band = first.max(1)..=last;
         if high > 0 {
-            return self.refine(&block[band], low);
+            return self.write_refinement(&block[band], low);
         }
         let mut zeros = 0;
         for &coefficient in &block[band.clone()] {
@@ -251,25 +253,25 @@ impl Coder {
                 zeros += 1;
                 continue;
             }
-            self.end_blocks();
+            self.write_eob_run();
             while zeros > 15 {
-                self.symbol(0xf0);
+                self.write_symbol(0xf0);
                 zeros -= 16;
             }
             let size = 32 - value.unsigned_abs().leading_zeros();
-            self.symbol(zeros << 4 | size);
-            self.value(value, size);
+            self.write_symbol(zeros << 4 | size);
+            self.write_value(value, size);
             zeros = 0;
         }
         if zeros > 0 {
-            self.ended += 1;
-            if !progressive || self.ended == 0x7fff {
-                self.end_blocks();
+            self.eob_run += 1;
+            if !progressive || self.eob_run == 0x7fff {
+                self.write_eob_run();
             }
         }
     }
 
-    fn refine(&mut self, band: &[i32], low: u32) {
+    fn write_refinement(&mut self, band: &[i32], low: u32) {
         let value = |coefficient: &i32| coefficient.unsigned_abs() >> low;
         let last_new = band.iter().rposition(|coefficient| value(coefficient) == 1);
         let (mut zeros, mut corrections) = (0, Vec::new());
@@ -279,28 +281,28 @@ impl Coder {
                 continue;
             }
             while zeros > 15 && last_new.is_some_and(|last| k <= last) {
-                self.end_blocks();
-                self.symbol(0xf0);
+                self.write_eob_run();
+                self.write_symbol(0xf0);
                 self.corrections = std::mem::take(&mut corrections);
-                self.correct();
+                self.write_corrections();
                 zeros -= 16;
             }
             if value(coefficient) > 1 {
                 corrections.push(value(coefficient) & 1);
                 continue;
             }
-            self.end_blocks();
-            self.symbol(zeros << 4 | 1);
-            self.put(u32::from(*coefficient > 0), 1);
+            self.write_eob_run();
+            self.write_symbol(zeros << 4 | 1);
+            self.write_bits(u32::from(*coefficient > 0), 1);
             self.corrections = std::mem::take(&mut corrections);
-            self.correct();
+            self.write_corrections();
             zeros = 0;
         }
         if zeros > 0 || !corrections.is_empty() {
-            self.ended += 1;
+            self.eob_run += 1;
             self.corrections.extend(corrections);
-            if self.ended == 0x7fff {
-                self.end_blocks();
+            if self.eob_run == 0x7fff {
+                self.write_eob_run();
             }
         }
     }

@@ -1,25 +1,25 @@
-//! What the tests of runtimes share.
+//! Helpers for the tests of runtimes.
 
 use tiny_cats_export::{DIGEST_KEY, runtime::RuntimeKind};
 
-/// The runtimes that must have taken part in a test of a graph of this operator set. A library that is named and does not load is no
-/// reason to test less.
-pub fn demanded(opset: u32) -> Vec<RuntimeKind> {
+/// Returns the runtimes that a test of a graph of this operator set must cover. ONNX Runtime is required if `ORT_DYLIB_PATH` is set,
+/// even if the library does not load.
+pub fn required_runtimes(opset: u32) -> Vec<RuntimeKind> {
     let library = std::env::var_os("ORT_DYLIB_PATH").is_some_and(|path| !path.is_empty());
-    let demanded = |kind: &RuntimeKind| match kind {
+    let required_runtimes = |kind: &RuntimeKind| match kind {
         RuntimeKind::Tract => cfg!(feature = "tract"),
         RuntimeKind::Ort => cfg!(feature = "ort") && library,
         RuntimeKind::CandleOnnx => cfg!(feature = "candle-onnx") && opset <= 17,
         _ => false,
     };
-    RuntimeKind::ALL.into_iter().filter(demanded).collect()
+    RuntimeKind::ALL.into_iter().filter(required_runtimes).collect()
 }
 
-/// An ONNX file of ours as another program might have written it: its digest has a name that means nothing, so the file can be changed.
+/// Returns one of our ONNX files with its digest disabled, by a meaningless key, so that a test can change the file.
 #[allow(dead_code)]
 pub fn without_digest(mut bytes: Vec<u8>) -> Vec<u8> {
     let key = DIGEST_KEY.as_bytes();
-    let place = bytes.windows(key.len()).position(|w| w == key).expect("a digest");
-    bytes[place..place + key.len()].fill(b'-');
+    let start = bytes.windows(key.len()).position(|w| w == key).expect("a digest");
+    bytes[start..start + key.len()].fill(b'-');
     bytes
 }

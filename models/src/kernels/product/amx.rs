@@ -1,26 +1,26 @@
-//! Products of bf16 by the tile registers of Intel's AMX (Intel Architecture Instruction Set Extensions, chapter 3).
+//! Products of bf16 with the tile registers of Intel AMX (Intel Architecture Instruction Set Extensions, chapter 3).
 //!
-//! Eight registers hold 16 rows of 64 bytes each. `TDPBF16PS` multiplies 16 rows of 32 numbers by 16 units of 16 columns, laid out just as
-//! half a panel is. Four registers keep the sums of 32 rows and columns, and two each take the factors. The compiler has no stable
-//! names for these instructions, so they are written down here.
+//! There are eight registers of 16 rows of 64 bytes each. `TDPBF16PS` multiplies 16 rows of 32 numbers by 16 units of 16 columns, in the
+//! layout of half a panel. Four registers hold the sums of 32 rows and 32 columns; two registers are for each factor. The compiler has no
+//! stable intrinsics for these instructions, so this module uses assembly.
 
 use std::{arch::asm, sync::OnceLock};
 
 use super::{Bf16, PANEL, tile::Tile};
 
-/// Units of a register's row.
+/// Number of units in a row of a register.
 const UNITS: usize = 16;
-/// Rows of a tile: two registers.
+/// Number of rows of a tile: those of two registers.
 pub(super) const ROWS: usize = 32;
 
-/// Whether the processor has these instructions and the system lets this process use them, for which it has to be asked.
-pub(super) fn there() -> bool {
-    static THERE: OnceLock<bool> = OnceLock::new();
-    // Miri runs no assembly, by which the processor is asked too.
+/// True if the CPU has these instructions and the operating system lets this process use them. The first call requests permission.
+pub(super) fn is_available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    // Miri cannot run assembly, which CPUID needs, too.
     if cfg!(miri) {
         return false;
     }
-    *THERE.get_or_init(|| {
+    *AVAILABLE.get_or_init(|| {
         use std::arch::x86_64::{__cpuid, __cpuid_count};
         const LEAF: u32 = 7;
         const BF16_AND_TILE: u32 = 1 << 22 | 1 << 24;
@@ -29,14 +29,14 @@ pub(super) fn there() -> bool {
         if __cpuid(0).eax < LEAF {
             return false;
         }
-        let known = __cpuid_count(LEAF, 0).edx & BF16_AND_TILE == BF16_AND_TILE;
-        // SAFETY: it changes nothing but what this process may do; a kernel that does not know it says so. It refuses where it does not
-        // save the registers.
-        known && unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) } == 0
+        let supported = __cpuid_count(LEAF, 0).edx & BF16_AND_TILE == BF16_AND_TILE;
+        // SAFETY: the call only changes the permissions of this process. It fails if the operating system does not
+        // support it, or does not save the tile registers.
+        supported && unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) } == 0
     })
 }
 
-/// What the eight registers hold: palette 1, and in each 16 rows of 64 bytes.
+/// The operand of `LDTILECFG`: palette 1, with 16 rows of 64 bytes in each of the eight registers.
 #[repr(C, align(64))]
 struct Config {
     palette: u8,
@@ -54,14 +54,16 @@ static CONFIG: Config = Config {
     rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
 
-/// Keeps this thread's tile registers ready until it is dropped.
-pub(super) struct Ready;
+/// Configures this thread's tile registers, and releases them when dropped.
+pub(super) struct TileGuard;
 
-impl Ready {
+impl TileGuard {
+    /// Configures the registers.
+    ///
     /// # Safety
-    /// [`there`] must have said so.
+    /// [`is_available`] must have returned true.
     pub(super) unsafe fn new() -> Self {
-        // SAFETY: the instruction is there, and the configuration one that every such processor knows.
+        // SAFETY: the CPU has the instruction, and every CPU with AMX supports this configuration.
         unsafe {
             asm!("ldtilecfg [{}]", in(reg) &raw const CONFIG, options(nostack, readonly, preserves_flags))
         };
@@ -69,24 +71,24 @@ impl Ready {
     }
 }
 
-impl Drop for Ready {
+impl Drop for TileGuard {
     fn drop(&mut self) {
-        // SAFETY: as when it was made.
+        // SAFETY: the CPU has the instruction, as `new` required.
         unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
     }
 }
 
-/// Computes a tile of [`ROWS`] rows, whose depth is a multiple of [`UNITS`]; its rows of `a` lie as units that follow each other.
+/// Computes a tile of [`ROWS`] rows, whose depth is a multiple of [`UNITS`]. The units of a row of `a` must be contiguous.
 ///
 /// # Safety
-/// As [`Factor::run`](super::Factor::run), while this thread is [`Ready`].
+/// As [`Factor::run`](super::Factor::run); this thread must also hold a [`TileGuard`].
 pub(super) unsafe fn run(tile: &Tile<Bf16>) {
     let row = tile.strides.row * size_of::<u32>();
     let width = tile.width * size_of::<f32>();
     let units = tile.panel.len() / PANEL;
     assert!(tile.rows == ROWS && units > 0 && units.is_multiple_of(UNITS) && tile.strides.col == 1);
     let (a, c) = (tile.a, tile.c);
-    // SAFETY: rows of `a`, of the panel and of `c` are inside them, as the caller says.
+    // SAFETY: the caller guarantees that the rows of `a` and `c` are in bounds; the panel has `units` rows.
     unsafe {
         asm!(
             "test {add:e}, {add:e}",

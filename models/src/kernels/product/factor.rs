@@ -1,45 +1,49 @@
-//! How numbers are multiplied.
+//! The number types of matrix products.
 
 use super::{
-    super::{Real, memory::lent, rounding::rounded},
+    super::{
+        Real,
+        memory::thread_scratch,
+        rounding::{round_to_bf16, round_to_f16},
+    },
     tile::{self, Isa, Tile},
 };
 
-/// How the numbers of products are multiplied.
+/// A number type of matrix products, and how its numbers are packed and multiplied.
 pub(crate) trait Factor: Copy + Send + Sync + 'static {
-    /// What the slices hold, and sums are taken in.
+    /// The type of inputs, results and sums.
     type Number: Real;
-    /// What is multiplied at once: a number, or two that follow each other along the inner index.
+    /// The type that one instruction multiplies: a number, or two consecutive ones along the inner axis.
     type Unit: Copy + Default + Send + Sync + 'static;
     /// Numbers in a unit.
-    const EACH: usize;
-    /// Inner indices that are summed up at a time: few enough that some rows of the first factor stay in the first-level cache, and that
-    /// rounding errors of long sums stay small.
+    const UNIT_LEN: usize;
+    /// Inner indices of a block: few enough that some rows of the first factor stay in the L1 cache, and that the rounding errors of long
+    /// sums stay small.
     const DEPTH: usize = if cfg!(miri) { 20 } else { 256 };
-    /// Columns of a block, which stays in the second-level cache.
+    /// Columns of a block, which stays in the L2 cache.
     const COLUMNS: usize = if cfg!(miri) { 64 } else { 512 };
-    /// Units that a depth is a multiple of; what is missing is zero.
-    const GRAIN: usize = 1;
+    /// A packed depth is padded with zeros to a multiple of this number of units.
+    const DEPTH_MULTIPLE: usize = 1;
 
-    /// The numbers as units, where they lie in memory as such.
+    /// Returns the numbers as units, if they have the same layout.
     fn as_units(numbers: &[Self::Number]) -> Option<&[Self::Unit]>;
 
-    /// Units of numbers that follow each other; what is missing of the last is zero.
-    fn along(numbers: &[Self::Number], to: &mut [Self::Unit]);
+    /// Packs consecutive numbers; the last unit is padded with zeros.
+    fn pack_contiguous(numbers: &[Self::Number], to: &mut [Self::Unit]);
 
-    /// Units of rows of numbers, one below the other, where each has two the second row too; without one it is zero.
-    fn below(first: &[Self::Number], second: Option<&[Self::Number]>, to: &mut [Self::Unit]);
+    /// Packs numbers of two consecutive rows, for types with two numbers in a unit. A missing second row is zero.
+    fn pack_rows(first: &[Self::Number], second: Option<&[Self::Number]>, to: &mut [Self::Unit]);
 
-    /// `sum + a·b`; `FMA` where the processor rounds that once.
+    /// Computes `sum + a·b`, rounded once if `FMA` is true.
     fn add<const FMA: bool>(sum: Self::Number, a: Self::Unit, b: Self::Unit) -> Self::Number;
 
-    /// Lends units of this thread's memory for a second factor, which is kept for the next time.
+    /// Calls `f` with a buffer of this thread for the second factor. The buffer is reused by later calls.
     fn with_panels<R>(len: usize, f: impl FnOnce(&mut [Self::Unit]) -> R) -> R;
 
-    /// The same for some rows of a first factor.
+    /// Calls `f` with a buffer of this thread for rows of the first factor. The buffer is reused by later calls.
     fn with_rows<R>(len: usize, f: impl FnOnce(&mut [Self::Unit]) -> R) -> R;
 
-    /// The instructions to multiply by.
+    /// Returns the instruction set to multiply with.
     fn isa() -> Isa {
         Isa::detect()
     }
@@ -47,32 +51,33 @@ pub(crate) trait Factor: Copy + Send + Sync + 'static {
     /// Computes a tile.
     ///
     /// # Safety
-    /// The processor must have these instructions; `a` of the tile must be readable, and `c` writable, at all its rows and columns, and
-    /// `c` must hold numbers where the tile adds to them.
+    /// The CPU must have these instructions. `a` of the tile must be readable, and `c` writable, at all its rows and columns. If the tile
+    /// adds to `c`, then `c` must be initialized.
     unsafe fn run(isa: Isa, tile: &Tile<Self>) {
-        // SAFETY: passed on to the caller.
+        // SAFETY: the caller's conditions are the same.
         unsafe { tile::run(isa, tile) }
     }
 }
 
-macro_rules! itself {
+/// Implements [`Factor`] for a type that is multiplied as it is.
+macro_rules! plain_factor {
     ($type:ty $(, $special:path)?) => {
         impl Factor for $type {
             type Number = $type;
             type Unit = $type;
-            const EACH: usize = 1;
+            const UNIT_LEN: usize = 1;
 
             fn as_units(numbers: &[Self]) -> Option<&[Self]> {
                 Some(numbers)
             }
 
             #[inline(always)]
-            fn along(numbers: &[Self], to: &mut [Self]) {
+            fn pack_contiguous(numbers: &[Self], to: &mut [Self]) {
                 to.copy_from_slice(numbers);
             }
 
             #[inline(always)]
-            fn below(first: &[Self], _: Option<&[Self]>, to: &mut [Self]) {
+            fn pack_rows(first: &[Self], _: Option<&[Self]>, to: &mut [Self]) {
                 to.copy_from_slice(first);
             }
 
@@ -81,12 +86,12 @@ macro_rules! itself {
                 if FMA { a.mul_add(b, sum) } else { a * b + sum }
             }
 
-            lent!(with_panels, $type);
-            lent!(with_rows, $type);
+            thread_scratch!(with_panels, $type);
+            thread_scratch!(with_rows, $type);
 
             $(
                 unsafe fn run(isa: Isa, tile: &Tile<Self>) {
-                    // SAFETY: passed on to the caller.
+                    // SAFETY: the caller's conditions are the same.
                     unsafe {
                         match isa {
                             #[cfg(target_arch = "x86_64")]
@@ -99,10 +104,10 @@ macro_rules! itself {
         }
     };
 }
-itself!(f32, tile::avx512_f32);
-itself!(f64);
+plain_factor!(f32, tile::avx512_f32);
+plain_factor!(f64);
 
-/// Numbers are f32, rounded to bf16 when they are laid out; sums are taken in f32.
+/// f32 numbers, rounded to bf16 when they are packed. Sums are in f32.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bf16;
 
@@ -110,20 +115,20 @@ impl Factor for Bf16 {
     type Number = f32;
     /// The first in the low half.
     type Unit = u32;
-    const EACH: usize = 2;
+    const UNIT_LEN: usize = 2;
     const DEPTH: usize = if cfg!(miri) { 64 } else { 512 };
     const COLUMNS: usize = if cfg!(miri) { 64 } else { 1024 };
-    const GRAIN: usize = 16;
+    const DEPTH_MULTIPLE: usize = 16;
 
     fn as_units(_: &[f32]) -> Option<&[u32]> {
         None
     }
 
     #[inline(always)]
-    fn along(numbers: &[f32], to: &mut [u32]) {
+    fn pack_contiguous(numbers: &[f32], to: &mut [u32]) {
         let pairs = numbers.chunks_exact(2);
         if let (&[last], Some(to)) = (pairs.remainder(), to.get_mut(numbers.len() / 2)) {
-            *to = u32::from(rounded(last).to_bits());
+            *to = u32::from(round_to_bf16(last).to_bits());
         }
         for (to, pair) in to.iter_mut().zip(pairs) {
             *to = pair_of(pair[0], pair[1]);
@@ -131,7 +136,7 @@ impl Factor for Bf16 {
     }
 
     #[inline(always)]
-    fn below(first: &[f32], second: Option<&[f32]>, to: &mut [u32]) {
+    fn pack_rows(first: &[f32], second: Option<&[f32]>, to: &mut [u32]) {
         match second {
             Some(second) => {
                 to.iter_mut().zip(first.iter().zip(second)).for_each(|(to, (&a, &b))| *to = pair_of(a, b));
@@ -147,15 +152,15 @@ impl Factor for Bf16 {
         f32::add::<FMA>(f32::add::<FMA>(sum, low(a), low(b)), high(a), high(b))
     }
 
-    lent!(with_panels, u32);
-    lent!(with_rows, u32);
+    thread_scratch!(with_panels, u32);
+    thread_scratch!(with_rows, u32);
 
     fn isa() -> Isa {
         bf16_isa().unwrap_or_else(Isa::detect)
     }
 
     unsafe fn run(isa: Isa, tile: &Tile<Self>) {
-        // SAFETY: passed on to the caller.
+        // SAFETY: the caller's conditions are the same.
         unsafe {
             match isa {
                 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -168,10 +173,10 @@ impl Factor for Bf16 {
     }
 }
 
-/// The instructions that multiply bf16, if the processor has some.
+/// Returns the instruction set that multiplies bf16, if the CPU has one.
 fn bf16_isa() -> Option<Isa> {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if super::amx::there() {
+    if super::amx::is_available() {
         return Some(Isa::Amx);
     }
     #[cfg(target_arch = "x86_64")]
@@ -181,55 +186,66 @@ fn bf16_isa() -> Option<Isa> {
     None
 }
 
-/// Whether the processor multiplies bf16 faster than f32. Where it does not, [`Widened`] gives the same products but for the order of sums.
+/// True if the CPU multiplies bf16 faster than f32. Otherwise use [`RoundedToBf16`], whose products differ only in the order of sums.
 pub(crate) fn has_bf16() -> bool {
     bf16_isa().is_some()
 }
 
-/// Numbers are f32, rounded to bf16 when they are laid out, and multiplied as f32: as fast as f32 on every processor.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Widened;
+/// Defines a factor type whose numbers are f32, rounded by `$round` when they are packed and multiplied as f32. It is as fast as f32 on
+/// every CPU.
+macro_rules! rounded_factor {
+    ($(#[$doc:meta])* $name:ident, $round:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug)]
+        pub(crate) struct $name;
 
-impl Factor for Widened {
-    type Number = f32;
-    type Unit = f32;
-    const EACH: usize = 1;
+        impl Factor for $name {
+            type Number = f32;
+            type Unit = f32;
+            const UNIT_LEN: usize = 1;
 
-    fn as_units(_: &[f32]) -> Option<&[f32]> {
-        None
-    }
+            fn as_units(_: &[f32]) -> Option<&[f32]> {
+                None
+            }
 
-    #[inline(always)]
-    fn along(numbers: &[f32], to: &mut [f32]) {
-        to.iter_mut().zip(numbers).for_each(|(to, &x)| *to = widened(x));
-    }
+            #[inline(always)]
+            fn pack_contiguous(numbers: &[f32], to: &mut [f32]) {
+                to.iter_mut().zip(numbers).for_each(|(to, &x)| *to = $round(x));
+            }
 
-    #[inline(always)]
-    fn below(first: &[f32], _: Option<&[f32]>, to: &mut [f32]) {
-        Self::along(first, to);
-    }
+            #[inline(always)]
+            fn pack_rows(first: &[f32], _: Option<&[f32]>, to: &mut [f32]) {
+                Self::pack_contiguous(first, to);
+            }
 
-    #[inline(always)]
-    fn add<const FMA: bool>(sum: f32, a: f32, b: f32) -> f32 {
-        f32::add::<FMA>(sum, a, b)
-    }
+            #[inline(always)]
+            fn add<const FMA: bool>(sum: f32, a: f32, b: f32) -> f32 {
+                f32::add::<FMA>(sum, a, b)
+            }
 
-    lent!(with_panels, f32);
-    lent!(with_rows, f32);
+            thread_scratch!(with_panels, f32);
+            thread_scratch!(with_rows, f32);
 
-    unsafe fn run(isa: Isa, tile: &Tile<Self>) {
-        let &Tile { rows, a, strides, panel, c, width, add } = tile;
-        // SAFETY: passed on to the caller; units and numbers are those of f32.
-        unsafe { f32::run(isa, &Tile { rows, a, strides, panel, c, width, add }) }
-    }
+            unsafe fn run(isa: Isa, tile: &Tile<Self>) {
+                let &Tile { rows, a, strides, panel, c, width, add } = tile;
+                // SAFETY: the caller's conditions are the same; units and numbers are those of f32.
+                unsafe { f32::run(isa, &Tile { rows, a, strides, panel, c, width, add }) }
+            }
+        }
+    };
 }
-
-#[inline(always)]
-fn widened(x: f32) -> f32 {
-    f32::from_bits(u32::from(rounded(x).to_bits()) << 16)
-}
+rounded_factor!(
+    /// f32 numbers, rounded to bf16 when they are packed and multiplied as f32.
+    RoundedToBf16,
+    |x| f32::from_bits(u32::from(round_to_bf16(x).to_bits()) << 16)
+);
+rounded_factor!(
+    /// f32 numbers, rounded to f16 when they are packed and multiplied as f32. Numbers beyond the range of f16 become infinite.
+    RoundedToF16,
+    round_to_f16
+);
 
 #[inline(always)]
 fn pair_of(first: f32, second: f32) -> u32 {
-    u32::from(rounded(first).to_bits()) | u32::from(rounded(second).to_bits()) << 16
+    u32::from(round_to_bf16(first).to_bits()) | u32::from(round_to_bf16(second).to_bits()) << 16
 }

@@ -1,28 +1,28 @@
-//! The kernels: some rows of a panel's columns, their results in registers.
+//! The micro-kernels: they compute a few rows of a panel's columns, and keep the sums in registers.
 //!
-//! They are one function that the compiler makes vector code of, for each instruction set; with AVX-512, where it does not use all
-//! registers or does not know the instruction, they are written by hand.
+//! One generic function is compiled and vectorized for each instruction set. The AVX-512 kernels for f32 and bf16 use intrinsics, because
+//! the compiler does not use all registers or does not generate the instruction.
 
 #[cfg(target_arch = "x86_64")]
 use super::Bf16;
 use super::{Factor, PANEL, Strides};
 
-/// Some rows of a panel's columns, all of them.
+/// A tile of a product: a few rows, and all columns of a panel.
 pub(crate) struct Tile<'a, F: Factor> {
     pub(super) rows: usize,
     pub(super) a: *const F::Unit,
-    /// Of `a`, in units.
+    /// Strides of `a`, in units.
     pub(super) strides: Strides,
     /// `[units][PANEL]`.
     pub(super) panel: &'a [F::Unit],
     pub(super) c: *mut F::Number,
-    /// Values of `c` from one row to the next.
+    /// Distance between rows of `c`, in values.
     pub(super) width: usize,
-    /// Whether sums are added to `c`, not put there.
+    /// True if sums are added to `c`; false if they replace its values.
     pub(super) add: bool,
 }
 
-/// What the processor knows.
+/// The instruction set of a micro-kernel.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Isa {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -36,11 +36,11 @@ pub(crate) enum Isa {
     Portable,
 }
 
-/// Whether every processor of this target multiplies and adds in one instruction; elsewhere that would be a call for each.
+/// True if every CPU of this target has fused multiply-add instructions. On others `mul_add` would be a function call.
 pub(super) const FUSED: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
 
 impl Isa {
-    /// The most that there is for all numbers.
+    /// Returns the best instruction set of this CPU that works for all number types.
     pub(super) fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
@@ -54,7 +54,7 @@ impl Isa {
         Self::Portable
     }
 
-    /// Rows of a tile, as many as leave its results in registers.
+    /// Returns the maximum number of rows of a tile whose sums stay in registers.
     pub(super) fn rows(self) -> usize {
         match self {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -65,8 +65,8 @@ impl Isa {
         }
     }
 
-    /// Whether it takes no fewer rows, and a depth of whole grains alone.
-    pub(super) fn whole(self) -> bool {
+    /// True if every tile must have [`rows`](Self::rows) rows, and a depth that is a multiple of [`Factor::DEPTH_MULTIPLE`].
+    pub(super) fn needs_full_tiles(self) -> bool {
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         return self == Self::Amx;
         #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
@@ -74,8 +74,8 @@ impl Isa {
     }
 }
 
-/// Calls `$function` for as many rows as the tile has. One function for each number, so that the compiler unrolls each.
-macro_rules! by_rows {
+/// Calls the instance of `$function` for the tile's number of rows, which is a constant in each so that the compiler unrolls its loops.
+macro_rules! dispatch_rows {
     ($tile:expr, $function:ident $(, $type:ty)?) => {
         match $tile.rows {
             1 => $function::<$($type,)? 1>($tile),
@@ -91,7 +91,7 @@ macro_rules! by_rows {
     };
 }
 
-/// Computes a tile of any numbers.
+/// Computes a tile of any number type.
 ///
 /// # Safety
 /// As [`Factor::run`].
@@ -99,11 +99,11 @@ pub(super) unsafe fn run<F: Factor>(isa: Isa, tile: &Tile<F>) {
     // SAFETY: passed on to the caller.
     unsafe {
         match isa {
-            Isa::Portable => by_rows!(tile, portable, F),
+            Isa::Portable => dispatch_rows!(tile, portable, F),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => by_rows!(tile, avx2, F),
+            Isa::Avx2 => dispatch_rows!(tile, avx2, F),
             #[cfg(target_arch = "x86_64")]
-            _ => by_rows!(tile, avx512, F),
+            _ => dispatch_rows!(tile, avx512, F),
         }
     }
 }
@@ -111,32 +111,32 @@ pub(super) unsafe fn run<F: Factor>(isa: Isa, tile: &Tile<F>) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,fma")]
 unsafe fn avx512<F: Factor, const R: usize>(tile: &Tile<F>) {
-    // SAFETY: as the caller says.
+    // SAFETY: passed on to the caller.
     unsafe { kernel::<F, R, 16, true>(tile) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn avx2<F: Factor, const R: usize>(tile: &Tile<F>) {
-    // SAFETY: as the caller says.
+    // SAFETY: passed on to the caller.
     unsafe { kernel::<F, R, 16, true>(tile) }
 }
 
 unsafe fn portable<F: Factor, const R: usize>(tile: &Tile<F>) {
-    // SAFETY: as the caller says.
+    // SAFETY: passed on to the caller.
     unsafe { kernel::<F, R, 16, FUSED>(tile) }
 }
 
-/// The kernel for all columns of a panel, in two registers for each row. The compiler makes the same of [`columns`] for sixteen columns,
-/// but not for as many as a panel has.
+/// Defines a kernel for all 32 columns of a panel, with two registers for each row. For 16 columns the compiler generates equally good
+/// code from [`columns`], but not for 32.
 #[cfg(target_arch = "x86_64")]
 macro_rules! avx512 {
     ($name:ident, $rows:ident, $type:ty, $features:literal, $load:expr, $broadcast:expr, $add:expr) => {
         /// # Safety
-        /// As [`Factor::run`], on a processor with these instructions.
+        /// As [`Factor::run`], on a CPU with these instructions.
         pub(super) unsafe fn $name(tile: &Tile<$type>) {
             // SAFETY: passed on to the caller.
-            unsafe { by_rows!(tile, $rows) }
+            unsafe { dispatch_rows!(tile, $rows) }
         }
 
         #[target_feature(enable = $features)]
@@ -144,7 +144,7 @@ macro_rules! avx512 {
             use std::arch::x86_64::*;
             let Strides { row, col } = tile.strides;
             let mut sums = [[_mm512_setzero_ps(); 2]; R];
-            // SAFETY: a panel's row is two registers wide; element (r, p) is inside `a`, and row r of `c`, as the caller says.
+            // SAFETY: a panel's row is two registers wide. The caller guarantees that element (r, p) of `a` and row r of `c` are in bounds.
             unsafe {
                 for (p, b) in tile.panel.chunks_exact(PANEL).enumerate() {
                     let b = [$load(b.as_ptr().cast()), $load(b.as_ptr().add(16).cast())];
@@ -169,25 +169,25 @@ macro_rules! avx512 {
     };
 }
 #[cfg(target_arch = "x86_64")]
-avx512!(avx512_f32, rows_of_f32, f32, "avx512f,fma", _mm512_loadu_ps, _mm512_set1_ps, |sum, a, b| {
+avx512!(avx512_f32, avx512_f32_rows, f32, "avx512f,fma", _mm512_loadu_ps, _mm512_set1_ps, |sum, a, b| {
     _mm512_fmadd_ps(a, b, sum)
 });
 #[cfg(target_arch = "x86_64")]
 avx512!(
     avx512_bf16,
-    rows_of_bf16,
+    avx512_bf16_rows,
     Bf16,
     "avx512f,avx512bf16",
     _mm512_loadu_si512,
     |pair: u32| _mm512_set1_epi32(pair as i32),
     |sum, a, b| {
-        // The two types are the same register.
+        // Both types are the same 512-bit register.
         let pairs = |x: __m512i| std::mem::transmute::<__m512i, __m512bh>(x);
         _mm512_dpbf16_ps(sum, pairs(a), pairs(b))
     }
 );
 
-/// `R` rows of a tile, `W` columns at a time.
+/// Computes `R` rows of a tile, `W` columns at a time.
 ///
 /// # Safety
 /// As [`Factor::run`].
@@ -195,7 +195,7 @@ avx512!(
 unsafe fn kernel<F: Factor, const R: usize, const W: usize, const FMA: bool>(tile: &Tile<F>) {
     let &Tile { a, strides, panel, c, width, add, .. } = tile;
     for part in 0..PANEL / W {
-        // SAFETY: as the caller says; a panel is W columns several times.
+        // SAFETY: passed on to the caller; `W` divides the width of a panel.
         unsafe {
             let c = c.add(part * W);
             if add {
@@ -207,8 +207,8 @@ unsafe fn kernel<F: Factor, const R: usize, const W: usize, const FMA: bool>(til
     }
 }
 
-/// `W` columns of `R` rows, from column `from` of the panel. Indices and little loops, not iterators and slices: what the compiler unrolls
-/// early keeps the sums in registers.
+/// Computes `W` columns of `R` rows, from column `from` of the panel. It uses indices and small loops rather than iterators and slices,
+/// because the compiler then unrolls early enough to keep the sums in registers.
 ///
 /// # Safety
 /// As [`Factor::run`].
@@ -223,7 +223,7 @@ unsafe fn columns<F: Factor, const R: usize, const W: usize, const FMA: bool, co
     width: usize,
 ) {
     let mut sums = [[F::Number::default(); W]; R];
-    // SAFETY: row r, inner index p and column j are inside `a`, the panel and `c`, as the caller says.
+    // SAFETY: the caller guarantees that row r, inner index p and column j are in bounds of `a`, the panel and `c`.
     unsafe {
         for (p, b) in panel.chunks_exact(PANEL).enumerate() {
             let b = b.as_ptr().add(from);

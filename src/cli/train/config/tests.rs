@@ -13,18 +13,18 @@ fn resolved(task: &'static str, arguments: &[String]) -> (ResolvedConfig, String
     let command = with_defaults(Cli::command(), &arguments).unwrap();
     let matches = command.try_get_matches_from(&arguments).unwrap_or_else(|e| panic!("{arguments:?}: {e}"));
     let Subcommand::Train(parsed) = Cli::from_arg_matches(&matches).unwrap().command else {
-        panic!("{arguments:?} trains")
+        panic!("{arguments:?}: expected the subcommand train")
     };
     let (_, matches) = training(&matches).unwrap();
     (ResolvedConfig::new(task, &Cli::command(), matches).unwrap(), format!("{parsed:?}"))
 }
 
-/// Values of a flag, as on the command line; `None` is the flag without a value.
+/// Sample values of a flag, as on the command line; `None` is the flag without a value.
 fn samples(flag: &Arg) -> Vec<Option<String>> {
     if !flag.get_action().takes_values() {
         return vec![None];
     }
-    let of = |types: &[TypeId]| types.iter().any(|id| flag.get_value_parser().type_id() == *id);
+    let has_type = |types: &[TypeId]| types.iter().any(|id| flag.get_value_parser().type_id() == *id);
     let names = [
         "a b/c",
         "7",
@@ -49,12 +49,14 @@ fn samples(flag: &Arg) -> Vec<Option<String>> {
         "cfg_interval" => vec!["0.25,0.75", "0,1"],
         "ema_beta" => vec!["0.9", "0.9,0.95", "1e-3", "0,1"],
         _ if !possible.is_empty() => possible.iter().map(String::as_str).collect(),
-        _ if of(&[TypeId::of::<u32>()]) => vec!["0", "4294967295"],
-        _ if of(&[TypeId::of::<u64>(), TypeId::of::<usize>()]) => vec!["0", "8", "18446744073709551615"],
-        _ if of(&[TypeId::of::<f32>(), TypeId::of::<f64>()]) => {
+        _ if has_type(&[TypeId::of::<u32>()]) => vec!["0", "4294967295"],
+        _ if has_type(&[TypeId::of::<u64>(), TypeId::of::<usize>()]) => {
+            vec!["0", "8", "18446744073709551615"]
+        }
+        _ if has_type(&[TypeId::of::<f32>(), TypeId::of::<f64>()]) => {
             vec!["0", "3", "1e-5", "0.1", "0.30000000000000004", "-2.5", "1e30", "inf"]
         }
-        _ if of(&[TypeId::of::<String>(), TypeId::of::<PathBuf>()]) => names.to_vec(),
+        _ if has_type(&[TypeId::of::<String>(), TypeId::of::<PathBuf>()]) => names.to_vec(),
         id => panic!("--{id}: this test has no values of its type"),
     };
     let values = values.into_iter().map(|value| Some(value.to_owned()));
@@ -66,9 +68,9 @@ fn argument(flag: &Arg, value: Option<&str>) -> String {
     value.map_or_else(|| format!("--{name}"), |value| format!("--{name}={value}"))
 }
 
-/// Every value of a flag is in the written configuration, and `--config` reads it back.
+/// Every value of a flag is written to the configuration and read back by `--config`.
 #[test]
-fn every_configuration_that_is_written_can_be_read_back() {
+fn written_configurations_can_be_read_back() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("config.toml");
     for task in TASKS {
@@ -80,7 +82,7 @@ fn every_configuration_that_is_written_can_be_read_back() {
             .collect();
         assert!(flags.len() > 40, "{task} has {} flags", flags.len());
         let rounds = flags.iter().map(|(_, values)| values.len()).max().unwrap();
-        // Of two flags that exclude each other, each is used in every other round, so every value is combined with both.
+        // Two mutually exclusive flags alternate between rounds, so every value is combined with both.
         for round in 0..2 * rounds {
             let excluded = |flag: &Arg| {
                 CONFLICTING_FLAGS.iter().any(|(a, b)| [a, b][round % 2] == &flag.get_id().as_str())
@@ -97,8 +99,8 @@ fn every_configuration_that_is_written_can_be_read_back() {
             let (written, parsed) = resolved(task, &arguments);
             std::fs::write(&file, written.to_toml()).unwrap();
             let config = file.to_string_lossy().into_owned();
-            let (read, reparsed) = resolved(task, &[format!("--config={config}")]);
-            assert_eq!(read.flags, written.flags, "{arguments:?}");
+            let (reread, reparsed) = resolved(task, &[format!("--config={config}")]);
+            assert_eq!(reread.flags, written.flags, "{arguments:?}");
             let reparsed = reparsed.replace(&format!("config: Some({config:?})"), "config: None");
             assert_eq!(reparsed, parsed, "{arguments:?} as\n{}", written.to_toml());
             assert!(written.is_same(&written.to_toml()));
@@ -106,9 +108,9 @@ fn every_configuration_that_is_written_can_be_read_back() {
     }
 }
 
-/// Covers a file of an earlier version, and one written by hand.
+/// Covers files of earlier versions and files written by hand.
 #[test]
-fn a_flag_without_a_value_is_true_and_may_be_false() {
+fn an_optional_value_defaults_to_true_and_may_be_false() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("c.toml");
     for (text, expected) in [
@@ -120,24 +122,24 @@ fn a_flag_without_a_value_is_true_and_may_be_false() {
         ("false", None),
     ] {
         std::fs::write(&file, format!("[dit]\ntensorboard = {text}\n")).unwrap();
-        let (read, _) = resolved("dit", &[format!("--config={}", file.display())]);
-        let found = read.flags.get("tensorboard").map(|value| values(value).join(","));
+        let (reread, _) = resolved("dit", &[format!("--config={}", file.display())]);
+        let found = reread.flags.get("tensorboard").map(|value| values(value).join(","));
         assert_eq!(found.as_deref(), expected, "{text}");
     }
-    // Equality does not depend on the types that numbers were written as.
-    let (now, _) = resolved("dit", &["--lr=1".to_owned(), "--seed=7".to_owned(), "synth".to_owned()]);
-    let before = now.to_toml().replace("lr = 1\n", "lr = 1.0\n");
-    assert!(before.contains("lr = 1.0") && now.is_same(&before));
-    assert!(!now.is_same(&before.replace("seed = 7", "seed = 8")));
+    // Equality does not depend on the types of numbers.
+    let (current, _) = resolved("dit", &["--lr=1".to_owned(), "--seed=7".to_owned(), "synth".to_owned()]);
+    let earlier = current.to_toml().replace("lr = 1\n", "lr = 1.0\n");
+    assert!(earlier.contains("lr = 1.0") && current.is_same(&earlier));
+    assert!(!current.is_same(&earlier.replace("seed = 7", "seed = 8")));
 }
 
 #[cfg(unix)]
 #[test]
-fn a_name_that_no_configuration_can_hold_is_refused() {
+fn values_that_are_not_utf8_are_refused() {
     use std::os::unix::ffi::OsStringExt;
     let bad = OsString::from_vec(b"--output=a\xff\nb".to_vec());
     let matches =
         Cli::command().try_get_matches_from(["tiny-cats".into(), "train".into(), "dit".into(), bad]).unwrap();
     let error = ResolvedConfig::new("dit", &Cli::command(), training(&matches).unwrap().1).unwrap_err();
-    assert_eq!(error.to_string(), "--output a\u{fffd}\\nb: expected a name in UTF-8");
+    assert_eq!(error.to_string(), "--output a\u{fffd}\\nb: expected valid UTF-8");
 }

@@ -1,4 +1,4 @@
-//! Draws a run's `loss.png` and `samples.png` in its own thread, so that no step waits for an image.
+//! Plots `loss.png` and `samples.png` of a run in a separate thread, so that training does not wait for them.
 
 use std::{
     path::{Path, PathBuf},
@@ -18,16 +18,16 @@ use crate::{
 /// The maximum time that the end of a run waits for its plots.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The plots to draw.
+/// A request to draw plots.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PlotRequest {
-    /// True for the loss curve.
+    /// True to draw the loss curve.
     pub curve: bool,
     /// The step of the newest grid, to draw the strip of sample grids.
     pub samples: Option<u64>,
 }
 
-/// The handle of the thread that draws.
+/// The handle of the thread that draws the plots.
 pub struct PlotThread {
     requests: SyncSender<PlotRequest>,
     done: Receiver<()>,
@@ -37,42 +37,39 @@ impl PlotThread {
     /// Starts the thread for the run `id` in `folder`, which continues after `step`. Returns `None`, with a warning, if no thread can be
     /// started.
     pub fn start(folder: &Path, id: &str, step: u64) -> Option<Self> {
-        let (requests, receive) = sync_channel(16);
+        let (requests, receiver) = sync_channel(16);
         let (ended, done) = channel();
-        let mut easel = Plotter {
+        let mut plotter = Plotter {
             curve: LossCurve::new(&folder.join(METRICS)),
             strip: Strip::new(&folder.join("samples")),
             folder: folder.to_owned(),
             id: id.to_owned(),
-            newest: step,
-            warned: false,
+            newest_step: step,
+            has_warned: false,
         };
         let work = move || {
-            easel.work(&receive);
+            plotter.work(&receiver);
             let _ = ended.send(());
         };
-        match thread::Builder::new().name("painter".into()).spawn(work) {
+        match thread::Builder::new().name("plots".into()).spawn(work) {
             Ok(_) => Some(Self { requests, done }),
             Err(e) => {
-                tracing::warn!("{id}: {e}: its course is not drawn");
+                tracing::warn!("{id}: {e}; loss.png and samples.png are not written");
                 None
             }
         }
     }
 
-    /// Requests plots. Requests that exceed the queue are dropped, since later plots show the same.
-    pub fn draw(&self, what: PlotRequest) {
-        let _ = self.requests.try_send(what);
+    /// Requests plots. A request that does not fit into the queue is dropped, since later plots include its data.
+    pub fn request_plots(&self, request: PlotRequest) {
+        let _ = self.requests.try_send(request);
     }
 
     /// Waits for the last plots, for at most 5 s.
     pub fn finish(self) {
         drop(self.requests);
         if self.done.recv_timeout(FINISH_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
-            tracing::warn!(
-                "the last pictures of the run's course are not drawn after {} s",
-                FINISH_TIMEOUT.as_secs()
-            );
+            tracing::warn!("the last plots of the run are not finished after {} s", FINISH_TIMEOUT.as_secs());
         }
     }
 }
@@ -83,43 +80,42 @@ struct Plotter {
     strip: Strip,
     folder: PathBuf,
     id: String,
-    /// The step of this run's newest grid.
-    newest: u64,
-    warned: bool,
+    /// The step of the newest sample grid.
+    newest_step: u64,
+    has_warned: bool,
 }
 
 impl Plotter {
     fn work(&mut self, requests: &Receiver<PlotRequest>) {
         while let Ok(first) = requests.recv() {
-            let all = requests.try_iter().fold(first, |all, next| PlotRequest {
-                curve: all.curve || next.curve,
-                samples: next.samples.or(all.samples),
+            let merged = requests.try_iter().fold(first, |merged, next| PlotRequest {
+                curve: merged.curve || next.curve,
+                samples: next.samples.or(merged.samples),
             });
-            self.draw(all);
+            self.draw(merged);
         }
-        self.draw(PlotRequest { curve: true, samples: Some(self.newest) });
+        self.draw(PlotRequest { curve: true, samples: Some(self.newest_step) });
     }
 
-    fn draw(&mut self, what: PlotRequest) {
-        if what.curve {
-            let picture = self.curve.read().map(|()| self.curve.picture(&self.id));
-            self.show("loss.png", picture);
+    fn draw(&mut self, request: PlotRequest) {
+        if request.curve {
+            let image = self.curve.read().map(|()| self.curve.render(&self.id));
+            self.write_plot("loss.png", image);
         }
-        if let Some(step) = what.samples {
-            self.newest = self.newest.max(step);
-            let picture = self.strip.picture(self.newest);
-            self.show("samples.png", picture);
+        if let Some(step) = request.samples {
+            self.newest_step = self.newest_step.max(step);
+            let image = self.strip.render(self.newest_step);
+            self.write_plot("samples.png", image);
         }
     }
 
-    fn show(&mut self, name: &str, picture: std::io::Result<Option<RgbImage>>) {
+    fn write_plot(&mut self, name: &str, image: std::io::Result<Option<RgbImage>>) {
         let path = self.folder.join(name);
-        let written =
-            picture.and_then(|picture| picture.map_or(Ok(()), |picture| write_png(&path, &picture)));
-        if let Err(e) = written
-            && !std::mem::replace(&mut self.warned, true)
+        let result = image.and_then(|image| image.map_or(Ok(()), |image| write_png(&path, &image)));
+        if let Err(e) = result
+            && !std::mem::replace(&mut self.has_warned, true)
         {
-            tracing::warn!("{}: {e}: it is not drawn, and training goes on", path.display());
+            tracing::warn!("{}: {e}; the plot is not written", path.display());
         }
     }
 }

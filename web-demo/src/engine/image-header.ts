@@ -1,16 +1,16 @@
-/** The kind and size of a picture from its first bytes, so that an absurdly large one is refused before it is decoded. */
+/** Reads the format and size of an image from its first bytes, so that an image that is too large is rejected before it is decoded. */
 
-export interface Header {
+export interface ImageHeader {
   format: string;
-  /** Where the header says it where we look; not upright yet. */
+  /** The size before EXIF rotation, if it is in the first bytes. */
   width?: number;
   height?: number;
 }
 
 const ascii = (bytes: Uint8Array, at: number, length: number) => String.fromCharCode(...bytes.subarray(at, at + length));
 
-/** What `bytes` begin with, or null for what is no picture that browsers know. */
-export function pictureHeader(bytes: Uint8Array): Header | null {
+/** Reads the header at the start of `bytes`; null if it is not an image format that browsers know. */
+export function readImageHeader(bytes: Uint8Array): ImageHeader | null {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   if (ascii(bytes, 0, 4) === '\x89PNG') {
     return bytes.length >= 24 ? { format: 'PNG', width: view.getUint32(16), height: view.getUint32(20) } : { format: 'PNG' };
@@ -29,7 +29,7 @@ export function pictureHeader(bytes: Uint8Array): Header | null {
 }
 
 /** Frame headers are markers C0 to CF without C4 (tables), C8 (reserved) and CC (arithmetic conditioning). */
-function jpeg(view: DataView): Header {
+function jpeg(view: DataView): ImageHeader {
   let at = 2;
   while (at + 9 < view.byteLength) {
     if (view.getUint8(at) !== 0xff) break;
@@ -45,7 +45,7 @@ function jpeg(view: DataView): Header {
   return { format: 'JPEG' };
 }
 
-function webp(bytes: Uint8Array, view: DataView): Header {
+function webp(bytes: Uint8Array, view: DataView): ImageHeader {
   const format = 'WebP';
   if (bytes.length < 30) return { format };
   switch (ascii(bytes, 12, 4)) {

@@ -1,10 +1,10 @@
-"""Small pictures in every format that the program reads."""
+"""Small images in every format that the program reads."""
 
 import base64
 import struct
 import zlib
 
-# Written by Pillow: neither the standard library nor the program writes these kinds.
+# Encoded by Pillow: neither the standard library nor the program writes these formats.
 ENCODED = {
     "baseline.jpg": (
         "|JeWF01!$>Nk#wx0RR9200961|JwjV02>k%7Zed27Zw*D92+1gLMtdGB`8rkJupIGRb^yfRb5+Zc$tA}agcLcU4^xVke;Kft*d8%yve$z$C;?Br2pFhLjfEf"
@@ -35,7 +35,7 @@ ENCODED = {
         "00000000000000001zQD|Jncu0RsU6KM-}d7yrZn7ZCvg0RaF2000000000000031aS{L800;pB0RcY{Rwjgz@_l=M|HJ?p5C8)K0RaF200000000000003I"
         "K~XXP+5iXv0RRC%5RMVTI7bNKMAC6DS<FI7Eg{Db|Je"
     ),
-    "grey.jpg": (
+    "gray.jpg": (
         "|JeWF01!$>Nk#wx0RR9200961|JwjV02>k%7Zed27Zw*D92+1gLMtdGB`8rkJupIGRb^yfRb5+Zc$tA}agcLcU4^xVke;Kft*d8%yve$z$C;?Br2oJG3kU!d"
         "02l!Q5di<h03QGV0R;g80RaI400000000000RjUA1qKHQ2?`7U!~nGr00IF60|EpC1qB2I0004f0RjU61Q7)iAu&M)6H#FYB5@QlfsvsIBSNvk6;jdgBr{@i"
         "f(Z&17Z@2DB_<~*DJnEIHa9pqIzvQ7Mn_0VN>fx-R##YAT4Q8oW@l(=YIAgTc6WGrdV_?8hKGoWijtF*m6n&7nVO=bq@|{(sHv*5v$VCgx45~w!o$SH#>dFX"
@@ -87,9 +87,9 @@ def chunk(kind, data):
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def png(width, height, depth, colour, rows, before=(), interlaced=0):
-    """A PNG file of rows as they are stored, each without its filter byte; `before` are chunks before the first IDAT."""
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
+def png(width, height, depth, color_type, rows, before=(), interlaced=0):
+    """A PNG file of raw rows without filter bytes; `before` are chunks before the first IDAT."""
+    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, interlaced)
     data = zlib.compress(b"".join(b"\0" + row for row in rows))
     chunks = [(b"IHDR", header), *before, (b"IDAT", data), (b"IEND", b"")]
     return SIGNATURE + b"".join(chunk(*c) for c in chunks)
@@ -99,14 +99,14 @@ def value(x, y, channel):
     return (x * 9 + y * 13 * (channel + 1) + 60 * ((x // 4 + y // 4 + channel) % 2)) % 256
 
 
-def plain(width=24, height=20, channels=3):
-    """An 8-bit PNG file with so many channels."""
+def simple_png(width=24, height=20, channels=3):
+    """An 8-bit PNG file."""
     rows = [bytes(value(x, y, c) for x in range(width) for c in range(channels)) for y in range(height)]
     return png(width, height, 8, {1: 0, 2: 4, 3: 2, 4: 6}[channels], rows)
 
 
-def interlaced(width=9, height=7):
-    """A grey PNG file whose rows come in Adam7's seven passes."""
+def interlaced_png(width=9, height=7):
+    """A grayscale PNG file with Adam7 interlacing."""
     rows = []
     for x0, y0, dx, dy in [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]:
         for y in range(y0, height, dy):
@@ -116,19 +116,19 @@ def interlaced(width=9, height=7):
     return png(width, height, 8, 0, rows, interlaced=1)
 
 
-def pictures():
-    """Names and bytes."""
+def images():
+    """All images as bytes by file name."""
     palette = bytes(value(i, i, c) for i in range(16) for c in range(3))
     packed = [bytes((value(x, y, 0) % 16) << 4 | value(x + 1, y, 0) % 16 for x in range(0, 12, 2)) for y in range(10)]
     orientation = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
     wide = [b"".join(struct.pack(">H", value(x, y, c) * 257) for x in range(8) for c in range(3)) for y in range(8)]
-    made = {
-        "rgb.png": plain(),
-        "rgba.png": plain(12, 10, 4),
-        "grey-alpha.png": plain(12, 10, 2),
+    files = {
+        "rgb.png": simple_png(),
+        "rgba.png": simple_png(12, 10, 4),
+        "gray-alpha.png": simple_png(12, 10, 2),
         "palette.png": png(12, 10, 4, 3, packed, [(b"PLTE", palette), (b"tRNS", b"\0\x80\xff")]),
         "bits.png": png(16, 8, 1, 0, [bytes([0x5A ^ y, 0xC3 + y]) for y in range(8)], [(b"tRNS", b"\0\1")]),
         "wide.png": png(8, 8, 16, 2, wide, [(b"gAMA", b"\0\0\xb1\x8f"), (b"eXIf", orientation), (b"tEXt", b"Title\0cat")]),
-        "interlaced.png": interlaced(),
+        "interlaced.png": interlaced_png(),
     }
-    return made | {name: base64.b85decode(text) for name, text in ENCODED.items()}
+    return files | {name: base64.b85decode(text) for name, text in ENCODED.items()}

@@ -1,4 +1,4 @@
-"""A stand-in for Modal's servers: it notes what clients and containers ask for."""
+"""A fake Modal server that records the requests of clients and containers."""
 
 import asyncio
 import pickle
@@ -13,24 +13,24 @@ FAILURE = api_pb2.GenericResult.GENERIC_STATUS_FAILURE
 
 
 class Service(api_grpc.ModalClientBase):
-    """Answers each call with an empty message, or with what a method named like it makes of the request."""
+    """Records each request. The reply is empty unless a function in ANSWERS fills it in."""
 
     def __init__(self):
-        self.seen, self.count, self.outcome, self.names = [], 0, None, {}
-        self.inputs, self.cancels, self.cancelled, self.open_files = [], False, None, False
+        self.recorded, self.count, self.outcome, self.names = [], 0, None, {}
+        self.inputs, self.awaits_cancel, self.canceled_input, self.open_files = [], False, None, False
 
-    def fresh(self, kind):
+    def new_id(self, kind):
         self.count += 1
         return f"{kind}-{self.count}"
 
     def requests(self, name):
-        return [request for asked, request in self.seen if asked == name]
+        return [request for rpc, request in self.recorded if rpc == name]
 
 
 def method(name):
     async def handle(self, stream):
         request = await stream.recv_message()
-        self.seen.append((name, request))
+        self.recorded.append((name, request))
         reply = self.__mapping__()[f"/modal.client.ModalClient/{name}"].reply_type()
         answer = ANSWERS.get(name, lambda service, request, reply: None)(self, request, reply)
         if asyncio.iscoroutine(answer):
@@ -41,28 +41,28 @@ def method(name):
 
 
 def builder(service, request, reply):
-    reply.environment_id, reply.metadata.settings.image_builder_version = service.fresh("en"), "2025.06"
+    reply.environment_id, reply.metadata.settings.image_builder_version = service.new_id("en"), "2025.06"
 
 
 def token(service, request, reply):
-    reply.token = "e30.eyJleHAiOjk5OTk5OTk5OTl9.x"  # which is valid for some centuries
+    reply.token = "e30.eyJleHAiOjk5OTk5OTk5OTl9.x"  # expires in the year 2286
 
 
 def image(service, request, reply):
-    reply.image_id, reply.result.status = service.fresh("im"), SUCCESS
+    reply.image_id, reply.result.status = service.new_id("im"), SUCCESS
     service.names[reply.image_id] = request.image
 
 
 def identity(field, kind):
     def answer(service, request, reply):
-        setattr(reply, field, service.fresh(kind))
+        setattr(reply, field, service.new_id(kind))
         service.names[getattr(reply, field)] = request
 
     return answer
 
 
 def function(service, request, reply):
-    reply.function_id = request.existing_function_id or service.fresh("fu")
+    reply.function_id = request.existing_function_id or service.new_id("fu")
     reply.function_data.CopyFrom(request.function_data)
     if request.HasField("function"):
         reply.function_data.function_name = request.function.function_name
@@ -71,7 +71,7 @@ def function(service, request, reply):
 
 
 def precreate(service, request, reply):
-    reply.function_id = service.fresh("fu")
+    reply.function_id = service.new_id("fu")
     reply.handle_metadata.function_name = request.function_name
 
 
@@ -79,14 +79,14 @@ def existing(service, request, reply):
     reply.exists = True
 
 
-def spawned(service, request, reply):
-    reply.function_call_id = service.fresh("fc")
+def spawn(service, request, reply):
+    reply.function_call_id = service.new_id("fc")
     for item in request.pipelined_inputs:
-        reply.pipelined_inputs.add(idx=item.idx, input_id=service.fresh("in"))
+        reply.pipelined_inputs.add(idx=item.idx, input_id=service.new_id("in"))
 
 
 def output(service, request, reply):
-    if isinstance(service.outcome, grpclib.GRPCError):  # the server's, not the call's
+    if isinstance(service.outcome, grpclib.GRPCError):  # an error of the server, not of the call
         raise service.outcome
     item = reply.outputs.add(idx=0, data_format=api_pb2.DATA_FORMAT_PICKLE)
     if isinstance(service.outcome, BaseException):
@@ -104,12 +104,12 @@ def next_input(service, request, reply):
 
 
 async def heartbeat(service, request, reply):
-    """Where a cancellation is to come, held back until then: containers do not ask often."""
-    while service.cancels and not service.cancelled:
+    """Delays the reply until a pending cancellation, because heartbeats are rare."""
+    while service.awaits_cancel and not service.canceled_input:
         await asyncio.sleep(0.05)
-    if service.cancelled:
-        reply.cancel_input_event.input_ids.append(service.cancelled)
-        service.cancels, service.cancelled = False, None
+    if service.canceled_input:
+        reply.cancel_input_event.input_ids.append(service.canceled_input)
+        service.awaits_cancel, service.canceled_input = False, None
 
 
 def reload(service, request, reply):
@@ -133,7 +133,7 @@ ANSWERS = {
     "ImageGetOrCreate": image,
     "FunctionPrecreate": precreate,
     "FunctionCreate": function,
-    "FunctionMap": spawned,
+    "FunctionMap": spawn,
     "FunctionGetOutputs": output,
     "AppGetLogs": logs,
     "VolumeReload": reload,
@@ -145,27 +145,27 @@ for _name in api_grpc.ModalClientBase.__abstractmethods__:
 Service.__abstractmethods__ = frozenset()
 
 
-class StandIn:
-    """The service on a port of this machine."""
+class FakeServer:
+    """The service on a local port."""
 
     def __enter__(self):
         self.service, self.loop = Service(), asyncio.new_event_loop()
-        begun = threading.Event()
+        started = threading.Event()
 
         async def serve():
             self.server = Server([self.service])
             await self.server.start("127.0.0.1", 0)
             self.url = "http://127.0.0.1:{}".format(self.server._server.sockets[0].getsockname()[1])
-            begun.set()
+            started.set()
 
-        def work():
+        def run_loop():
             asyncio.set_event_loop(self.loop)
             self.loop.run_until_complete(serve())
             self.loop.run_forever()
 
-        self.thread = threading.Thread(target=work, daemon=True)
+        self.thread = threading.Thread(target=run_loop, daemon=True)
         self.thread.start()
-        begun.wait(900)
+        started.wait(900)
         return self
 
     def __exit__(self, *_):
