@@ -1,15 +1,13 @@
 //! Export of weights to an ONNX file.
 
-use std::borrow::Cow;
-
-use tiny_cats_models::{ResNet, Scope, TinyDit, Weights, fold_batch_norm, resnet};
+use tiny_cats_models::Weights;
 
 use crate::{
-    META_KEY, ModelMeta, NetworkConfig, Result,
+    Error, META_KEY, ModelMeta, Result,
     onnx::{OnnxGraph, WeightStorage, round_to_f16},
 };
 
-/// The names of a generator's inputs, in the order of [`TinyDit::forward`]: the noisy image, its time, its label.
+/// The names of a generator's inputs: the noisy image, its time, its label.
 pub const INPUTS: [&str; 3] = ["x", "t", "label"];
 /// The name of a generator's output.
 pub const OUTPUT: &str = "prediction";
@@ -22,7 +20,7 @@ pub const CLASSIFIER_OUTPUT: &str = "output";
 ///
 /// A generator: `x` `[batch, 3, size, size]`, `t` `[batch]`, `label` `[batch]` (int64) → `prediction`. Guidance is part of the
 /// sampler, not of the file. A classifier: `input` `[batch, 3, size, size]` → `output` `[batch, classes]`. Its batch normalizations
-/// are [folded](tiny_cats_models::fold_batch_norm), which the metadata records.
+/// are folded, which the metadata records. Other networks: their inputs → their main output.
 ///
 /// # Errors
 /// If `weights` are not exactly those of the network, or the operator set is not supported.
@@ -45,41 +43,20 @@ pub(crate) fn to_onnx_with_storage(
     let weights = round_to_f16(&weights, &f16_names)?;
     let graph = OnnxGraph::new(opset)?;
     let mut source = graph.source(&weights).with_f16_weights(f16_names);
-    let (name, output) = match &meta.config {
-        NetworkConfig::TinyDit(config) => {
-            let [x, t, label] = INPUTS;
-            let x = graph.floats(x, &config.image_dims())?;
-            let t = graph.floats(t, &[])?;
-            let label = graph.labels(label, &[])?;
-            let model = TinyDit::new(config, &mut Scope::root(&mut source))?;
-            (OUTPUT, model.forward(&x, &t, &label)?)
-        }
-        NetworkConfig::ResNet(config) => {
-            let dims = [resnet::CHANNELS, meta.image_size, meta.image_size];
-            let input = graph.floats(CLASSIFIER_INPUT, &dims)?;
-            let model = ResNet::new(config, &mut Scope::root(&mut source))?;
-            (CLASSIFIER_OUTPUT, model.forward(&input)?)
-        }
-    };
+    let outputs = meta.config.network()?.write_graph(&graph, &mut source, &meta.sizes())?;
     source.finish()?;
-    graph.finish(&[(name, &output)], &[(META_KEY, meta.to_json())])
+    let [(name, output), ..] = &outputs[..] else {
+        return Err(Error::file(meta.config.kind(), "outputs", "expected at least one output, found none"));
+    };
+    graph.finish(&[(name, output)], &[(META_KEY, meta.to_json())])
 }
 
-/// Returns the metadata and weights that an ONNX file of this model holds. A classifier's batch normalizations are
-/// [folded](tiny_cats_models::fold_batch_norm); a generator is unchanged.
+/// Returns the metadata and weights that an ONNX file of this model holds: those
+/// [for inference](tiny_cats_models::Network::for_inference). A classifier's batch normalizations, for instance, are folded.
 ///
 /// # Errors
-/// If a weight of a batch normalization or its convolution is missing.
-pub fn export_form<'a>(
-    meta: &'a ModelMeta,
-    weights: &'a Weights,
-) -> Result<(Cow<'a, ModelMeta>, Cow<'a, Weights>)> {
-    match &meta.config {
-        NetworkConfig::TinyDit(_) => Ok((Cow::Borrowed(meta), Cow::Borrowed(weights))),
-        NetworkConfig::ResNet(config) => {
-            let (config, weights) = fold_batch_norm(config, weights)?;
-            let meta = ModelMeta { config: NetworkConfig::ResNet(config), ..meta.clone() };
-            Ok((Cow::Owned(meta), Cow::Owned(weights)))
-        }
-    }
+/// If the network's kind is not registered, or weights are missing.
+pub fn export_form(meta: &ModelMeta, weights: &Weights) -> Result<(ModelMeta, Weights)> {
+    let (config, weights) = meta.config.network()?.for_inference(weights)?;
+    Ok((ModelMeta { config, ..meta.clone() }, weights))
 }

@@ -44,6 +44,12 @@ pub enum Error {
         /// The expected and the found value.
         message: String,
     },
+    /// The definition of a network is not known to this program, so only graphs of the network can run, unverified.
+    #[error("the network's kind {} is not registered in this program", excerpt(kind))]
+    UnknownKind {
+        /// The kind.
+        kind: String,
+    },
     /// A runtime is not available, or failed.
     #[error("{runtime}: {message}")]
     Runtime {

@@ -2,10 +2,10 @@
 
 use image::RgbImage;
 use rayon::prelude::*;
-use tiny_cats_models::{Array, ResNet, Scope, resnet};
+use tiny_cats_models::Array;
 
 use crate::{
-    CLASSIFIER_INPUT, Error, LoadOptions, Model, ModelMeta, NetworkConfig, Preprocessing, Result,
+    Error, LoadOptions, Model, Preprocessing, Result,
     convert::export_form,
     onnx::{DEFAULT_OPSET, DataType, OnnxFile, OnnxGraph},
     runtime::{InputTensor, RuntimeKind},
@@ -16,7 +16,7 @@ const MAX_BATCH: usize = 1024;
 /// Maximum number of features of an image.
 const MAX_FEATURES: usize = 1 << 16;
 /// Maximum side of the input images, in pixels.
-const MAX_PIXELS: usize = 2 * resnet::MAX_IMAGE_SIZE;
+const MAX_PIXELS: usize = 2048;
 
 type ComputeFn = Box<dyn FnMut(&Array) -> Result<Array> + Send>;
 
@@ -50,7 +50,7 @@ impl FeatureExtractor {
         let (runtime, meta) = (options.runtime(model), model.meta());
         let compute = match runtime.can_run_graphs() {
             true => {
-                let file = OnnxFile::from_bytes(features_graph(meta, model)?, "features")?;
+                let file = OnnxFile::from_bytes(features_graph(model)?, "features")?;
                 graph_fn(&file, runtime)?
             }
             false => definition_fn(model, runtime)?,
@@ -180,37 +180,29 @@ fn graph_fn(file: &OnnxFile, runtime: RuntimeKind) -> Result<ComputeFn> {
     Ok(Box::new(move |x| session.run(&[(&name, InputTensor::Floats(x))])))
 }
 
-/// Exports the graph of a classifier up to its last layer.
-fn features_graph(meta: &ModelMeta, model: &Model) -> Result<Vec<u8>> {
-    let weights = model.weights()?;
-    let (meta, weights) = export_form(meta, &weights)?;
-    let NetworkConfig::ResNet(config) = &meta.config else {
-        return Err(Error::request("features", "expected a classifier"));
-    };
+/// Exports the graph of a classifier up to its features.
+fn features_graph(model: &Model) -> Result<Vec<u8>> {
+    let (meta, weights) = export_form(model.meta(), &model.weights()?)?;
     let graph = OnnxGraph::new(DEFAULT_OPSET)?;
     let mut source = graph.source(&weights);
-    let input = graph.floats(CLASSIFIER_INPUT, &[resnet::CHANNELS, meta.image_size, meta.image_size])?;
-    let features = ResNet::new(config, &mut Scope::root(&mut source))?.features(&input)?;
+    let outputs = meta.config.network()?.write_graph(&graph, &mut source, &meta.sizes())?;
     source.finish()?;
-    graph.finish(&[(OUTPUT, &features)], &[])
+    let features = outputs.iter().find(|(name, _)| name == OUTPUT).ok_or_else(|| no_features(model))?;
+    graph.finish(&[(OUTPUT, &features.1)], &[])
 }
 
-#[cfg_attr(not(any(feature = "native", feature = "candle")), allow(unused_variables))]
+/// Returns a function that computes the features by the definition.
 fn definition_fn(model: &Model, runtime: RuntimeKind) -> Result<ComputeFn> {
-    let NetworkConfig::ResNet(config) = &model.meta().config else {
-        return Err(Error::request("features", "expected a classifier"));
-    };
-    match runtime {
-        #[cfg(feature = "native")]
-        RuntimeKind::Native => {
-            let network = crate::runtime::native::NativeModel::resnet(config, model.weights()?)?;
-            Ok(Box::new(move |x| network.features(x)))
-        }
-        #[cfg(feature = "candle")]
-        RuntimeKind::Candle => {
-            let network = crate::runtime::candle::CandleModel::resnet(config, &model.weights()?)?;
-            Ok(Box::new(move |x| network.features(x)))
-        }
-        other => Err(other.unavailable_error()),
+    let mut session = model.load(runtime)?;
+    let network = model.meta().config.network()?;
+    let input = network.inputs().into_iter().next().map(|input| input.name).unwrap_or_default();
+    if !session.outputs().iter().any(|name| name == OUTPUT) {
+        return Err(no_features(model));
     }
+    Ok(Box::new(move |x| session.run_output(&[(&input, InputTensor::Floats(x))], OUTPUT)))
+}
+
+fn no_features(model: &Model) -> Error {
+    let message = format!("expected a network with an output called {OUTPUT}");
+    Error::file(model.name(), "config", message)
 }

@@ -3,6 +3,7 @@
 mod atomic;
 mod classifier;
 mod closest;
+mod compat;
 mod convert;
 pub mod decode;
 mod error;
@@ -14,9 +15,11 @@ pub(crate) mod guard;
 mod integrity;
 mod load;
 mod meta;
+mod network;
 pub mod onnx;
 mod options;
 mod preprocess;
+mod registry;
 mod request;
 mod resize;
 pub mod runtime;
@@ -25,6 +28,7 @@ pub mod sample;
 pub use atomic::{StagedFile, png, remove_abandoned, stage, strip_temp_name, write_atomically, write_png};
 pub use classifier::{Candidate, Classifier, Classify, Prediction};
 pub use closest::closest;
+pub use compat::{PREDECESSOR_CLASSES, predecessor_classes};
 pub use convert::{CLASSIFIER_INPUT, CLASSIFIER_OUTPUT, INPUTS, OUTPUT, to_onnx};
 pub use error::{Error, Result, escape, excerpt};
 pub use features::FeatureExtractor;
@@ -32,19 +36,21 @@ pub use font::{draw_text, text_size};
 pub use generator::{GeneratedImage, Generator};
 pub use grid::{contact_sheet, display_size, grid, to_rgb};
 pub use integrity::{CHECKSUM_MISMATCH, Checksum, DIGEST_KEY, Integrity};
-pub use load::{Model, predecessor_classes};
+pub use load::Model;
 pub use meta::{
-    ClassifierMeta, FORMAT_VERSION, GeneratorMeta, META_KEY, ModelMeta, PREDECESSOR_CLASSES, Preprocessing,
-    Sampler, SamplerDefaults, TaskMeta, is_class_name,
+    ClassifierMeta, FORMAT_VERSION, GeneratorMeta, META_KEY, ModelMeta, Preprocessing, Sampler,
+    SamplerDefaults, TaskMeta, image_sizes, is_class_name,
 };
+pub use network::{CandleNetwork, DynNetwork, NativeNetwork, NetworkConfig};
 pub use options::LoadOptions;
 pub use preprocess::{resize_short_side, short_side_size};
+pub use registry::{register, registered_kinds};
 pub use request::{Breed, Request};
 #[cfg(feature = "candle")]
 mod verify;
-pub use tiny_cats_models::NetworkConfig;
 #[cfg(feature = "candle")]
 pub use verify::{
-    ExportOptions, MIN_PSNR, MIN_ROUNDING_PSNR, RoundingReport, RuntimeReport, TOLERANCE, Tolerance,
-    VerificationReport, export, export_form, measure_rounding, psnr, report_path, scale, verify, verify_on,
+    Case, CaseInput, ExportOptions, MIN_PSNR, MIN_ROUNDING_PSNR, RoundingReport, RuntimeReport, TOLERANCE,
+    Tolerance, VerificationReport, export, export_form, measure_rounding, psnr, report_path, scale, verify,
+    verify_cases, verify_on,
 };

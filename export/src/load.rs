@@ -3,28 +3,19 @@
 use std::{borrow::Cow, path::Path};
 
 use safetensors::{Dtype, SafeTensors};
-use tiny_cats_models::{Array, Head, ResNetConfig, TinyDitConfig, Weights, resnet::NUM_BATCHES_TRACKED};
+use tiny_cats_models::{Array, Weights, resnet::NUM_BATCHES_TRACKED};
 
 use crate::{
-    CHECKSUM_MISMATCH, CLASSIFIER_INPUT, Checksum, ClassifierMeta, Classify, Error, GeneratorMeta, INPUTS,
-    Integrity, META_KEY, ModelMeta, NetworkConfig, PREDECESSOR_CLASSES, Result, TaskMeta,
-    meta::MAX_CLASSES,
-    onnx::{DEFAULT_OPSET, DataType, OnnxFile, ValueInfo},
+    CHECKSUM_MISMATCH, Checksum, ClassifierMeta, Classify, DynNetwork, Error, GeneratorMeta, Integrity,
+    META_KEY, ModelMeta, Result, compat,
+    onnx::{DEFAULT_OPSET, DataType, OnnxFile},
     runtime::{InputTensor, RuntimeKind, Session},
     sample::Denoiser,
     to_onnx,
 };
 
-#[cfg(feature = "candle")]
-use crate::runtime::candle::CandleModel;
-#[cfg(feature = "native")]
-use crate::runtime::native::NativeModel;
-
 /// Maximum size of a model file, in bytes: above any model that we write, and small enough to hold in memory.
 const MAX_BYTES: u64 = i32::MAX as u64;
-
-/// The names of [`INPUTS`] in files of tiny-cats-model; its classifiers use the same names as ours.
-const PREDECESSOR_INPUTS: [&str; 3] = ["noise", "timestep", "breed"];
 
 /// Reads a model file of at most [`MAX_BYTES`].
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
@@ -152,45 +143,72 @@ impl Model {
     /// # Errors
     /// [`Error::Runtime`] if the runtime is not available, or evaluates the definition and the graph is [guided](Self::is_guided).
     /// Also if the weights do not fit the network, or the model is not a generator.
-    #[cfg_attr(not(feature = "native"), allow(unused_variables))]
     pub fn load_generator(&self, kind: RuntimeKind) -> Result<Box<dyn Denoiser + Send>> {
-        let NetworkConfig::TinyDit(config) = &self.meta.config else {
+        if self.meta.generator().is_none() {
             return Err(self.task_error("generator"));
-        };
-        if self.is_guided() && !kind.can_run_graphs() {
-            let message = "the graph applies guidance itself, but its definition does not; choose a runtime that runs graphs";
-            return Err(kind.error(message));
         }
-        match kind {
-            #[cfg(feature = "native")]
-            RuntimeKind::Native => return Ok(Box::new(NativeModel::tiny_dit(config, self.weights()?)?)),
-            #[cfg(feature = "candle")]
-            RuntimeKind::Candle => return Ok(Box::new(CandleModel::tiny_dit(config, &self.weights()?)?)),
-            _ => {}
-        }
-        let (session, names) = self.session(kind)?;
-        let names =
-            if names.iter().any(|name| name == PREDECESSOR_INPUTS[0]) { PREDECESSOR_INPUTS } else { INPUTS };
-        Ok(Box::new(GraphModel { session, names }))
+        let (session, names) = self.load_with_inputs(kind)?;
+        let names = names.try_into().map_err(|_| self.task_error("generator"))?;
+        Ok(Box::new(SessionModel::<3> { session, names }))
     }
 
     /// Loads a classifier into a runtime, as [`load_generator`](Self::load_generator) does a generator.
     ///
     /// # Errors
     /// As [`load_generator`](Self::load_generator).
-    #[cfg_attr(not(feature = "native"), allow(unused_variables))]
     pub fn load_classifier(&self, kind: RuntimeKind) -> Result<Box<dyn Classify + Send>> {
-        let NetworkConfig::ResNet(config) = &self.meta.config else {
+        if self.meta.classifier().is_none() {
             return Err(self.task_error("classifier"));
-        };
-        match kind {
-            #[cfg(feature = "native")]
-            RuntimeKind::Native => return Ok(Box::new(NativeModel::resnet(config, self.weights()?)?)),
-            #[cfg(feature = "candle")]
-            RuntimeKind::Candle => return Ok(Box::new(CandleModel::resnet(config, &self.weights()?)?)),
-            _ => {}
         }
-        Ok(Box::new(GraphModel { session: self.session(kind)?.0, names: [CLASSIFIER_INPUT] }))
+        let (session, names) = self.load_with_inputs(kind)?;
+        let names = names.try_into().map_err(|_| self.task_error("classifier"))?;
+        Ok(Box::new(SessionModel::<1> { session, names }))
+    }
+
+    /// Loads the network into a runtime: its definition if the runtime computes definitions, otherwise its graph, which is exported if the
+    /// model is weights alone. A graph of any kind of network can run, even if the kind is not registered.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] if the runtime is not available. [`Error::UnknownKind`] if the definition is needed and its kind is not registered.
+    /// Also if the weights do not fit the network.
+    pub fn load(&self, kind: RuntimeKind) -> Result<Box<dyn Session>> {
+        Ok(self.load_with_inputs(kind)?.0)
+    }
+
+    /// Loads the network, and returns the names of its inputs in the order of the definition.
+    pub(crate) fn load_with_inputs(&self, kind: RuntimeKind) -> Result<(Box<dyn Session>, Vec<String>)> {
+        if self.is_guided() && !kind.can_run_graphs() {
+            let message = "the graph applies guidance itself, which its definition does not; choose a runtime of graphs";
+            return Err(kind.error(message));
+        }
+        let network = || self.meta.config.network();
+        let names = |network: &dyn DynNetwork| network.inputs().into_iter().map(|input| input.name).collect();
+        match kind {
+            RuntimeKind::Native => {
+                kind.version()?;
+                Ok((network()?.load_native(self.weights()?)?, names(network()?)))
+            }
+            RuntimeKind::Candle => {
+                kind.version()?;
+                Ok((network()?.load_candle(&self.weights()?)?, names(network()?)))
+            }
+            _ => {
+                let file = self.graph()?;
+                Ok((kind.load(&file)?, self.graph_inputs(&file)))
+            }
+        }
+    }
+
+    /// Returns the names of a graph's inputs in the order of the definition.
+    fn graph_inputs(&self, file: &OnnxFile) -> Vec<String> {
+        let found = || file.inputs().iter().map(|port| port.name.clone()).collect::<Vec<_>>();
+        if let Some(names) = compat::input_names(file) {
+            return names.map(str::to_owned).to_vec();
+        }
+        match self.meta.config.network() {
+            Ok(network) => network.inputs().into_iter().map(|input| input.name).collect(),
+            Err(_) => found(),
+        }
     }
 
     /// True if the definition in the metadata describes the model, so that runtimes can evaluate the definition. A graph from another
@@ -200,12 +218,6 @@ impl Model {
             ModelData::Weights(_) => true,
             ModelData::Graph(file) => file.metadata().contains_key(META_KEY),
         }
-    }
-
-    /// Loads the graph into a runtime, and returns it with the names of its inputs.
-    fn session(&self, kind: RuntimeKind) -> Result<(Box<dyn Session>, Vec<String>)> {
-        let file = self.graph()?;
-        Ok((kind.load(&file)?, file.inputs().iter().map(|port| port.name.clone()).collect()))
     }
 
     /// Returns the graph of the file, or exports the weights to one.
@@ -238,18 +250,19 @@ impl Model {
     }
 }
 
-/// A network that runs as a graph.
-struct GraphModel<const N: usize> {
+/// A network of our tasks in a runtime.
+struct SessionModel<const N: usize> {
     session: Box<dyn Session>,
-    names: [&'static str; N],
+    /// Names of the inputs, in the order of the definition.
+    names: [String; N],
 }
 
-impl Denoiser for GraphModel<3> {
+impl Denoiser for SessionModel<3> {
     fn predict(&mut self, x: &Array, t: &[f32], label: &[i64]) -> Result<Array> {
         let t = Array::new([t.len()], t.to_vec())?;
-        let [x_name, t_name, label_name] = self.names;
+        let [x_name, t_name, label_name] = &self.names;
         let inputs = [
-            (x_name, InputTensor::Floats(x)),
+            (x_name.as_str(), InputTensor::Floats(x)),
             (t_name, InputTensor::Floats(&t)),
             (label_name, InputTensor::Labels(label)),
         ];
@@ -257,119 +270,37 @@ impl Denoiser for GraphModel<3> {
     }
 }
 
-impl Classify for GraphModel<1> {
+impl Classify for SessionModel<1> {
     fn logits(&mut self, x: &Array) -> Result<Array> {
-        self.session.run(&[(self.names[0], InputTensor::Floats(x))])
+        self.session.run(&[(&self.names[0], InputTensor::Floats(x))])
     }
 }
 
-/// Returns the metadata of a graph. A graph of tiny-cats-model, which is recognized by its inputs, has none: its metadata
-/// are derived from its structure.
+/// Returns the metadata of a graph, and checks that its inputs are those of the network. Only graphs of the Python project tiny-cats-model
+/// may lack metadata.
 fn graph_meta(file: &OnnxFile) -> Result<ModelMeta> {
-    let invalid = |message| Err(Error::file(file.name(), "inputs", message));
-    let find = |name: &str| file.inputs().iter().find(|port| port.name == name);
-    let meta = match (find(PREDECESSOR_INPUTS[0]), find(CLASSIFIER_INPUT)) {
-        _ if file.metadata().contains_key(META_KEY) => file.meta()?,
-        (Some(ValueInfo { dims, .. }), _) if let [_, _, Some(size), _] = dims[..] => {
-            predecessor_generator(file, size)?
+    let meta = match file.metadata().contains_key(META_KEY) {
+        true => file.meta()?,
+        false => compat::graph_meta(file)?.map_or_else(|| file.meta(), Ok)?,
+    };
+    let Ok(network) = meta.config.network() else { return Ok(meta) };
+    let names = compat::input_names(file);
+    for (i, input) in network.inputs().into_iter().enumerate() {
+        let name = names.as_ref().and_then(|names| names.get(i)).map_or(input.name.as_str(), |name| name);
+        let invalid = |message| Err(Error::file(file.name(), "inputs", message));
+        let Some(port) = file.inputs().iter().find(|port| port.name == name) else {
+            return invalid(format!("expected an input called {name}, found none"));
+        };
+        let dims = input.dims(&meta.sizes())?;
+        let dtype = if input.is_labels() { DataType::Int64 } else { DataType::Float };
+        let expected = std::iter::once(None).chain(dims.iter().copied().map(Some));
+        if port.dtype != Some(dtype) || !expected.eq(port.dims.iter().copied()) {
+            let sizes = dims.iter().map(|size| format!(", {size}")).collect::<String>();
+            let values = if input.is_labels() { "64-bit integers" } else { "32-bit floats" };
+            return invalid(format!("expected {name} [batch{sizes}] of {values}"));
         }
-        (_, Some(ValueInfo { dims, .. })) if let [_, _, Some(size), _] = dims[..] => {
-            predecessor_classifier(file, size)?
-        }
-        _ => file.meta()?,
-    };
-    let size = Some(meta.image_size);
-    let is_image = |port: &ValueInfo| {
-        let square = matches!(port.dims[..], [None, Some(3), h, w] if h == size && w == size);
-        port.dtype == Some(DataType::Float) && square
-    };
-    let names: &[&str] = match meta.task {
-        TaskMeta::Generator(_) if find(PREDECESSOR_INPUTS[0]).is_some() => &PREDECESSOR_INPUTS,
-        TaskMeta::Generator(_) => &INPUTS,
-        TaskMeta::Classifier(_) => &[CLASSIFIER_INPUT],
-    };
-    let mut ports = Vec::new();
-    for name in names {
-        match find(name) {
-            Some(port) => ports.push(port),
-            None => return invalid(format!("expected one called {name}")),
-        }
-    }
-    let is_vector = |port: &ValueInfo, dtype| port.dtype == Some(dtype) && port.dims.len() == 1;
-    let is_valid = match ports[..] {
-        [x, t, label] => is_image(x) && is_vector(t, DataType::Float) && is_vector(label, DataType::Int64),
-        [x] => is_image(x),
-        _ => false,
-    };
-    if !is_valid {
-        let s = meta.image_size;
-        return invalid(format!(
-            "expected {} [batch, 3, {s}, {s}]{}",
-            names[0],
-            names[1..].iter().map(|n| format!(", {n}")).collect::<String>()
-        ));
     }
     Ok(meta)
-}
-
-/// Derives the metadata of a generator's graph of tiny-cats-model. It has no class for the unconditional pass: the last class takes
-/// its place.
-fn predecessor_generator(file: &OnnxFile, image_size: usize) -> Result<ModelMeta> {
-    let [image, _, label] = PREDECESSOR_INPUTS;
-    let invalid = |message: String| Error::file(file.name(), "graph", message);
-    let Some(classes) = file.embedding_rows(label)? else {
-        return Err(invalid(format!("expected a table indexed by {label}, found none")));
-    };
-    if !(1..=MAX_CLASSES).contains(&classes) {
-        return Err(invalid(format!("expected 1 to {MAX_CLASSES} classes, found a table of {classes} rows")));
-    }
-    let config = TinyDitConfig { image_size, classes, ..TinyDitConfig::legacy() };
-    let mut meta = ModelMeta::tiny_dit(&config, predecessor_classes(classes));
-    if let TaskMeta::Generator(task) = &mut meta.task {
-        task.guided = file.is_guided(image, label)?;
-    }
-    Ok(meta)
-}
-
-/// Derives the metadata of a classifier's graph of tiny-cats-model. PyTorch's exporter folds batch normalizations and may rename
-/// the folded weights. The network is therefore recognized by its convolutions and its head.
-fn predecessor_classifier(file: &OnnxFile, image_size: usize) -> Result<ModelMeta> {
-    let invalid = |message: String| Error::file(file.name(), "graph", message);
-    let weights = file.weights()?;
-    let convolutions: Vec<&Array> = weights.values().filter(|array| array.dims().len() == 4).collect();
-    let depth = match convolutions.len() {
-        20 => 18,
-        36 => 34,
-        53 => 50,
-        n => {
-            let expected = "the 20, 36 or 53 convolutions of a ResNet-18, 34 or 50";
-            return Err(invalid(format!("expected {META_KEY} in the metadata or {expected}, found {n}")));
-        }
-    };
-    let narrowest = convolutions.iter().filter_map(|array| array.dims().first());
-    let (head, rows) = match (weights.get("fc.weight"), weights.get("fc.1.weight")) {
-        (Some(array), _) => (Head::Plain, array.dims().first()),
-        (_, Some(array)) => (Head::Dropout, array.dims().first()),
-        _ => return Err(invalid("expected a weight called fc.weight or fc.1.weight".into())),
-    };
-    let config = ResNetConfig {
-        depth,
-        width: narrowest.min().copied().unwrap_or(0),
-        classes: rows.copied().unwrap_or(0),
-        head,
-        batch_norm: weights.contains_key("bn1.running_mean"),
-    };
-    config.validate().map_err(|e| invalid(e.to_string()))?;
-    Ok(ModelMeta::resnet(&config, image_size, predecessor_classes(config.classes)))
-}
-
-/// Returns the names of `n` classes for a file without class names.
-pub fn predecessor_classes(n: usize) -> Vec<String> {
-    if n == PREDECESSOR_CLASSES.len() {
-        PREDECESSOR_CLASSES.map(String::from).to_vec()
-    } else {
-        (0..n).map(|i| i.to_string()).collect()
-    }
 }
 
 fn safetensors(bytes: &[u8], name: &str) -> Result<(ModelMeta, Weights, Integrity)> {

@@ -46,6 +46,14 @@ pub enum Error {
         /// The expected and the found value.
         message: String,
     },
+    /// An input has a free axis whose size was not given.
+    #[error("input {input}: the size of axis {axis} is not given")]
+    FreeAxis {
+        /// Name of the input.
+        input: String,
+        /// Name of the axis.
+        axis: String,
+    },
     /// An error of candle.
     #[cfg(feature = "candle")]
     #[error(transparent)]
@@ -56,7 +64,8 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    pub(crate) fn shape(op: &'static str, expected: impl Into<String>, found: impl std::fmt::Debug) -> Self {
+    /// Returns an [`Error::Shape`] of the operation or network `op`.
+    pub fn shape(op: &'static str, expected: impl Into<String>, found: impl std::fmt::Debug) -> Self {
         Error::Shape { op, expected: expected.into(), found: format!("{found:?}") }
     }
 }

@@ -6,6 +6,7 @@ pub mod cost;
 mod error;
 #[cfg(feature = "native")]
 mod kernels;
+pub mod layers;
 #[cfg(feature = "native")]
 pub mod native;
 mod network;
@@ -24,10 +25,10 @@ pub mod tiny_dit;
 mod weights;
 
 pub use error::{Error, Result};
-pub use network::NetworkConfig;
+pub use network::{Axis, Input, InputValues, Network, PredictionType, Role, Sizes, main_output};
 pub use options::{Precision, TapeOptions};
 pub use params::{Init, ParamSpec, Scope, Source, init};
 pub use resnet::{Head, ResNet, ResNetConfig, fold_batch_norm};
 pub use tensor::{BatchNorm, Tensor};
-pub use tiny_dit::{Layout, PredictionType, TinyDit, TinyDitConfig};
+pub use tiny_dit::{Layout, TinyDit, TinyDitConfig};
 pub use weights::{Array, Weights, num_parameters};

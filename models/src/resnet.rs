@@ -9,13 +9,16 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Array, BatchNorm, Error, Init, ParamSpec, Result, Scope, TapeOptions, Tensor, Weights,
-    cost::{CostSummary, Counter},
+    Array, Axis, Error, Init, Input, Network, Result, Role, Scope, Tensor, Weights,
+    layers::{BATCH_NORM_EPS, ConvBn, ConvOptions, fold_batch_norms},
 };
 
 /// Color channels of every image.
 pub const CHANNELS: usize = 3;
-const EPS: f64 = 1e-5;
+/// The free axis of the input: side of the square image, in pixels.
+pub const IMAGE_SIZE: &str = "image_size";
+/// The output that enters the classification layer, `[features]`.
+pub const FEATURES: &str = "features";
 /// Smallest side of an image, in pixels: the network halves it five times.
 pub const MIN_IMAGE_SIZE: usize = 32;
 /// Largest side of an image, in pixels.
@@ -70,23 +73,6 @@ impl ResNetConfig {
         Ok(config)
     }
 
-    /// Checks all fields.
-    ///
-    /// # Errors
-    /// [`Error::Config`] with the first field that is out of bounds.
-    pub fn validate(&self) -> Result<()> {
-        let fail = |field, message| Err(Error::Config { field, message });
-        if NAMES.iter().all(|n| n.1 != self.depth) {
-            return fail("depth", format!("expected 18, 34 or 50, found {}", self.depth));
-        }
-        for (field, value, max) in [("width", self.width, 256), ("classes", self.classes, 4096)] {
-            if !(1..=max).contains(&value) {
-                return fail(field, format!("expected 1 to {max}, found {value}"));
-            }
-        }
-        Ok(())
-    }
-
     /// Returns the number of residual blocks of each stage.
     fn blocks(&self) -> [usize; 4] {
         if self.depth == 18 { [2, 2, 2, 2] } else { [3, 4, 6, 3] }
@@ -101,38 +87,75 @@ impl ResNetConfig {
     pub fn features(&self) -> usize {
         8 * self.width * self.expansion()
     }
+}
 
-    /// Returns every parameter and running statistic, in the order of the definition.
-    ///
-    /// # Errors
-    /// As [`validate`](Self::validate).
-    pub fn specs(&self) -> Result<Vec<ParamSpec>> {
-        let mut counter = Counter::default();
-        ResNet::new(self, &mut Scope::root(&mut counter))?;
-        Ok(counter.summary().params)
+impl Network for ResNetConfig {
+    const KIND: &'static str = "resnet";
+    type Built<T: Tensor> = ResNet<T>;
+
+    fn validate(&self) -> Result<()> {
+        let fail = |field, message| Err(Error::Config { field, message });
+        if NAMES.iter().all(|n| n.1 != self.depth) {
+            return fail("depth", format!("expected 18, 34 or 50, found {}", self.depth));
+        }
+        for (field, value, max) in [("width", self.width, 256), ("classes", self.classes, 4096)] {
+            if !(1..=max).contains(&value) {
+                return fail(field, format!("expected 1 to {max}, found {value}"));
+            }
+        }
+        Ok(())
     }
 
-    /// Returns the parameters and operations of one forward pass over an image of `image_size` pixels, from the cost backend.
-    ///
-    /// # Errors
-    /// As [`validate`](Self::validate), and [`Error::Shape`] if the size is out of bounds.
-    pub fn cost(&self, image_size: usize) -> Result<CostSummary> {
-        let mut counter = Counter::default();
-        let model = ResNet::new(self, &mut Scope::root(&mut counter))?;
-        model.forward(&counter.input(&[CHANNELS, image_size, image_size]))?;
-        Ok(counter.summary())
+    fn inputs(&self) -> Vec<Input> {
+        let side = || Axis::free(IMAGE_SIZE);
+        vec![Input::floats("input", [Axis::Fixed(CHANNELS), side(), side()])]
     }
 
-    /// Returns the peak memory of one training step of `batch` images of `image_size` pixels, in bytes, without weights and batch:
-    /// see [`Counter::training_bytes`].
-    ///
-    /// # Errors
-    /// As [`cost`](Self::cost).
-    pub fn training_bytes(&self, image_size: usize, batch: usize, options: TapeOptions) -> Result<u64> {
-        let mut counter = Counter::training(batch, options);
-        let model = ResNet::new(self, &mut Scope::root(&mut counter))?;
-        let x = counter.input(&[CHANNELS, image_size, image_size]);
-        counter.training_bytes(model.forward(&x)?)
+    fn outputs(&self) -> Vec<String> {
+        vec!["output".into(), FEATURES.into()]
+    }
+
+    fn role(&self) -> Role {
+        Role::Classifier { classes: self.classes }
+    }
+
+    fn build<T: Tensor>(&self, scope: &mut Scope<T>) -> Result<ResNet<T>> {
+        ResNet::new(self, scope)
+    }
+
+    fn forward<T: Tensor>(network: &ResNet<T>, inputs: &[T]) -> Result<Vec<T>> {
+        let [x] = inputs else {
+            return Err(Error::shape("ResNet", "the input x", inputs.len()));
+        };
+        let features = network.features(x)?;
+        Ok(vec![network.logits(&features)?, features])
+    }
+
+    fn for_inference(&self, weights: &Weights) -> Result<(Self, Weights)> {
+        fold_batch_norm(self, weights)
+    }
+
+    fn describe(&self) -> String {
+        self.to_string()
+    }
+
+    fn details(&self) -> Vec<String> {
+        let head = match self.head {
+            Head::Plain => "",
+            Head::Dropout => ", a dropout before the head",
+        };
+        let norms = if self.batch_norm { "" } else { ", batch norms folded" };
+        let Self { depth, width, classes, .. } = self;
+        vec![format!("ResNet-{depth}, width {width}{norms}{head}, {classes} classes")]
+    }
+
+    fn is_untrained(&self, weights: &Weights) -> bool {
+        // Weights may come from another model; running statistics change with the first step.
+        let all = |suffix: &str, value: f32| {
+            let mut found = weights.iter().filter(|(name, _)| name.ends_with(suffix)).peekable();
+            found.peek().is_some() && found.all(|(_, array)| array.data().iter().all(|&v| v == value))
+        };
+        all(".running_mean", 0.0) && all(".running_var", 1.0)
     }
 }
 
@@ -152,60 +175,24 @@ fn norm_after(conv: &str) -> String {
     }
 }
 
-/// A convolution and its batch normalization. The convolution keeps the image's size, except for its stride.
-struct Conv<T: Tensor> {
-    weight: T::Param,
-    bias: Option<T::Param>,
-    norm: Option<BatchNorm<T::Param>>,
+/// Builds a convolution with `dims` `[out, in, kernel]` and its normalization. The convolution keeps the image's size, except for its
+/// stride. `gamma` initializes the scale of the normalization.
+fn conv<T: Tensor>(
+    scope: &mut Scope<T>,
+    name: &str,
+    [output, input, kernel]: [usize; 3],
     stride: usize,
-    padding: usize,
-    path: String,
-}
-
-impl<T: Tensor> Conv<T> {
-    /// Builds a convolution with `weight` `[out, in, kernel]`; `gamma` initializes the scale of its normalization.
-    fn new(
-        scope: &mut Scope<T>,
-        name: &str,
-        weight: [usize; 3],
-        stride: usize,
-        batch_norm: bool,
-        gamma: Init,
-    ) -> Result<Self> {
-        let [out, input, kernel] = weight;
-        let mut conv = scope.sub(name);
-        let weight = conv.matrix("weight", [out, input, kernel, kernel], Init::KaimingOut)?;
-        let bias = (!batch_norm).then(|| conv.param("bias", [out], Init::Zeros)).transpose()?;
-        let path = conv.path().to_owned();
-        let mut norm = scope.sub(norm_after(name));
-        let norm = batch_norm
-            .then(|| -> Result<_> {
-                Ok(BatchNorm {
-                    path: norm.path().to_owned(),
-                    weight: norm.param("weight", [out], gamma)?,
-                    bias: norm.param("bias", [out], Init::Zeros)?,
-                    running_mean: norm.statistic("running_mean", [out], Init::Zeros)?,
-                    running_var: norm.statistic("running_var", [out], Init::Ones)?,
-                    eps: EPS,
-                })
-            })
-            .transpose()?;
-        Ok(Self { weight, bias, norm, stride, padding: kernel / 2, path })
-    }
-
-    fn forward(&self, x: &T) -> Result<T> {
-        let y = x.scoped(&self.path).conv2d(&self.weight, self.bias.as_ref(), self.stride, self.padding)?;
-        match &self.norm {
-            Some(norm) => y.scoped(&norm.path).batch_norm(norm),
-            None => Ok(y),
-        }
-    }
+    batch_norm: bool,
+    gamma: Init,
+) -> Result<ConvBn<T>> {
+    let options = ConvOptions { stride, padding: kernel / 2, ..ConvOptions::default() };
+    ConvBn::new(scope, [name, &norm_after(name)], [input, output, kernel], options, gamma, !batch_norm)
 }
 
 /// A basic block of two convolutions, or a bottleneck of three.
 struct Block<T: Tensor> {
-    convs: Vec<Conv<T>>,
-    downsample: Option<Conv<T>>,
+    convs: Vec<ConvBn<T>>,
+    downsample: Option<ConvBn<T>>,
     path: String,
 }
 
@@ -227,12 +214,12 @@ impl<T: Tensor> Block<T> {
             // A block is initialized to the identity (Goyal et al., arXiv 1706.02677).
             let gamma = if i + 1 == shapes.len() { Init::Zeros } else { Init::Ones };
             let name = format!("conv{}", i + 1);
-            convs.push(Conv::new(&mut scope, &name, shape, stride, config.batch_norm, gamma)?);
+            convs.push(conv(&mut scope, &name, shape, stride, config.batch_norm, gamma)?);
         }
         let downsample = (stride != 1 || input != out)
             .then(|| {
                 let shape = [out, input, 1];
-                Conv::new(&mut scope, "downsample.0", shape, stride, config.batch_norm, Init::Ones)
+                conv(&mut scope, "downsample.0", shape, stride, config.batch_norm, Init::Ones)
             })
             .transpose()?;
         Ok(Self { convs, downsample, path: scope.path().to_owned() })
@@ -256,7 +243,7 @@ impl<T: Tensor> Block<T> {
 
 /// The network, in one backend.
 pub struct ResNet<T: Tensor> {
-    stem: Conv<T>,
+    stem: ConvBn<T>,
     blocks: Vec<Arc<Block<T>>>,
     head_weight: T::Param,
     head_bias: T::Param,
@@ -271,7 +258,7 @@ impl<T: Tensor> ResNet<T> {
     pub fn new(config: &ResNetConfig, scope: &mut Scope<T>) -> Result<Self> {
         config.validate()?;
         let (width, features) = (config.width, config.features());
-        let stem = Conv::new(scope, "conv1", [width, CHANNELS, 7], 2, config.batch_norm, Init::Ones)?;
+        let stem = conv(scope, "conv1", [width, CHANNELS, 7], 2, config.batch_norm, Init::Ones)?;
         let mut blocks = Vec::new();
         let mut input = width;
         for (stage, count) in config.blocks().into_iter().enumerate() {
@@ -333,54 +320,32 @@ impl<T: Tensor> ResNet<T> {
     }
 }
 
-/// Folds every batch normalization into the convolution before it, by the running statistics. The weights become `γ/√(σ²+ε)·w`, and
-/// the bias is `β − γμ/√(σ²+ε)`. Computed in f64 and rounded once. Other weights are unchanged, and so are folded ones.
+/// Folds every batch normalization into the convolution before it: see [`fold_batch_norms`]. Folded weights stay as they are.
 ///
 /// # Errors
-/// [`Error::Config`] if the configuration is invalid; [`Error::MissingParameter`] and [`Error::ParameterShape`] if
-/// the weights of a convolution or normalization are missing or have another shape.
+/// [`Error::Config`] if the configuration is invalid. [`Error::MissingParameter`] and [`Error::ParameterShape`] if the weights of a
+/// convolution or normalization are missing or have another shape.
 pub fn fold_batch_norm(config: &ResNetConfig, weights: &Weights) -> Result<(ResNetConfig, Weights)> {
-    let mut folded = weights.clone();
-    let convs = config.specs()?.into_iter().filter(|spec| config.batch_norm && spec.dims.len() == 4);
+    let specs = config.specs()?;
+    let convs = specs.iter().filter(|spec| config.batch_norm && spec.dims.len() == 4);
+    let mut layers = Vec::new();
     for spec in convs {
+        spec.check_dims(weights.get(&spec.name).map(Array::dims))?;
         let path = spec.name.trim_end_matches(".weight");
-        let norm = norm_after(path);
-        let mut take = |part: &str| {
-            let name = format!("{norm}.{part}");
-            let array = folded.remove(&name);
-            expect(array, name, &spec.dims[..1]).map(Array::into_data)
-        };
-        let [gamma, beta, mean, var] =
-            [take("weight")?, take("bias")?, take("running_mean")?, take("running_var")?];
-        let mut weight = expect(folded.remove(&spec.name), spec.name.clone(), &spec.dims)?;
-        let scale: Vec<f64> =
-            gamma.iter().zip(&var).map(|(&g, &v)| f64::from(g) / (f64::from(v) + EPS).sqrt()).collect();
-        let channel = spec.dims[1..].iter().product();
-        for (values, scale) in weight.data_mut().chunks_mut(channel).zip(&scale) {
-            values.iter_mut().for_each(|v| *v = (f64::from(*v) * scale) as f32);
-        }
-        let shift = |((&b, &m), s): ((&f32, &f32), &f64)| (f64::from(b) - f64::from(m) * s) as f32;
-        let bias = beta.iter().zip(&mean).zip(&scale).map(shift).collect();
-        folded.insert(format!("{path}.bias"), Array::new([spec.dims[0]], bias)?);
-        folded.insert(spec.name, weight);
+        layers.push((path.to_owned(), norm_after(path)));
     }
+    let folded = fold_batch_norms(weights.clone(), &layers, BATCH_NORM_EPS)?;
     Ok((ResNetConfig { batch_norm: false, ..config.clone() }, folded))
-}
-
-fn expect(array: Option<Array>, name: String, dims: &[usize]) -> Result<Array> {
-    match array {
-        None => Err(Error::MissingParameter { name }),
-        Some(array) if array.dims() != dims => {
-            Err(Error::ParameterShape { name, expected: dims.to_vec(), found: array.dims().to_vec() })
-        }
-        Some(array) => Ok(array),
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::init;
+    use crate::{Sizes, init};
+
+    fn sizes(side: usize) -> Sizes {
+        Sizes::from([(IMAGE_SIZE.to_owned(), side)])
+    }
 
     #[test]
     fn named_networks_match_torchvision() {
@@ -390,7 +355,7 @@ mod tests {
             ("resnet34", 21_797_672, 3_663_761_408),
             ("resnet50", 25_557_032, 4_089_184_256),
         ] {
-            let summary = ResNetConfig::named(name, 1000).unwrap().cost(224).unwrap();
+            let summary = ResNetConfig::named(name, 1000).unwrap().cost(&sizes(224)).unwrap();
             let trained = summary.params.iter().filter(|p| p.trainable);
             assert_eq!(
                 trained.map(|p| p.dims.iter().product::<usize>() as u64).sum::<u64>(),
@@ -415,7 +380,7 @@ mod tests {
         assert_eq!(field(ResNetConfig { classes: 0, ..valid.clone() }), "classes");
         let unknown = ResNetConfig::named("resnet19", 13).unwrap_err().to_string();
         assert_eq!(unknown, "backbone: expected one of resnet18, resnet34, resnet50, found resnet19");
-        assert!(valid.cost(31).is_err() && valid.cost(1025).is_err());
+        assert!(valid.cost(&sizes(31)).is_err() && valid.cost(&sizes(1025)).is_err());
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! The metadata of a classifier.
 
 use serde::{Deserialize, Serialize};
-use tiny_cats_models::resnet::{MAX_IMAGE_SIZE, MIN_IMAGE_SIZE};
 
 use super::FieldError;
 use crate::Result;
 
-const MAX_RESIZE: usize = 2 * MAX_IMAGE_SIZE;
+/// Maximum side of a resized image, in pixels.
+const MAX_RESIZE: usize = 2048;
 
 /// The preprocessing of a photograph for the network, as in torchvision.
 ///
@@ -42,10 +42,6 @@ pub struct ClassifierMeta {
 impl ClassifierMeta {
     pub(super) fn check(&self, image_size: usize) -> Result<(), FieldError> {
         let Preprocessing { resize, mean, std } = &self.preprocessing;
-        if !(MIN_IMAGE_SIZE..=MAX_IMAGE_SIZE).contains(&image_size) {
-            let message = format!("expected {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE}, found {image_size}");
-            return Err(("image_size", message));
-        }
         if !(image_size..=MAX_RESIZE).contains(resize) {
             let message = format!("expected {image_size} to {MAX_RESIZE}, found {resize}");
             return Err(("preprocessing.resize", message));

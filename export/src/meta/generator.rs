@@ -1,7 +1,7 @@
 //! The metadata of a generator.
 
 use serde::{Deserialize, Serialize};
-use tiny_cats_models::{PredictionType, TinyDitConfig};
+use tiny_cats_models::PredictionType;
 
 use super::FieldError;
 use crate::{Error, Result};
@@ -81,13 +81,12 @@ pub struct GeneratorMeta {
 }
 
 impl GeneratorMeta {
-    /// Returns the metadata of a TinyDiT with images in [−1, 1]. The legacy layout has no null class; its last class takes its
-    /// place, as in training.
-    pub(super) fn tiny_dit(config: &TinyDitConfig, classes: usize) -> Self {
+    /// Returns the metadata of a generator with images in [−1, 1]. Without a null class, the last class takes its place, as in training.
+    pub(super) fn new(null_label: Option<usize>, prediction: PredictionType, classes: usize) -> Self {
         Self {
-            null_label: config.null_label().unwrap_or(classes.saturating_sub(1)),
+            null_label: null_label.unwrap_or(classes.saturating_sub(1)),
             value_range: [-1.0, 1.0],
-            prediction: config.prediction(),
+            prediction,
             sampler: SamplerDefaults::default(),
             guided: false,
         }
@@ -99,21 +98,12 @@ impl GeneratorMeta {
         if self.guided { 1.0 } else { requested.unwrap_or(self.sampler.guidance) }
     }
 
-    pub(super) fn check(
-        &self,
-        config: &TinyDitConfig,
-        image_size: usize,
-        classes: usize,
-    ) -> Result<(), FieldError> {
+    pub(super) fn check(&self, prediction: PredictionType, classes: usize) -> Result<(), FieldError> {
         if self.null_label > classes {
             return Err(("null_label", format!("expected at most {classes}, found {}", self.null_label)));
         }
-        if config.image_size != image_size {
-            let expected = config.image_size;
-            return Err(("image_size", format!("expected the network's {expected}, found {image_size}")));
-        }
-        if config.prediction() != self.prediction {
-            return Err(("prediction", format!("expected the network's {:?}", config.prediction())));
+        if prediction != self.prediction {
+            return Err(("prediction", format!("expected the network's {prediction:?}")));
         }
         if !(self.value_range.iter().all(|v| v.is_finite()) && self.value_range[0] < self.value_range[1]) {
             return Err(("value_range", format!("expected black below white, found {:?}", self.value_range)));

@@ -4,35 +4,18 @@ mod classifier;
 mod generator;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tiny_cats_models::{NetworkConfig, ResNetConfig, TinyDitConfig};
+use tiny_cats_models::{Role, Sizes};
 
 pub use classifier::{ClassifierMeta, Preprocessing};
 pub use generator::{GeneratorMeta, Sampler, SamplerDefaults};
 
-use crate::{Error, Result, closest, excerpt};
+use crate::{CandleNetwork, Error, NativeNetwork, NetworkConfig, Result, closest, excerpt};
 
 /// The key of a [`ModelMeta`] as JSON: in safetensors' metadata, in a PyTorch file's dictionary, in ONNX's `metadata_props`.
 pub const META_KEY: &str = "tiny-cats";
 
 /// The version of [`ModelMeta`] that this crate writes, and the newest that it reads.
 pub const FORMAT_VERSION: u32 = 1;
-
-/// The class names of the Python project tiny-cats-model, in the order of its labels; its files do not contain them.
-pub const PREDECESSOR_CLASSES: [&str; 13] = [
-    "Abyssinian",
-    "Bengal",
-    "Birman",
-    "Bombay",
-    "British_Shorthair",
-    "Egyptian_Mau",
-    "Maine_Coon",
-    "Persian",
-    "Ragdoll",
-    "Russian_Blue",
-    "Siamese",
-    "Sphynx",
-    "Other",
-];
 
 const MAX_BYTES: usize = 1 << 20;
 /// Maximum number of classes of a model.
@@ -50,18 +33,22 @@ pub struct ModelMeta {
     pub format_version: u32,
     /// The network's kind and sizes, which determine the definition.
     pub config: NetworkConfig,
-    /// Side of the square images, in pixels.
+    /// Side of the square images, in pixels; 0 if the network does not take RGB images.
+    #[serde(skip_serializing_if = "is_zero")]
     pub image_size: usize,
-    /// Names of the classes; a label is an index here.
+    /// Sizes of the input's other free axes.
+    #[serde(skip_serializing_if = "Sizes::is_empty")]
+    pub sizes: Sizes,
+    /// Names of the classes; a label is an index here. Empty if the network has no classes.
     pub classes: Vec<String>,
-    /// Task of the model; serialized as fields of this structure.
+    /// Task of the model, with its own fields, which are stored among these.
     #[serde(flatten)]
     pub task: TaskMeta,
     /// Origin of the model: crate version, command, data fingerprint; no clock times.
     pub provenance: serde_json::Value,
 }
 
-/// The task of a model. The kind of its network determines it.
+/// The task of a model. The role of its network determines it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum TaskMeta {
@@ -69,34 +56,83 @@ pub enum TaskMeta {
     Generator(GeneratorMeta),
     /// A classifier of images.
     Classifier(ClassifierMeta),
+    /// Any other network: programs pass it tensors.
+    Other {},
+}
+
+/// The free axis that is the side of square images, in pixels. [`ModelMeta::image_size`] holds its size.
+pub const IMAGE_SIZE: &str = "image_size";
+
+/// Returns the sizes of a network of square images whose free axes are [`IMAGE_SIZE`].
+pub fn image_sizes(image_size: usize) -> Sizes {
+    Sizes::from([(IMAGE_SIZE.to_owned(), image_size)])
+}
+
+fn is_zero(size: &usize) -> bool {
+    *size == 0
+}
+
+/// Largest size of a free axis.
+const MAX_SIZE: usize = 1 << 24;
+
+/// Returns the side of the images that a network takes: its first input is `[3, side, side]`. `None` for other networks.
+fn image_size(config: &NetworkConfig, sizes: &Sizes) -> Option<usize> {
+    let inputs = config.network().ok()?.inputs();
+    match inputs.first()?.dims(sizes).ok()?[..] {
+        [3, height, width] if height == width => Some(height),
+        _ => None,
+    }
 }
 
 impl ModelMeta {
-    /// Returns the metadata of this TinyDiT, with images in [−1, 1]. The legacy layout has no null class; its last class takes its
-    /// place, as in training.
-    pub fn tiny_dit(config: &TinyDitConfig, classes: Vec<String>) -> Self {
-        let task = TaskMeta::Generator(GeneratorMeta::tiny_dit(config, classes.len()));
-        Self::new(NetworkConfig::TinyDit(config.clone()), config.image_size, classes, task)
-    }
-
-    /// Returns the metadata of this ResNet, with torchvision's preprocessing for images of `image_size` pixels. The shorter side is
-    /// resized to 8/7 of that; mean and standard deviation are ImageNet's.
-    pub fn resnet(config: &ResNetConfig, image_size: usize, classes: Vec<String>) -> Self {
-        let task =
-            TaskMeta::Classifier(ClassifierMeta { preprocessing: Preprocessing::imagenet(image_size) });
-        Self::new(NetworkConfig::ResNet(config.clone()), image_size, classes, task)
-    }
-
-    fn new(config: NetworkConfig, image_size: usize, classes: Vec<String>, task: TaskMeta) -> Self {
+    /// Returns the metadata of a network whose free axes have these `sizes`.
+    ///
+    /// For a generator of RGB images, black is −1 and white 1. If it has no null class, its last class takes its place, as in training. For
+    /// a classifier of RGB images, preprocessing is torchvision's: the shorter side is resized to 8/7 of the image size; mean and standard
+    /// deviation are ImageNet's. All other networks are [`TaskMeta::Other`].
+    pub fn new(config: NetworkConfig, sizes: Sizes, classes: Vec<String>) -> Self {
+        let image_size = image_size(&config, &sizes);
+        let task = match (config.role(), image_size) {
+            (Role::Generator { null_label, prediction, .. }, Some(_)) => {
+                TaskMeta::Generator(GeneratorMeta::new(null_label, prediction, classes.len()))
+            }
+            (Role::Classifier { .. }, Some(size)) => {
+                TaskMeta::Classifier(ClassifierMeta { preprocessing: Preprocessing::imagenet(size) })
+            }
+            _ => TaskMeta::Other {},
+        };
+        let sizes = sizes.into_iter().filter(|(axis, _)| axis != IMAGE_SIZE).collect();
+        let image_size = image_size.unwrap_or(0);
         let provenance = serde_json::Value::Null;
-        Self { format_version: FORMAT_VERSION, config, image_size, classes, task, provenance }
+        Self { format_version: FORMAT_VERSION, config, image_size, sizes, classes, task, provenance }
+    }
+
+    /// Returns the metadata of `network`: see [`new`](Self::new).
+    ///
+    /// # Errors
+    /// As [`NetworkConfig::new`].
+    pub fn for_network<N: NativeNetwork + CandleNetwork>(
+        network: N,
+        sizes: Sizes,
+        classes: Vec<String>,
+    ) -> Result<Self> {
+        Ok(Self::new(NetworkConfig::new(network)?, sizes, classes))
+    }
+
+    /// Returns the sizes of the free axes.
+    pub fn sizes(&self) -> Sizes {
+        let mut sizes = self.sizes.clone();
+        if self.image_size > 0 {
+            sizes.insert(IMAGE_SIZE.to_owned(), self.image_size);
+        }
+        sizes
     }
 
     /// Returns the metadata for generating, if the model is a generator.
     pub fn generator(&self) -> Option<&GeneratorMeta> {
         match &self.task {
             TaskMeta::Generator(task) => Some(task),
-            TaskMeta::Classifier(_) => None,
+            _ => None,
         }
     }
 
@@ -104,7 +140,7 @@ impl ModelMeta {
     pub fn classifier(&self) -> Option<&ClassifierMeta> {
         match &self.task {
             TaskMeta::Classifier(task) => Some(task),
-            TaskMeta::Generator(_) => None,
+            _ => None,
         }
     }
 
@@ -134,6 +170,7 @@ impl ModelMeta {
         let task = match self.task {
             TaskMeta::Generator(_) => "generator",
             TaskMeta::Classifier(_) => "classifier",
+            TaskMeta::Other {} => return format!("a network of kind {}", excerpt(self.config.kind())),
         };
         let n = self.classes.len();
         format!("a {task} of {n} {}", if n == 1 { "class" } else { "classes" })
@@ -165,42 +202,74 @@ impl ModelMeta {
         struct Common {
             format_version: u32,
             config: NetworkConfig,
-            image_size: usize,
+            #[serde(default)]
+            image_size: Option<usize>,
+            #[serde(default)]
+            sizes: Sizes,
+            #[serde(default)]
             classes: Vec<String>,
             #[serde(default)]
             provenance: serde_json::Value,
         }
         fill_defaults(&mut json).map_err(|e| ("", e.to_string()))?;
-        let Common { format_version, config, image_size, classes, provenance } = parse(&json)?;
+        let Common { format_version, config, image_size, sizes, classes, provenance } = parse(&json)?;
         if format_version == 0 || format_version > FORMAT_VERSION {
             let message = format!("expected 1 to {FORMAT_VERSION}, found {format_version}");
             return Err(("format_version", message));
         }
         let labels = classes.len();
-        if !(1..=MAX_CLASSES).contains(&labels) {
-            return Err(("classes", format!("expected 1 to {MAX_CLASSES} names, found {labels}")));
+        if labels > MAX_CLASSES {
+            return Err(("classes", format!("expected at most {MAX_CLASSES} names, found {labels}")));
         }
         if let Some(name) = classes.iter().find(|name| !is_class_name(name)) {
             return Err(("classes", format!("expected names that can begin a file's name, found {name:?}")));
         }
-        config.validate().map_err(|e| ("config", e.to_string()))?;
-        if config.classes() != labels {
-            let message = format!("expected the network's {}, found {labels}", config.classes());
-            return Err(("classes", message));
+        if let Some(size) = sizes.values().chain(&image_size).find(|size| !(1..=MAX_SIZE).contains(*size)) {
+            return Err(("image_size", format!("expected sizes from 1 to {MAX_SIZE}, found {size}")));
         }
-        let task = match &config {
-            NetworkConfig::TinyDit(config) => {
-                let task: GeneratorMeta = parse(&json)?;
-                task.check(config, image_size, labels)?;
-                TaskMeta::Generator(task)
-            }
-            NetworkConfig::ResNet(_) => {
-                let task: ClassifierMeta = parse(&json)?;
-                task.check(image_size)?;
-                TaskMeta::Classifier(task)
-            }
+        let mut meta = Self {
+            format_version,
+            config,
+            image_size: image_size.unwrap_or(0),
+            sizes,
+            classes,
+            task: TaskMeta::Other {},
+            provenance,
         };
-        Ok(Self { format_version, config, image_size, classes, task, provenance })
+        if meta.config.is_known() {
+            meta.task = meta.read_task(&json)?;
+        }
+        Ok(meta)
+    }
+
+    /// Parses the fields of the task, and checks them and the sizes against the network.
+    fn read_task(&self, json: &serde_json::Value) -> Result<TaskMeta, FieldError> {
+        let network = self.config.network().map_err(|e| ("config", e.to_string()))?;
+        network.validate().map_err(|e| ("config", e.to_string()))?;
+        let labels = self.classes.len();
+        if let Some(expected) = network.role().classes().filter(|&n| n != labels) {
+            return Err(("classes", format!("expected the network's {expected}, found {labels}")));
+        }
+        let size = image_size(&self.config, &self.sizes());
+        if self.image_size != size.unwrap_or(0) {
+            let expected = size.map_or("none".into(), |size| format!("the network's {size}"));
+            return Err(("image_size", format!("expected {expected}, found {}", self.image_size)));
+        }
+        // The definition knows which sizes it takes.
+        network.cost(&self.sizes()).map_err(|e| ("image_size", e.to_string()))?;
+        match (network.role(), size) {
+            (Role::Generator { prediction, .. }, Some(_)) => {
+                let task: GeneratorMeta = parse(json)?;
+                task.check(prediction, labels)?;
+                Ok(TaskMeta::Generator(task))
+            }
+            (Role::Classifier { .. }, Some(size)) => {
+                let task: ClassifierMeta = parse(json)?;
+                task.check(size)?;
+                Ok(TaskMeta::Classifier(task))
+            }
+            _ => Ok(TaskMeta::Other {}),
+        }
     }
 }
 
@@ -218,12 +287,14 @@ pub fn is_class_name(name: &str) -> bool {
 /// Fills in the fields that a file leaves out and that follow from a generator's network.
 fn fill_defaults(json: &mut serde_json::Value) -> serde_json::Result<()> {
     let Some(fields) = json.as_object_mut() else { return Ok(()) };
-    if let Some(NetworkConfig::TinyDit(config)) =
-        fields.get("config").and_then(|c| NetworkConfig::deserialize(c).ok())
+    let config = fields.get("config").and_then(|config| NetworkConfig::deserialize(config).ok());
+    let fixed_size = config.as_ref().and_then(|config| image_size(config, &Sizes::new()));
+    if let (Some(Role::Generator { null_label, prediction, .. }), Some(size)) =
+        (config.as_ref().map(NetworkConfig::role), fixed_size)
     {
         let classes = fields.get("classes").and_then(|c| c.as_array()).map_or(0, Vec::len);
-        let defaults = serde_json::to_value(GeneratorMeta::tiny_dit(&config, classes))?;
-        fields.entry("image_size").or_insert(config.image_size.into());
+        let defaults = serde_json::to_value(GeneratorMeta::new(null_label, prediction, classes))?;
+        fields.entry("image_size").or_insert(size.into());
         for field in ["null_label", "prediction", "value_range"] {
             fields.entry(field).or_insert_with(|| defaults[field].clone());
         }
@@ -235,12 +306,17 @@ fn fill_defaults(json: &mut serde_json::Value) -> serde_json::Result<()> {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use tiny_cats_models::{ResNetConfig, TinyDitConfig};
 
     use super::*;
 
     fn meta() -> ModelMeta {
         let config = TinyDitConfig::named("nano", 32, 2).unwrap();
-        ModelMeta::tiny_dit(&config, vec!["Abyssinian".into(), "Other".into()])
+        ModelMeta::new(
+            NetworkConfig::new(config).unwrap(),
+            Sizes::new(),
+            vec!["Abyssinian".into(), "Other".into()],
+        )
     }
 
     #[test]
@@ -280,7 +356,11 @@ mod tests {
 
     fn resnet() -> ModelMeta {
         let config = ResNetConfig::named("resnet18", 2).unwrap();
-        ModelMeta::resnet(&config, 224, vec!["Abyssinian".into(), "Other".into()])
+        ModelMeta::new(
+            NetworkConfig::new(config).unwrap(),
+            image_sizes(224),
+            vec!["Abyssinian".into(), "Other".into()],
+        )
     }
 
     #[test]

@@ -387,7 +387,7 @@ mod tests {
                 let numbers: Vec<String> = (0..classes).map(|i| i.to_string()).collect();
                 let names = PREDECESSOR_CLASSES.map(String::from).to_vec();
                 assert_eq!(meta.classes, if classes == 13 { names } else { numbers });
-                assert_eq!(meta.config.classes(), classes);
+                assert_eq!(meta.config.role().classes(), Some(classes));
                 assert_eq!(model.generator().unwrap().null_label, classes - 1);
             }
         }

@@ -1,74 +1,70 @@
-//! The candle runtime, which evaluates the definition with candle.
+//! The candle runtime: the definition, computed by candle.
 
 use candle_core::{DType, Device, Tensor};
 use tiny_cats_models::{
-    Array, Error as ModelError, ParamSpec, ResNet, ResNetConfig, Scope, TinyDit, TinyDitConfig, Weights,
+    Array, Error as ModelError, Input, Scope, Weights,
     candle::{CandleValue, Params, best_device, to_device, to_host},
 };
 
-use super::{RuntimeKind, check_weights};
-use crate::{Classify, Result, sample::Denoiser};
+use super::{
+    InputTensor, RuntimeKind, Session,
+    definition::{check_weights, order_inputs},
+    output_index,
+};
+use crate::{Result, network::CandleNetwork};
 
 pub const VERSION: &str = "0.11.1";
 
 /// A network on the first NVIDIA GPU if there is one, otherwise on the CPU.
-pub struct CandleModel<M> {
-    model: M,
+pub struct CandleSession<N: CandleNetwork> {
+    network: N::Built<CandleValue>,
+    inputs: Vec<Input>,
+    outputs: Vec<String>,
     device: Device,
 }
 
-impl CandleModel<TinyDit<CandleValue>> {
-    /// Builds a generator from `weights`, which must be exactly those of the network.
-    pub fn tiny_dit(config: &TinyDitConfig, weights: &Weights) -> Result<Self> {
-        let (mut params, device) = params(&config.cost()?.params, weights)?;
-        Ok(Self { model: TinyDit::new(config, &mut Scope::root(&mut params))?, device })
-    }
-}
-
-impl CandleModel<ResNet<CandleValue>> {
-    /// Builds a classifier from `weights`, which must be exactly those of the network.
-    pub fn resnet(config: &ResNetConfig, weights: &Weights) -> Result<Self> {
-        let (mut params, device) = params(&config.specs()?, weights)?;
-        Ok(Self { model: ResNet::new(config, &mut Scope::root(&mut params))?, device })
+impl<N: CandleNetwork> CandleSession<N> {
+    /// Builds a network from `weights`, which must be exactly those of the network.
+    pub fn new(network: &N, weights: &Weights) -> Result<Self> {
+        check_weights(&network.specs()?, weights)?;
+        let device = best_device();
+        let mut params = Params::new(weights, DType::F32, &device)?;
+        let (inputs, outputs) = (network.inputs(), network.outputs());
+        Ok(Self { network: network.build(&mut Scope::root(&mut params))?, inputs, outputs, device })
     }
 
-    /// Computes the inputs of the classification layer, `[n, features]`, for normalized images `x` `[n, 3, size, size]`.
-    pub fn features(&self, x: &Array) -> Result<Array> {
-        let x = to_device(x, DType::F32, &self.device)?;
-        Ok(to_host(&self.model.features(&CandleValue::new(x))?.into_inner())?)
-    }
-}
-
-fn params(specs: &[ParamSpec], weights: &Weights) -> Result<(Params, Device)> {
-    check_weights(specs, weights)?;
-    let device = best_device();
-    Ok((Params::new(weights, DType::F32, &device)?, device))
-}
-
-impl Classify for CandleModel<ResNet<CandleValue>> {
-    fn logits(&mut self, x: &Array) -> Result<Array> {
-        let x = to_device(x, DType::F32, &self.device)?;
-        Ok(to_host(&self.model.forward(&CandleValue::new(x))?.into_inner())?)
-    }
-}
-
-impl Denoiser for CandleModel<TinyDit<CandleValue>> {
-    fn predict(&mut self, x: &Array, t: &[f32], label: &[i64]) -> Result<Array> {
-        let to_u32 = |&label: &i64| {
-            u32::try_from(label).map_err(|_| {
-                RuntimeKind::Candle.error(format!("expected a label from 0 to {}, found {label}", u32::MAX))
-            })
+    fn value(&self, input: InputTensor) -> Result<CandleValue> {
+        let labels = |labels: &[i64]| {
+            let label = |&label: &i64| {
+                u32::try_from(label).map_err(|_| RuntimeKind::Candle.error(format!("label {label}")))
+            };
+            labels.iter().map(label).collect::<Result<Vec<u32>>>()
         };
-        let label = label.iter().map(to_u32).collect::<Result<Vec<u32>>>()?;
-        let vectors = || -> candle_core::Result<_> {
-            Ok((
-                Tensor::from_slice(t, t.len(), &self.device)?,
-                Tensor::from_slice(&label, label.len(), &self.device)?,
-            ))
-        };
-        let (t, label) = vectors().map_err(ModelError::from)?;
-        let x = to_device(x, DType::F32, &self.device)?;
-        let y = self.model.forward(&CandleValue::new(x), &CandleValue::new(t), &CandleValue::new(label))?;
-        Ok(to_host(&y.into_inner())?)
+        Ok(CandleValue::new(match input {
+            InputTensor::Floats(array) => to_device(array, DType::F32, &self.device)?,
+            InputTensor::Labels(given) => {
+                Tensor::from_slice(&labels(given)?, given.len(), &self.device).map_err(ModelError::from)?
+            }
+        }))
+    }
+}
+
+impl<N: CandleNetwork> Session for CandleSession<N> {
+    fn kind(&self) -> RuntimeKind {
+        RuntimeKind::Candle
+    }
+
+    fn outputs(&self) -> &[String] {
+        &self.outputs
+    }
+
+    fn run_output(&mut self, inputs: &[(&str, InputTensor)], output: &str) -> Result<Array> {
+        let index = output_index(self, output)?;
+        let (_, inputs) = order_inputs(RuntimeKind::Candle, &self.inputs, inputs)?;
+        let values = inputs.into_iter().map(|input| self.value(input)).collect::<Result<Vec<_>>>()?;
+        let outputs = N::forward(&self.network, &values)?;
+        let value = outputs.into_iter().nth(index);
+        let value = value.ok_or_else(|| RuntimeKind::Candle.error("the network returns fewer outputs"))?;
+        Ok(to_host(&value.into_inner())?)
     }
 }

@@ -7,7 +7,7 @@ use candle_onnx::onnx::ModelProto;
 use prost::Message;
 use tiny_cats_models::Array;
 
-use super::{InputTensor, RuntimeKind, Session, check_inputs, panic_error};
+use super::{InputTensor, RuntimeKind, Session, check_inputs, output_index, panic_error};
 use crate::{Result, guard::catch_in_pool, onnx::OnnxFile};
 
 const KIND: RuntimeKind = RuntimeKind::CandleOnnx;
@@ -16,7 +16,7 @@ const KIND: RuntimeKind = RuntimeKind::CandleOnnx;
 pub struct CandleOnnxSession {
     model: ModelProto,
     names: Vec<String>,
-    output: String,
+    outputs: Vec<String>,
 }
 
 impl CandleOnnxSession {
@@ -30,8 +30,8 @@ impl CandleOnnxSession {
         }
         let model = ModelProto::decode(file.bytes()).map_err(|e| KIND.error(e))?;
         let names = file.inputs().iter().map(|port| port.name.clone()).collect();
-        let output = file.outputs().first().map(|port| port.name.clone()).unwrap_or_default();
-        Ok(Self { model, names, output })
+        let outputs = file.outputs().iter().map(|port| port.name.clone()).collect();
+        Ok(Self { model, names, outputs })
     }
 }
 
@@ -40,7 +40,12 @@ impl Session for CandleOnnxSession {
         KIND
     }
 
-    fn run(&mut self, inputs: &[(&str, InputTensor)]) -> Result<Array> {
+    fn outputs(&self) -> &[String] {
+        &self.outputs
+    }
+
+    fn run_output(&mut self, inputs: &[(&str, InputTensor)], output: &str) -> Result<Array> {
+        output_index(self, output)?;
         check_inputs(KIND, self.names.iter().map(String::as_str), inputs)?;
         let run = || -> candle_core::Result<(Vec<usize>, Vec<f32>)> {
             let mut values = HashMap::new();
@@ -54,9 +59,8 @@ impl Session for CandleOnnxSession {
                 values.insert(name.to_owned(), value);
             }
             let outputs = candle_onnx::simple_eval(&self.model, values)?;
-            let missing =
-                || candle_core::Error::Msg(format!("expected an output {}, found none", self.output));
-            let output = outputs.get(&self.output).ok_or_else(missing)?;
+            let missing = || candle_core::Error::Msg(format!("expected an output {output}, found none"));
+            let output = outputs.get(output).ok_or_else(missing)?;
             Ok((output.dims().to_vec(), output.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?))
         };
         // candle computes on rayon's threads, so their panics must be caught too.

@@ -12,6 +12,8 @@ pub(crate) mod candle;
 #[cfg(feature = "candle-onnx")]
 mod candle_onnx;
 #[cfg(feature = "native")]
+mod definition;
+#[cfg(feature = "native")]
 pub(crate) mod native;
 #[cfg(feature = "ort")]
 mod ort;
@@ -169,16 +171,36 @@ impl InputTensor<'_> {
     }
 }
 
-/// A graph that a runtime has loaded.
+/// A network that a runtime has loaded, from a graph or from a definition.
 pub trait Session: Send {
     /// Returns the runtime.
     fn kind(&self) -> RuntimeKind;
 
-    /// Computes the graph's first output. Inputs are matched by name and have one batch size, which may differ from call to call.
+    /// Returns the names of the outputs; the first is the main output.
+    fn outputs(&self) -> &[String];
+
+    /// Computes the output of this name. Inputs are matched by name and have one batch size, which may differ from call to call.
     ///
     /// # Errors
-    /// [`Error::Runtime`] if inputs are missing, unknown or of invalid sizes, or the runtime fails.
-    fn run(&mut self, inputs: &[(&str, InputTensor)]) -> Result<Array>;
+    /// [`Error::Runtime`] if inputs are missing, unknown or of other sizes, there is no such output, or the runtime fails.
+    fn run_output(&mut self, inputs: &[(&str, InputTensor)], output: &str) -> Result<Array>;
+
+    /// Computes the main output.
+    ///
+    /// # Errors
+    /// As [`run_output`](Self::run_output).
+    fn run(&mut self, inputs: &[(&str, InputTensor)]) -> Result<Array> {
+        let main = self.outputs().first().cloned().unwrap_or_default();
+        self.run_output(inputs, &main)
+    }
+}
+
+/// Returns the position of an output of `session`.
+fn output_index(session: &dyn Session, output: &str) -> Result<usize> {
+    let outputs = session.outputs();
+    outputs.iter().position(|name| name == output).ok_or_else(|| {
+        session.kind().error(format!("expected an output of {}, found {output}", outputs.join(", ")))
+    })
 }
 
 /// Runs `file` on every available runtime that supports its operator set, and returns each runtime with its result.
@@ -188,20 +210,6 @@ pub fn run_on_all(file: &OnnxFile, inputs: &[(&str, InputTensor)]) -> Vec<(Runti
     };
     let run = |kind: RuntimeKind| (kind, kind.load(file).and_then(|mut session| session.run(inputs)));
     RuntimeKind::ALL.into_iter().filter(is_supported).map(run).collect()
-}
-
-/// Checks that all `weights` are parameters.
-///
-/// # Errors
-/// [`Error::File`] with the name of a weight that is not a parameter.
-#[cfg(feature = "native")]
-fn check_weights(specs: &[tiny_cats_models::ParamSpec], weights: &tiny_cats_models::Weights) -> Result<()> {
-    match weights.keys().find(|name| specs.iter().all(|spec| spec.name != **name)) {
-        Some(other) => {
-            Err(Error::file(crate::error::WEIGHTS, other, "the network has no parameter of this name"))
-        }
-        None => Ok(()),
-    }
 }
 
 /// Calls `f`, and converts a panic to an error. Runtimes may panic on invalid values in a file.

@@ -20,9 +20,12 @@ use tiny_cats_models::Array;
 use super::{
     InputTensor, RuntimeKind, Session,
     batch_split::{MAX_ITEMS_PER_PASS, items, split_batch},
-    catch_panics, check_inputs, threads,
+    catch_panics, check_inputs, output_index, threads,
 };
-use crate::{Result, onnx::OnnxFile};
+use crate::{
+    Result,
+    onnx::{OnnxFile, ValueInfo},
+};
 
 const KIND: RuntimeKind = RuntimeKind::Ort;
 
@@ -39,15 +42,18 @@ const WORKERS: usize = 4;
 pub struct OrtSession {
     file: OnnxFile,
     names: Vec<String>,
+    outputs: Vec<String>,
     workers: Vec<RawSession>,
     all_threads: Option<RawSession>,
 }
 
 impl OrtSession {
     pub fn load(file: &OnnxFile) -> Result<Self> {
-        let names = file.inputs().iter().map(|port| port.name.clone()).collect();
+        let names = |ports: &[ValueInfo]| ports.iter().map(|port| port.name.clone()).collect();
+        let (inputs, outputs) = (names(file.inputs()), names(file.outputs()));
         let any_batch = file.inputs().iter().all(|port| port.dims.first() == Some(&None));
-        let mut session = Self { file: file.clone(), names, workers: Vec::new(), all_threads: None };
+        let mut session =
+            Self { file: file.clone(), names: inputs, outputs, workers: Vec::new(), all_threads: None };
         let workers = threads().min(WORKERS);
         if any_batch && workers > 1 {
             // The sum over the workers is the number of threads, even if it is not a multiple of the number of workers.
@@ -72,8 +78,13 @@ fn load_session(file: &OnnxFile, threads: usize) -> Result<RawSession> {
     session().map_err(|e| KIND.error(e))
 }
 
-/// Computes the items `range` of `inputs` in `session`.
-fn run_items(session: &mut RawSession, inputs: &[(&str, InputTensor)], range: Range<usize>) -> Result<Array> {
+/// Computes output number `output` for the items `range` of `inputs` in `session`.
+fn run_items(
+    session: &mut RawSession,
+    inputs: &[(&str, InputTensor)],
+    output: usize,
+    range: Range<usize>,
+) -> Result<Array> {
     let mut run = || -> ort::Result<(Vec<usize>, Vec<f32>)> {
         let mut values: Vec<(String, SessionInputValue)> = Vec::with_capacity(inputs.len());
         for &(name, input) in inputs {
@@ -86,7 +97,7 @@ fn run_items(session: &mut RawSession, inputs: &[(&str, InputTensor)], range: Ra
             values.push((name.to_owned(), value));
         }
         let outputs = session.run(values)?;
-        let (shape, data) = outputs[0].try_extract_tensor::<f32>()?;
+        let (shape, data) = outputs[output].try_extract_tensor::<f32>()?;
         Ok((shape.iter().map(|&d| d as usize).collect(), data.to_vec()))
     };
     let (dims, data) = catch_panics(KIND, || run().map_err(|e| KIND.error(e)))?;
@@ -98,18 +109,23 @@ impl Session for OrtSession {
         KIND
     }
 
-    fn run(&mut self, inputs: &[(&str, InputTensor)]) -> Result<Array> {
+    fn outputs(&self) -> &[String] {
+        &self.outputs
+    }
+
+    fn run_output(&mut self, inputs: &[(&str, InputTensor)], output: &str) -> Result<Array> {
+        let output = output_index(self, output)?;
         let batch = check_inputs(KIND, self.names.iter().map(String::as_str), inputs)?;
         if !self.workers.is_empty() && batch >= self.workers.len() {
             return split_batch(&mut self.workers, batch, MAX_ITEMS_PER_PASS, |session, range| {
-                run_items(session, inputs, range)
+                run_items(session, inputs, output, range)
             });
         }
         let session = match &mut self.all_threads {
             Some(session) => session,
             none => none.insert(load_session(&self.file, threads())?),
         };
-        run_items(session, inputs, 0..batch)
+        run_items(session, inputs, output, 0..batch)
     }
 }
 

@@ -11,7 +11,7 @@ use tract_onnx::prelude::{
 use super::{
     InputTensor, RuntimeKind, Session,
     batch_split::{items, split_batch},
-    catch_panics, check_inputs, threads,
+    catch_panics, check_inputs, output_index, threads,
 };
 use crate::{
     Result,
@@ -29,6 +29,7 @@ const KIND: RuntimeKind = RuntimeKind::Tract;
 pub struct TractSession {
     plan: Arc<TypedSimplePlan>,
     names: Vec<String>,
+    outputs: Vec<String>,
 }
 
 impl TractSession {
@@ -43,11 +44,12 @@ impl TractSession {
             model.into_optimized()?.into_runnable()
         };
         let plan = plan().map_err(|e| KIND.error(format!("{e:#}")))?;
-        Ok(Self { plan, names: file.inputs().iter().map(|port| port.name.clone()).collect() })
+        let names = |ports: &[ValueInfo]| ports.iter().map(|port| port.name.clone()).collect();
+        Ok(Self { plan, names: names(file.inputs()), outputs: names(file.outputs()) })
     }
 
-    /// Computes the result for one item of the batch.
-    fn item(&self, inputs: &[(&str, InputTensor)], item: usize) -> TractResult<Array> {
+    /// Computes output number `output` for one item of the batch.
+    fn item(&self, inputs: &[(&str, InputTensor)], output: usize, item: usize) -> TractResult<Array> {
         let mut values = tvec![];
         for name in &self.names {
             let input = inputs.iter().find(|(n, _)| n == name).map(|(_, input)| *input);
@@ -64,7 +66,7 @@ impl TractSession {
             values.push(value);
         }
         let outputs = self.plan.run(values)?;
-        let output = outputs.first().ok_or_else(|| Error::msg("expected an output, found none"))?;
+        let output = outputs.get(output).ok_or_else(|| Error::msg("expected an output, found none"))?;
         let view = output.to_plain_array_view::<f32>()?;
         Array::new(view.shape(), view.iter().copied().collect()).map_err(|e| Error::msg(e.to_string()))
     }
@@ -96,11 +98,18 @@ impl Session for TractSession {
         KIND
     }
 
-    fn run(&mut self, inputs: &[(&str, InputTensor)]) -> Result<Array> {
+    fn outputs(&self) -> &[String] {
+        &self.outputs
+    }
+
+    fn run_output(&mut self, inputs: &[(&str, InputTensor)], output: &str) -> Result<Array> {
+        let output = output_index(self, output)?;
         let batch = check_inputs(KIND, self.names.iter().map(String::as_str), inputs)?;
         let session = &*self;
         split_batch(&mut vec![(); threads().min(batch)], batch, 1, |(), range| {
-            catch_panics(KIND, || session.item(inputs, range.start).map_err(|e| KIND.error(format!("{e:#}"))))
+            catch_panics(KIND, || {
+                session.item(inputs, output, range.start).map_err(|e| KIND.error(format!("{e:#}")))
+            })
         })
     }
 }

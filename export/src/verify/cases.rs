@@ -1,61 +1,133 @@
 //! The inputs for the comparison of runtimes.
 
-use tiny_cats_models::{Array, random::noise};
+use tiny_cats_models::{Array, Input, InputValues, random::noise};
 
 use super::SEED;
 use crate::{
-    ClassifierMeta, Classify, GeneratorMeta, Model, ModelMeta, Result, TaskMeta, runtime::RuntimeKind,
+    ClassifierMeta, GeneratorMeta, Model, ModelMeta, Result, TaskMeta,
+    runtime::{InputTensor, RuntimeKind, Session},
     sample::Denoiser,
 };
 
 const MAX_LABELS: usize = 64;
 const TIMES: [f32; 4] = [0.0, 0.13, 0.5, 0.95];
+/// Number of inputs for other networks, in batches of three, if labels do not need more.
+const ITEMS: usize = 9;
 /// Number of images for a classifier, in batches of three; some are repeated in batches of one.
 const IMAGES: usize = 9;
 
-/// A generator or classifier in a runtime.
-pub enum LoadedModel {
-    Generator(Box<dyn Denoiser + Send>),
-    Classifier(Box<dyn Classify + Send>),
+/// A network in a runtime.
+pub struct LoadedModel {
+    session: Box<dyn Session>,
+    /// Names of the inputs, in the order of the definition.
+    names: Vec<String>,
 }
 
 impl LoadedModel {
     pub fn new(model: &Model, kind: RuntimeKind) -> Result<Self> {
-        Ok(match model.meta().task {
-            TaskMeta::Generator(_) => Self::Generator(model.load_generator(kind)?),
-            TaskMeta::Classifier(_) => Self::Classifier(model.load_classifier(kind)?),
-        })
+        let (session, names) = model.load_with_inputs(kind)?;
+        Ok(Self { session, names })
     }
 
     pub fn run(&mut self, case: &Case) -> Result<Array> {
+        let tensors = case.inputs.iter().map(CaseInput::tensor);
+        let inputs: Vec<_> = self.names.iter().map(String::as_str).zip(tensors).collect();
+        self.session.run(&inputs)
+    }
+}
+
+impl Denoiser for LoadedModel {
+    fn predict(&mut self, x: &Array, t: &[f32], label: &[i64]) -> Result<Array> {
+        let t = Array::new([t.len()], t.to_vec())?;
+        let tensors = [InputTensor::Floats(x), InputTensor::Floats(&t), InputTensor::Labels(label)];
+        let inputs: Vec<_> = self.names.iter().map(String::as_str).zip(tensors).collect();
+        self.session.run(&inputs)
+    }
+}
+
+/// The values of one input.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CaseInput {
+    /// Floating-point numbers, `[batch, ..]`.
+    Floats(Array),
+    /// One integer for each item.
+    Labels(Vec<i64>),
+}
+
+impl CaseInput {
+    fn tensor(&self) -> InputTensor<'_> {
         match self {
-            Self::Generator(network) => network.predict(&case.x, &case.t, &case.label),
-            Self::Classifier(network) => network.logits(&case.x),
+            Self::Floats(array) => InputTensor::Floats(array),
+            Self::Labels(labels) => InputTensor::Labels(labels),
+        }
+    }
+
+    fn batch(&self) -> usize {
+        match self {
+            Self::Floats(array) => array.dims().first().copied().unwrap_or(0),
+            Self::Labels(labels) => labels.len(),
         }
     }
 }
 
-/// One batch of inputs.
+/// One batch of inputs, on which runtimes are compared.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Case {
-    x: Array,
-    /// Times for a generator; empty for a classifier.
-    t: Vec<f32>,
-    /// Labels for a generator.
-    label: Vec<i64>,
+    /// The inputs, in the order of the definition.
+    pub inputs: Vec<CaseInput>,
 }
 
 impl Case {
     /// Returns batches of three and single inputs for the network that `meta` describes.
+    ///
+    /// # Errors
+    /// If the kind of the network is not registered.
     pub fn all(meta: &ModelMeta) -> Result<Vec<Self>> {
         match &meta.task {
             TaskMeta::Generator(task) => Self::generator_cases(meta, task),
             TaskMeta::Classifier(task) => Self::classifier_cases(meta.image_size, task),
+            TaskMeta::Other {} => Self::noise_cases(meta),
         }
     }
 
+    /// Returns normal noise for floats, and all labels in turn (a selection if there are many).
+    fn noise_cases(meta: &ModelMeta) -> Result<Vec<Self>> {
+        let inputs = meta.config.network()?.inputs();
+        let sizes = meta.sizes();
+        let labels = inputs.iter().filter_map(|input| match input.values {
+            InputValues::Labels(count) => Some(count),
+            InputValues::Floats => None,
+        });
+        let count = labels.max().unwrap_or(0).clamp(ITEMS, MAX_LABELS);
+        let batches = (0..count).collect::<Vec<_>>().chunks(3).map(<[usize]>::to_vec).collect::<Vec<_>>();
+        let singles = (0..3).map(|item| vec![item]);
+        let values = |(number, input): (usize, &Input), items: &[usize]| -> Result<CaseInput> {
+            Ok(match input.values {
+                InputValues::Labels(labels) => {
+                    let stride = labels.div_ceil(count).max(1);
+                    let label = |&item: &usize| (item * stride % labels.max(1)) as i64;
+                    CaseInput::Labels(items.iter().map(label).collect())
+                }
+                InputValues::Floats => {
+                    let dims = input.dims(&sizes)?;
+                    let len = dims.iter().product();
+                    let stream = |&item: &usize| noise(SEED + number as u64, item as u64, len);
+                    let dims: Vec<usize> = std::iter::once(items.len()).chain(dims).collect();
+                    CaseInput::Floats(Array::new(dims, items.iter().flat_map(stream).collect())?)
+                }
+            })
+        };
+        let case = |items: Vec<usize>| {
+            let inputs = inputs.iter().enumerate().map(|input| values(input, &items));
+            Ok(Self { inputs: inputs.collect::<Result<_>>()? })
+        };
+        batches.into_iter().chain(singles).map(case).collect()
+    }
+
     /// Returns the number of inputs.
+    #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
-        self.x.dims()[0]
+        self.inputs.first().map_or(0, CaseInput::batch)
     }
 
     /// Returns every label (a selection if there are many) in batches of three, and each time in a batch of one.
@@ -77,8 +149,10 @@ impl Case {
                 t.push(TIMES[number % TIMES.len()]);
                 number += 1;
             }
-            let x = Array::new([labels.len(), 3, size, size], x)?;
-            Ok(Self { x, t, label: labels.iter().map(|&label| label as i64).collect() })
+            let x = CaseInput::Floats(Array::new([labels.len(), 3, size, size], x)?);
+            let t = CaseInput::Floats(Array::new([labels.len()], t)?);
+            let label = CaseInput::Labels(labels.iter().map(|&label| label as i64).collect());
+            Ok(Self { inputs: vec![x, t, label] })
         };
         batches.chain(singles).map(case).collect()
     }
@@ -89,8 +163,8 @@ impl Case {
         let singles = (0..3).map(|i| vec![i]);
         let case = |numbers: Vec<usize>| {
             let x = numbers.iter().flat_map(|&number| test_image(number, size, task)).collect();
-            let x = Array::new([numbers.len(), 3, size, size], x)?;
-            Ok(Self { x, t: Vec::new(), label: Vec::new() })
+            let x = CaseInput::Floats(Array::new([numbers.len(), 3, size, size], x)?);
+            Ok(Self { inputs: vec![x] })
         };
         all.chunks(3).map(<[usize]>::to_vec).chain(singles).map(case).collect()
     }

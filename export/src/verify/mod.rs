@@ -21,7 +21,8 @@ use crate::{
     sample::{SampleSpec, SamplingSettings, sample},
     stage,
 };
-use cases::{Case, LoadedModel};
+use cases::LoadedModel;
+pub use cases::{Case, CaseInput};
 use rounding::rounded_model;
 pub use rounding::{MIN_ROUNDING_PSNR, RoundingReport, measure_rounding};
 
@@ -74,11 +75,13 @@ pub struct ExportOptions {
     pub trajectory: bool,
     /// Storage of the weights in the file.
     pub storage: WeightStorage,
+    /// Inputs to verify on besides the generated ones, such as real data.
+    pub cases: Vec<Case>,
 }
 
 impl Default for ExportOptions {
     fn default() -> Self {
-        Self { opset: DEFAULT_OPSET, trajectory: false, storage: WeightStorage::F32 }
+        Self { opset: DEFAULT_OPSET, trajectory: false, storage: WeightStorage::F32, cases: Vec::new() }
     }
 }
 
@@ -173,7 +176,7 @@ pub fn export(
 ) -> Result<VerificationReport> {
     let bytes = to_onnx_with_storage(meta, weights, options.opset, options.storage)?;
     let file = OnnxFile::from_bytes(bytes, &path.display().to_string())?;
-    let report = verify(meta, weights, &file, options.trajectory)?;
+    let report = verify_cases(&RuntimeKind::ALL, meta, weights, &file, options.trajectory, &options.cases)?;
     if !report.passed {
         return Err(Error::Verification(report.failures()));
     }
@@ -228,9 +231,24 @@ pub fn verify_on(
     file: &OnnxFile,
     trajectory: bool,
 ) -> Result<VerificationReport> {
+    verify_cases(kinds, meta, weights, file, trajectory, &[])
+}
+
+/// Verifies as [`verify_on`] does, on the generated inputs and on `cases`.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_cases(
+    kinds: &[RuntimeKind],
+    meta: &ModelMeta,
+    weights: &Weights,
+    file: &OnnxFile,
+    trajectory: bool,
+    cases: &[Case],
+) -> Result<VerificationReport> {
     // A NaN is not equal to itself, so this comes before any comparison.
     let (exported_meta, exported) = export_form(meta, weights)?;
-    for (name, array) in weights.iter().chain(&*exported) {
+    for (name, array) in weights.iter().chain(&exported) {
         let invalid = array.data().iter().filter(|v| !v.is_finite()).count();
         if invalid > 0 {
             let message = format!("{name}: {invalid} of {} numbers are not finite", array.data().len());
@@ -239,14 +257,14 @@ pub fn verify_on(
     }
     let model = Model::from_bytes(file.bytes().to_vec(), file.name())?;
     let rounded = rounded_model(meta, weights, file)?;
-    if *model.meta() != *exported_meta {
+    if *model.meta() != exported_meta {
         return Err(Error::Verification(format!(
             "{}: the metadata differ from those of the model",
             file.name()
         )));
     }
     let full = Model::from_weights(meta.clone(), weights.clone());
-    let cases = Case::all(meta)?;
+    let cases = [Case::all(meta)?, cases.to_vec()].concat();
     let reference = rounded.as_ref().unwrap_or(&full);
     // The reference uses candle's operations only, because shared kernels would hide their errors.
     let compute = |model, images| with_candle_ops(|| Outputs::compute(model, &cases, images));
@@ -324,14 +342,12 @@ impl Outputs {
 
 /// Samples two images with the recommended settings of a generator.
 fn sample_images(network: &mut LoadedModel, meta: &ModelMeta) -> Result<Option<Vec<Array>>> {
-    let (LoadedModel::Generator(network), TaskMeta::Generator(task)) = (network, &meta.task) else {
-        return Ok(None);
-    };
+    let TaskMeta::Generator(task) = &meta.task else { return Ok(None) };
     let settings = SamplingSettings::new(task, &Request { seed: SEED, ..Request::default() });
     let last = meta.classes.len().saturating_sub(1) as i64;
     let specs = [SampleSpec { index: 0, label: 0 }, SampleSpec { index: 1, label: last }];
     let dims = [3, meta.image_size, meta.image_size];
-    sample(&mut **network, &settings, dims, &specs, &mut |_| ControlFlow::Continue(())).map(Some)
+    sample(network, &settings, dims, &specs, &mut |_| ControlFlow::Continue(())).map(Some)
 }
 
 /// Counts the rows of logits with the same predicted class.
@@ -375,7 +391,7 @@ fn compare(
                 let (expected, found) = (expected.dims(), found.dims());
                 return Err(kind.error(format!("expected an output of shape {expected:?}, found {found:?}")));
             }
-            if let LoadedModel::Classifier(_) = network {
+            if let TaskMeta::Classifier(_) = model.meta().task {
                 *report.same_class.get_or_insert(0) += count_same_class(&found, expected);
             }
             let scale = scale(expected.data());

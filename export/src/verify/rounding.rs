@@ -94,8 +94,8 @@ pub(super) fn rounded_model(meta: &ModelMeta, weights: &Weights, file: &OnnxFile
             file.name()
         )));
     }
-    let changed = *expected != *weights;
-    Ok(changed.then(|| Model::from_weights(meta.into_owned(), expected.into_owned())))
+    let changed = *expected != weights;
+    Ok(changed.then(|| Model::from_weights(meta, expected.into_owned())))
 }
 
 /// Measures the effect of rounding to half precision in `file`, an export of `weights`. Returns the rounded model and the report;

@@ -3,10 +3,12 @@
 
 use candle_core::{DType, Device, Tensor};
 use tiny_cats_models::{
-    Init, NetworkConfig, ResNet, ResNetConfig, Scope, TapeOptions, TinyDit, TinyDitConfig,
+    Init, Network as _, NetworkConfig, ResNet, ResNetConfig, Scope, Sizes, TapeOptions, TinyDit,
+    TinyDitConfig,
     candle::Params,
     init,
     random::noise,
+    resnet::IMAGE_SIZE,
     tape::{BatchStatistics, Gradients, Tape, Var},
 };
 
@@ -58,7 +60,13 @@ impl Case {
     /// Returns the peak memory of one step by the cost backend, in bytes, without weights and batch.
     pub fn predicted_bytes(&self, options: TapeOptions) -> u64 {
         let &[batch, _, side, _] = self.inputs[0].dims() else { unreachable!("images have four axes") };
-        self.network.training_bytes(side, batch, options).unwrap()
+        match &self.network {
+            NetworkConfig::TinyDit(config) => config.training_bytes(&Sizes::new(), batch, options),
+            NetworkConfig::ResNet(config) => {
+                config.training_bytes(&Sizes::from([(IMAGE_SIZE.into(), side)]), batch, options)
+            }
+        }
+        .unwrap()
     }
 
     pub fn loss(&mut self, tape: &Tape) -> Var {
