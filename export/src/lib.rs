@@ -28,7 +28,7 @@ pub mod sample;
 pub use atomic::{StagedFile, png, remove_abandoned, stage, strip_temp_name, write_atomically, write_png};
 pub use classifier::{Candidate, Classifier, Classify, Prediction};
 pub use closest::closest;
-pub use compat::{PREDECESSOR_CLASSES, predecessor_classes};
+pub use compat::{PREDECESSOR_CLASSES, graph_input_names, predecessor_classes};
 pub use convert::{CLASSIFIER_INPUT, CLASSIFIER_OUTPUT, INPUTS, OUTPUT, to_onnx};
 pub use error::{Error, Result, escape, excerpt};
 pub use features::FeatureExtractor;

@@ -201,13 +201,9 @@ impl Model {
 
     /// Returns the names of a graph's inputs in the order of the definition.
     fn graph_inputs(&self, file: &OnnxFile) -> Vec<String> {
-        let found = || file.inputs().iter().map(|port| port.name.clone()).collect::<Vec<_>>();
-        if let Some(names) = compat::input_names(file) {
-            return names.map(str::to_owned).to_vec();
-        }
         match self.meta.config.network() {
-            Ok(network) => network.inputs().into_iter().map(|input| input.name).collect(),
-            Err(_) => found(),
+            Ok(network) => compat::graph_input_names(network, file),
+            Err(_) => file.inputs().iter().map(|port| port.name.clone()).collect(),
         }
     }
 

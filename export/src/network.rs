@@ -125,6 +125,13 @@ pub trait DynNetwork: sealed::Sealed + fmt::Debug + Send + Sync {
     /// If the weights do not fit, or this build lacks the runtime.
     fn load_candle(&self, weights: &Weights) -> Result<Box<dyn Session>>;
 
+    /// Loads the network into the candle runtime on `device`: see [`load_candle`](Self::load_candle).
+    ///
+    /// # Errors
+    /// If the weights do not fit.
+    #[cfg(feature = "candle")]
+    fn load_candle_on(&self, weights: &Weights, device: &candle_core::Device) -> Result<Box<dyn Session>>;
+
     /// Returns the network as its own type.
     fn as_any(&self) -> &dyn Any;
 }
@@ -216,12 +223,17 @@ impl<N: NativeNetwork + CandleNetwork> DynNetwork for N {
 
     fn load_candle(&self, weights: &Weights) -> Result<Box<dyn Session>> {
         #[cfg(feature = "candle")]
-        return Ok(Box::new(crate::runtime::candle::CandleSession::new(self, weights)?));
+        return self.load_candle_on(weights, &tiny_cats_models::candle::best_device());
         #[cfg(not(feature = "candle"))]
         {
             let _ = weights;
             Err(crate::runtime::RuntimeKind::Candle.unavailable_error())
         }
+    }
+
+    #[cfg(feature = "candle")]
+    fn load_candle_on(&self, weights: &Weights, device: &candle_core::Device) -> Result<Box<dyn Session>> {
+        Ok(Box::new(crate::runtime::candle::CandleSession::new(self, weights, device)?))
     }
 
     fn as_any(&self) -> &dyn Any {

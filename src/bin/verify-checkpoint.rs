@@ -17,7 +17,7 @@ use tiny_cats_export::escape;
 #[command(
     version,
     after_help = "Exit codes: 0 if the checkpoint is valid, 1 if not, 2 for invalid usage, 3 if it is valid, but values that it \
-    lacks were assumed."
+    lacks were assumed, or its network is unknown and was not verified."
 )]
 struct Args {
     /// Checkpoint: a released model, a training state, or a PyTorch file
@@ -74,7 +74,7 @@ fn main() -> ExitCode {
     } else {
         println!("{report}");
     }
-    match (report.is_ok(), report.assumed.is_empty()) {
+    match (report.is_ok(), report.is_complete()) {
         (false, _) => ExitCode::FAILURE,
         (true, true) => ExitCode::SUCCESS,
         (true, false) => ExitCode::from(EXIT_ASSUMED),

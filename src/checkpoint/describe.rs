@@ -3,8 +3,10 @@
 use std::fmt;
 
 use serde_json::{Map, Value as Json};
-use tiny_cats_export::{ModelMeta, NetworkConfig, PREDECESSOR_CLASSES, is_class_name};
-use tiny_cats_models::{Head, Layout, ResNetConfig, TinyDitConfig, Weights, tiny_dit::CHANNELS};
+use tiny_cats_export::{ModelMeta, NetworkConfig, PREDECESSOR_CLASSES, image_sizes, is_class_name};
+use tiny_cats_models::{
+    Head, Layout, Network, ResNetConfig, Sizes, TinyDitConfig, Weights, tiny_dit::CHANNELS,
+};
 
 use super::{Checkpoint, ErrorKind};
 
@@ -70,19 +72,7 @@ impl Checkpoint {
         let foreign = ForeignConfig::new(self.config.as_ref());
         let mut meta = match &self.own_meta {
             Some(meta) => with_overrides(meta.clone(), overrides)?,
-            None => match infer(&self.weights, &foreign, overrides, &mut assumed)? {
-                NetworkConfig::TinyDit(config) => ModelMeta::tiny_dit(&config, numbered(config.classes)),
-                NetworkConfig::ResNet(config) => {
-                    let size = overrides.image_size.or_else(|| foreign.image_size());
-                    let size = size.unwrap_or_else(|| {
-                        if !self.is_predecessor {
-                            assume(&mut assumed, "image_size", RESNET_IMAGE_SIZE);
-                        }
-                        RESNET_IMAGE_SIZE
-                    });
-                    ModelMeta::resnet(&config, size, numbered(config.classes))
-                }
-            },
+            None => self.infer(&foreign, overrides, &mut assumed)?,
         };
         let classes = meta.classes.len();
         if let Some(names) = &overrides.classes {
@@ -112,6 +102,36 @@ impl Checkpoint {
         let meta = super::released::parse_meta(&meta.to_json())?;
         Ok(ModelDescription { meta, assumed })
     }
+
+    /// Recognizes a network by the names and shapes of its weights.
+    fn infer(
+        &self,
+        foreign: &ForeignConfig,
+        overrides: &ModelOverrides,
+        assumed: &mut Vec<Assumption>,
+    ) -> Result<ModelMeta, ErrorKind> {
+        let invalid = |e: tiny_cats_export::Error| ErrorKind::malformed("network", e.to_string());
+        if !self.weights.contains_key(STEM) {
+            let config = tiny_dit(&self.weights, foreign, overrides, assumed)?;
+            config.validate().map_err(|e| ErrorKind::malformed("config", e.to_string()))?;
+            let classes = numbered(config.classes);
+            return ModelMeta::for_network(config, Sizes::new(), classes).map_err(invalid);
+        }
+        if overrides.heads.is_some() {
+            return Err(ErrorKind::malformed("heads", "a ResNet has no attention heads"));
+        }
+        let config = resnet(&self.weights)?;
+        config.validate().map_err(|e| ErrorKind::malformed("network", e.to_string()))?;
+        let size = overrides.image_size.or_else(|| foreign.image_size());
+        let size = size.unwrap_or_else(|| {
+            if !self.is_predecessor {
+                assume(assumed, "image_size", RESNET_IMAGE_SIZE);
+            }
+            RESNET_IMAGE_SIZE
+        });
+        let classes = numbered(config.classes);
+        ModelMeta::for_network(config, image_sizes(size), classes).map_err(invalid)
+    }
 }
 
 fn assume(assumed: &mut Vec<Assumption>, field: &'static str, value: impl fmt::Display) {
@@ -125,48 +145,36 @@ fn numbered(classes: usize) -> Vec<String> {
 
 /// Applies the user's overrides to our own file's metadata. For a TinyDiT, another image size changes the network.
 fn with_overrides(mut meta: ModelMeta, overrides: &ModelOverrides) -> Result<ModelMeta, ErrorKind> {
+    let config = |network: TinyDitConfig| {
+        NetworkConfig::new(network).map_err(|e| ErrorKind::malformed("config", e.to_string()))
+    };
     if let Some(size) = overrides.image_size {
-        let classes = std::mem::take(&mut meta.classes);
-        let (task, provenance) = (meta.task, meta.provenance);
-        meta = match &meta.config {
-            NetworkConfig::TinyDit(config) => {
-                let config = TinyDitConfig { image_size: size, ..config.clone() };
-                ModelMeta { task, provenance, ..ModelMeta::tiny_dit(&config, classes) }
+        let network = meta.config.downcast::<TinyDitConfig>();
+        if let Some(network) = network {
+            let network = TinyDitConfig { image_size: size, ..network.clone() };
+            meta = ModelMeta { config: config(network)?, image_size: size, ..meta };
+        } else if meta.image_size == 0 {
+            return Err(ErrorKind::malformed("image_size", "the network takes no images"));
+        } else if meta.config.is_known() {
+            let sizes = meta.sizes().into_iter().chain(image_sizes(size)).collect();
+            let provenance = meta.provenance;
+            meta = ModelMeta { provenance, ..ModelMeta::new(meta.config, sizes, meta.classes) };
+            if meta.image_size != size {
+                let message = format!("expected the network's {}, found {size}", meta.image_size);
+                return Err(ErrorKind::malformed("image_size", message));
             }
-            NetworkConfig::ResNet(config) => {
-                ModelMeta { provenance, ..ModelMeta::resnet(config, size, classes) }
-            }
-        };
-    }
-    match (overrides.heads, &mut meta.config) {
-        (Some(heads), NetworkConfig::TinyDit(config)) => config.heads = heads,
-        (Some(_), NetworkConfig::ResNet(_)) => {
-            return Err(ErrorKind::malformed("heads", "a ResNet has no attention heads"));
+        } else {
+            meta.image_size = size;
         }
-        _ => {}
+    }
+    if let Some(heads) = overrides.heads {
+        let Some(network) = meta.config.downcast::<TinyDitConfig>() else {
+            let message = format!("a network of kind {} has no attention heads", meta.config.kind());
+            return Err(ErrorKind::malformed("heads", message));
+        };
+        meta.config = config(TinyDitConfig { heads, ..network.clone() })?;
     }
     Ok(meta)
-}
-
-/// Recognizes a network by the names and shapes of its weights.
-fn infer(
-    weights: &Weights,
-    foreign: &ForeignConfig,
-    overrides: &ModelOverrides,
-    assumed: &mut Vec<Assumption>,
-) -> Result<NetworkConfig, ErrorKind> {
-    if weights.contains_key(STEM) {
-        if overrides.heads.is_some() {
-            return Err(ErrorKind::malformed("heads", "a ResNet has no attention heads"));
-        }
-        let config = resnet(weights)?;
-        config.validate().map_err(|e| ErrorKind::malformed("network", e.to_string()))?;
-        Ok(NetworkConfig::ResNet(config))
-    } else {
-        let config = tiny_dit(weights, foreign, overrides, assumed)?;
-        config.validate().map_err(|e| ErrorKind::malformed("config", e.to_string()))?;
-        Ok(NetworkConfig::TinyDit(config))
-    }
 }
 
 /// Infers a ResNet, torchvision's or the Python project's, from its blocks, first convolution and head.
@@ -382,13 +390,13 @@ mod tests {
     #[test]
     fn unknown_values_are_assumed_unless_configured() {
         let overrides = ModelOverrides::default();
-        let network = NetworkConfig::TinyDit(legacy());
+        let network = NetworkConfig::new(legacy()).unwrap();
         let found = loaded(&network, None).describe(&overrides).unwrap();
         assert_eq!((&found.meta.config, assumed_fields(&found)), (&network, vec!["image_size", "heads"]));
         assert_eq!(found.assumed[1].to_string(), "heads 2");
         assert_eq!(found.meta.classes, ["0", "1", "2", "3", "4"]);
 
-        let expected = NetworkConfig::TinyDit(TinyDitConfig { image_size: 64, heads: 8, ..legacy() });
+        let expected = NetworkConfig::new(TinyDitConfig { image_size: 64, heads: 8, ..legacy() }).unwrap();
         for config in [
             json!({"image_size": 64, "patch_size": 16, "embed_dim": 128, "depth": 3, "num_heads": 8}),
             // Flat as in safetensors metadata, nested, and with integers that were converted to floats.
@@ -427,7 +435,7 @@ mod tests {
     #[test]
     fn modern_networks_are_recognized_without_metadata() {
         let config = TinyDitConfig { heads: 8, ..TinyDitConfig::named("nano", 48, 4).unwrap() };
-        let network = NetworkConfig::TinyDit(config);
+        let network = NetworkConfig::new(config).unwrap();
         let found = loaded(&network, None).describe(&ModelOverrides::default()).unwrap();
         assert_eq!((&found.meta.config, assumed_fields(&found)), (&network, vec!["image_size"]));
     }
@@ -435,7 +443,7 @@ mod tests {
     #[test]
     fn classifier_size_and_classes_are_assumed() {
         let config = ResNetConfig { width: 4, ..ResNetConfig::named("resnet18", 13).unwrap() };
-        let network = NetworkConfig::ResNet(config.clone());
+        let network = NetworkConfig::new(config.clone()).unwrap();
         let found = loaded(&network, None).describe(&ModelOverrides::default()).unwrap();
         assert_eq!((found.meta.image_size, assumed_fields(&found)), (224, vec!["image_size", "classes"]));
         let trained = Checkpoint { is_predecessor: true, ..loaded(&network, None) };

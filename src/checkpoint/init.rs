@@ -2,8 +2,10 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use tiny_cats_export::NetworkConfig;
-use tiny_cats_models::{Array, Layout, ResNetConfig, TinyDitConfig, Weights, resnet::NUM_BATCHES_TRACKED};
+use tiny_cats_export::{CandleNetwork, NativeNetwork, NetworkConfig};
+use tiny_cats_models::{
+    Array, Layout, Network, ResNetConfig, TinyDitConfig, Weights, resnet::NUM_BATCHES_TRACKED,
+};
 
 use super::{
     Checkpoint, Error, ErrorKind, ModelOverrides, Result, WeightsSelection,
@@ -104,7 +106,7 @@ impl InitFile {
         let integers = BTreeMap::new();
         let loaded = Checkpoint { weights, integers, ..Checkpoint::new(self.loaded.format) };
         let is_head = |line: &String| line.starts_with("fc.");
-        let mismatches = mismatches(&loaded, &NetworkConfig::ResNet(config.clone()))?;
+        let mismatches = mismatches(&loaded, &network_config(&config)?)?;
         if let Some(line) = mismatches.into_iter().find(|line| !is_head(line)) {
             return Err(ErrorKind::TensorMismatch(line));
         }
@@ -168,13 +170,11 @@ impl InitFile {
     /// # Errors
     /// If the file holds no TinyDiT.
     pub fn tiny_dit(&self) -> Result<TinyDitConfig> {
-        match self.loaded.describe(&ModelOverrides::default()).map_err(self.file_error())?.meta.config {
-            NetworkConfig::TinyDit(config) => Ok(config),
-            found @ NetworkConfig::ResNet(_) => Err(self.file_error()(ErrorKind::OtherNetwork {
-                found: found.to_string(),
-                expected: "TinyDiT".into(),
-            })),
-        }
+        let found = self.loaded.describe(&ModelOverrides::default()).map_err(self.file_error())?.meta.config;
+        found.downcast().cloned().ok_or_else(|| {
+            let (found, expected) = (found.to_string(), "TinyDiT".into());
+            self.file_error()(ErrorKind::OtherNetwork { found, expected })
+        })
     }
 
     /// The initial weights of a TinyDiT `config` for `classes`.
@@ -197,10 +197,11 @@ impl InitFile {
             || factor * found.patch_size != patch_size
             || factor > 1 && config.layout != Layout::Modern
         {
-            let [found, expected] = [&found, config].map(|c| NetworkConfig::TinyDit(c.clone()).to_string());
+            let [found, expected] = [&found, config].map(TinyDitConfig::to_string);
             return Err(self.file_error()(ErrorKind::OtherNetwork { found, expected }));
         }
-        let mismatches = mismatches(&self.loaded, &NetworkConfig::TinyDit(found.clone()))
+        let mismatches = network_config(&found)
+            .and_then(|network| mismatches(&self.loaded, &network))
             .map_err(self.file_error())?
             .into_iter();
         let damaged = self.loaded.weights.iter().filter_map(|(name, array)| not_finite(name, array));
@@ -229,6 +230,10 @@ impl InitFile {
         }
         Ok(InitialWeights { weights, notes })
     }
+}
+
+fn network_config<N: NativeNetwork + CandleNetwork>(network: &N) -> Result<NetworkConfig, ErrorKind> {
+    NetworkConfig::new(network.clone()).map_err(|e| ErrorKind::malformed("network", e.to_string()))
 }
 
 /// A ResNet without its head.

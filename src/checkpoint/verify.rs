@@ -5,20 +5,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Device;
 use serde::Serialize;
 use tiny_cats_export::{
-    CLASSIFIER_INPUT, Integrity, META_KEY, ModelMeta, NetworkConfig, RoundingReport, TOLERANCE, escape,
-    excerpt, export_form, measure_rounding,
+    CaseInput, Integrity, META_KEY, ModelMeta, NetworkConfig, RoundingReport, TOLERANCE, escape, excerpt,
+    export_form, graph_input_names, measure_rounding,
     onnx::OnnxFile,
     runtime::{InputTensor, RuntimeKind, run_on_all},
     scale,
 };
-use tiny_cats_models::{
-    Array, Head, ResNet, Scope, TinyDit, Weights,
-    candle::{CandleValue, Params, to_device, to_host},
-    num_parameters, random,
-};
+use tiny_cats_models::{Array, Axis, Input, InputValues, Weights, num_parameters, random};
 
 use super::{
     Assumption, Format, ModelOverrides, WeightsComparison, WeightsSelection, compare,
@@ -98,7 +94,10 @@ pub struct CheckpointReport {
     pub tensors: usize,
     /// Number of values in all tensors.
     pub parameters: usize,
-    /// True if the network is as initialized: a TinyDiT's output layer is zero, or a ResNet has the running statistics of no batch.
+    /// The kind of the network, if it is not registered. Then the network is not verified.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unknown_kind: Option<String>,
+    /// True if the network is as initialized.
     pub untrained: bool,
     /// Least and greatest output value of one forward pass.
     pub output_range: Option<[f32; 2]>,
@@ -128,6 +127,8 @@ pub struct RuntimeComparison {
 /// Checks its format, that its tensors are exactly the network's, and that all values are finite. Then runs one forward pass with candle,
 /// and the same pass of the ONNX file with every available runtime. An ONNX file in half precision must hold these weights rounded, compute
 /// their output, and lose no accuracy.
+///
+/// If the network's kind is not registered, only the format, the checksums and the values are verified.
 pub fn verify(path: &Path, options: &VerifyOptions) -> CheckpointReport {
     let mut report = CheckpointReport { path: path.to_owned(), ..CheckpointReport::default() };
     if let Err(problem) = report.check(options) {
@@ -136,11 +137,9 @@ pub fn verify(path: &Path, options: &VerifyOptions) -> CheckpointReport {
     report
 }
 
-/// The inputs and output of a forward pass: `x` `[batch, 3, size, size]`, `t` and `label` `[batch]`.
+/// The inputs of a forward pass, in the order of the definition, and its output.
 struct ForwardPass {
-    x: Array,
-    t: Array,
-    labels: Vec<i64>,
+    inputs: Vec<CaseInput>,
     output: Array,
 }
 
@@ -148,6 +147,11 @@ impl CheckpointReport {
     /// True if there are no problems.
     pub fn is_ok(&self) -> bool {
         self.problems.is_empty()
+    }
+
+    /// True if everything was verified, and nothing had to be assumed.
+    pub fn is_complete(&self) -> bool {
+        self.assumed.is_empty() && self.unknown_kind.is_none()
     }
 
     fn check(&mut self, options: &VerifyOptions) -> Result<(), String> {
@@ -172,10 +176,14 @@ impl CheckpointReport {
         let meta = description.meta;
         self.assumed = description.assumed;
         self.network = Some(meta.config.clone());
-        self.image_size = Some(meta.image_size);
+        self.image_size = Some(meta.image_size).filter(|&size| size > 0);
+        let Ok(network) = meta.config.network() else {
+            self.unknown_kind = Some(meta.config.kind().to_owned());
+            return Ok(());
+        };
         let mismatches = mismatches(&loaded, &meta.config).map_err(|p| p.to_string())?;
         self.problems.extend(mismatches);
-        self.untrained = is_untrained(&meta.config, &loaded.weights);
+        self.untrained = network.is_untrained(&loaded.weights);
         if !self.is_ok() {
             return Ok(());
         }
@@ -231,30 +239,21 @@ impl CheckpointReport {
             } else {
                 // PyTorch may or may not have folded batch normalizations.
                 let [plain, folded] =
-                    [weights, &*exported].map(|expected| compare::compare_by_value(expected, &found));
+                    [weights, &exported].map(|expected| compare::compare_by_value(expected, &found));
                 if folded.found > plain.found { folded } else { plain }
             };
             let named = |line: &String| format!("{}: {line}", path.display());
             self.problems.extend(comparison.differences.iter().map(named));
             self.weights_compared = Some(comparison);
         }
-        let mut inputs = Vec::new();
-        for port in file.inputs() {
-            inputs.push(match port.name.as_str() {
-                // The input of our generators, of the Python project's, and of the classifiers of both.
-                "x" | "noise" | CLASSIFIER_INPUT => (port.name.as_str(), InputTensor::Floats(&pass.x)),
-                "t" | "timestep" => (port.name.as_str(), InputTensor::Floats(&pass.t)),
-                "label" | "breed" => (port.name.as_str(), InputTensor::Labels(&pass.labels)),
-                other => {
-                    let message = format!(
-                        "{}: input {other:?}, expected x, t and label, or {CLASSIFIER_INPUT}",
-                        path.display()
-                    );
-                    self.problems.push(message);
-                    return Ok(());
-                }
-            });
+        let names = graph_input_names(meta.config.network()?, &file);
+        if let Some(port) = file.inputs().iter().find(|port| !names.contains(&port.name)) {
+            let (path, names) = (path.display(), names.join(", "));
+            self.problems.push(format!("{path}: expected the inputs {names}, found {:?}", port.name));
+            return Ok(());
         }
+        let tensors = pass.inputs.iter().map(CaseInput::tensor);
+        let inputs: Vec<(&str, InputTensor)> = names.iter().map(String::as_str).zip(tensors).collect();
         let results = run_on_all(&file, &inputs);
         if results.is_empty() {
             self.problems.push(format!("{}: no available runtime can run the file", path.display()));
@@ -294,40 +293,33 @@ impl CheckpointReport {
     }
 }
 
-/// True if the weights are as initialized.
-fn is_untrained(network: &NetworkConfig, weights: &Weights) -> bool {
-    let all = |suffix: &str, value: f32| {
-        let mut found = weights.iter().filter(|(name, _)| name.ends_with(suffix)).peekable();
-        found.peek().is_some() && found.all(|(_, array)| array.data().iter().all(|&v| v == value))
+/// Runs one forward pass with candle. Inputs are fixed noise, the times 0.25 and 0.75, and the first and the last class.
+fn forward(meta: &ModelMeta, weights: &Weights, device: &Device) -> tiny_cats_export::Result<ForwardPass> {
+    let network = meta.config.network()?;
+    let (inputs, sizes) = (network.inputs(), meta.sizes());
+    let values = |(number, input): (usize, &Input)| -> tiny_cats_export::Result<CaseInput> {
+        let dims = input.dims(&sizes)?;
+        Ok(match input.values {
+            InputValues::Labels(count) => {
+                // The class after the last may be the null class.
+                let classes = network.role().classes().map_or(count, |classes| classes.min(count));
+                CaseInput::Labels(vec![0, classes.saturating_sub(1) as i64])
+            }
+            InputValues::Floats if dims.is_empty() => {
+                CaseInput::Floats(Array::new([BATCH], vec![0.25, 0.75])?)
+            }
+            InputValues::Floats => {
+                let len = dims.iter().product();
+                let noise = (0..BATCH as u64).flat_map(|item| random::noise(number as u64, item, len));
+                CaseInput::Floats(Array::new([&[BATCH], &dims[..]].concat(), noise.collect())?)
+            }
+        })
     };
-    match network {
-        NetworkConfig::TinyDit(_) => {
-            all("final_layer.linear.weight", 0.0) && all("final_layer.linear.bias", 0.0)
-        }
-        NetworkConfig::ResNet(_) => all(".running_mean", 0.0) && all(".running_var", 1.0),
-    }
-}
-
-/// Runs one forward pass of fixed noise with candle.
-fn forward(meta: &ModelMeta, weights: &Weights, device: &Device) -> tiny_cats_models::Result<ForwardPass> {
-    let size = meta.image_size;
-    let noise = (0..BATCH as u64).flat_map(|i| random::noise(0, i, 3 * size * size)).collect();
-    let x = Array::new([BATCH, 3, size, size], noise)?;
-    let t = Array::new([BATCH], vec![0.25, 0.75])?;
-    let labels = vec![0, meta.classes.len().saturating_sub(1) as i64];
-
-    let mut params = Params::new(weights, DType::F32, device)?;
-    let mut scope = Scope::root(&mut params);
-    let value = |array: &Array| to_device(array, DType::F32, device).map(CandleValue::new);
-    let output = match &meta.config {
-        NetworkConfig::TinyDit(config) => {
-            let label: Vec<u32> = labels.iter().map(|&l| l as u32).collect();
-            let label = CandleValue::new(Tensor::new(label, device)?);
-            TinyDit::new(config, &mut scope)?.forward(&value(&x)?, &value(&t)?, &label)?
-        }
-        NetworkConfig::ResNet(config) => ResNet::new(config, &mut scope)?.forward(&value(&x)?)?,
-    };
-    Ok(ForwardPass { x, t, labels, output: to_host(&output.into_inner())? })
+    let values = inputs.iter().enumerate().map(values).collect::<tiny_cats_export::Result<Vec<_>>>()?;
+    let tensors: Vec<(&str, InputTensor)> =
+        inputs.iter().zip(&values).map(|(input, values)| (input.name.as_str(), values.tensor())).collect();
+    let output = network.load_candle_on(weights, device)?.run(&tensors)?;
+    Ok(ForwardPass { inputs: values, output })
 }
 
 impl Format {
@@ -365,27 +357,22 @@ impl fmt::Display for CheckpointReport {
         if !self.not_read.is_empty() {
             line("not read", format!("objects of {}", excerpt(&self.not_read.join(", "))))?;
         }
-        match &self.network {
-            Some(NetworkConfig::TinyDit(c)) => {
-                let (size, patch, layout) = (c.image_size, c.patch_size, c.layout);
-                let text = format!("TinyDiT, {layout:?} layout, {size} px in patches of {patch}");
-                line("network", text.replace("Modern", "modern").replace("Legacy", "legacy"))?;
-                let (width, depth, heads, classes) = (c.width, c.depth, c.heads, c.classes);
-                line("", format!("width {width}, depth {depth}, {heads} heads, {classes} classes"))?;
+        if let Some(kind) = &self.unknown_kind {
+            line(
+                "network",
+                format!("not verified: the kind {} is not registered in this program", excerpt(kind)),
+            )?;
+        }
+        if let Some(network) = self.network.as_ref().and_then(|config| config.network().ok()) {
+            for (i, text) in network.details().into_iter().enumerate() {
+                line(if i == 0 { "network" } else { "" }, text)?;
             }
-            Some(NetworkConfig::ResNet(c)) => {
-                let (depth, width, classes) = (c.depth, c.width, c.classes);
-                let head = match c.head {
-                    Head::Plain => "",
-                    Head::Dropout => ", a dropout before the head",
-                };
-                let norms = if c.batch_norm { "" } else { ", batch norms folded" };
-                line("network", format!("ResNet-{depth}, width {width}{norms}{head}, {classes} classes"))?;
-                if let Some(size) = self.image_size {
-                    line("", format!("for images of {size} px"))?;
-                }
+            let inputs = network.inputs();
+            let mut axes = inputs.iter().flat_map(|input| &input.axes);
+            let has_free_axis = axes.any(|axis| matches!(axis, Axis::Free(_)));
+            if let Some(size) = self.image_size.filter(|_| has_free_axis) {
+                line("", format!("for images of {size} px"))?;
             }
-            None => {}
         }
         for assumed in &self.assumed {
             let flag = assumed.field.replace('_', "-");
@@ -426,10 +413,11 @@ impl fmt::Display for CheckpointReport {
         for problem in &self.problems {
             line("problem", problem.clone())?;
         }
-        f.write_str(match (self.is_ok(), self.assumed.is_empty()) {
-            (false, _) => "FAILED",
-            (true, true) => "ok",
-            (true, false) => "ok, if the assumed values are correct",
+        f.write_str(match (self.is_ok(), self.unknown_kind.is_some(), self.assumed.is_empty()) {
+            (false, _, _) => "FAILED",
+            (true, true, _) => "ok, except for the network",
+            (true, false, true) => "ok",
+            (true, false, false) => "ok, if the assumed values are correct",
         })
     }
 }

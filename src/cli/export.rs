@@ -55,7 +55,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let meta = description.meta;
     let output = args.output.unwrap_or_else(|| args.checkpoint.with_extension("onnx"));
     let storage = if args.f16 { WeightStorage::F16 } else { WeightStorage::F32 };
-    let options = ExportOptions { opset: args.opset, trajectory: args.test, storage };
+    let options =
+        ExportOptions { opset: args.opset, trajectory: args.test, storage, ..ExportOptions::default() };
     let report = export(&meta, &loaded.weights, &output, &options).model_context(Some(&args.checkpoint))?;
     print_report(&report);
     println!(

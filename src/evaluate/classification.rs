@@ -12,7 +12,7 @@ const TOP: usize = 3;
 
 /// Statistics of a classifier's predictions. Their size does not depend on the number of images.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Classification {
+pub struct ClassificationResults {
     /// The confusion matrix.
     pub confusion: Confusion,
     /// The calibration of the probabilities.
@@ -20,7 +20,7 @@ pub struct Classification {
     top_k_correct_count: u32,
 }
 
-impl Classification {
+impl ClassificationResults {
     /// Creates empty statistics.
     pub fn new(classes: &[String]) -> Self {
         Self {
@@ -96,7 +96,7 @@ impl Classification {
     }
 }
 
-impl fmt::Display for Classification {
+impl fmt::Display for ClassificationResults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let percent = |share: f64| format!("{:.1} %", 100.0 * share);
         writeln!(f, "{}", self.confusion)?;
@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn each_image_is_counted_once() {
         let classes: Vec<String> = ["a", "b", "c", "d"].map(String::from).to_vec();
-        let mut evaluation = Classification::new(&classes);
+        let mut evaluation = ClassificationResults::new(&classes);
         // The most probable first: labels with probabilities 0.4, 0.3, 0.2, 0.1.
         for (truth, order) in [(0, [0, 1, 2, 3]), (1, [0, 1, 2, 3]), (3, [2, 1, 0, 3]), (2, [3, 1, 2, 0])] {
             let candidate = |(label, probability): (usize, f64)| Candidate {

@@ -21,7 +21,7 @@ mod neighbors;
 
 pub use bootstrap::{Interval, wilson_interval};
 pub use calibration::{BINS, Bin, Calibration};
-pub use classification::Classification;
+pub use classification::ClassificationResults;
 pub use comparison::{CompareOptions, Comparison, compare, proportional, random_halves};
 pub use confusion::Confusion;
 pub use error::{Error, Result};

@@ -1,7 +1,7 @@
 //! Estimates of duration and cost of training on a GPU.
 
 use serde::Serialize;
-use tiny_cats_models::{NetworkConfig, Precision};
+use tiny_cats_models::{Precision, Role};
 
 use super::{Gpu, Prices, Result, SpeedSource, Workload, assumptions, gpu::launch_s};
 use crate::cloud::CloudSettings;
@@ -111,13 +111,13 @@ pub fn estimate(
     prices: &Prices,
 ) -> Result<Estimate> {
     let requirements = workload.requirements(true)?;
-    let cost = workload.network.cost(workload.side)?;
+    let cost = workload.cost()?;
     let precision = workload.tape.precision;
-    let (network_name, prepare_ns) = match workload.network {
-        NetworkConfig::TinyDit(_) => ("tiny-dit", assumptions::PREPARE_NS[0]),
-        NetworkConfig::ResNet(_) => ("resnet", assumptions::PREPARE_NS[1]),
+    let prepare_ns = match workload.network.role() {
+        Role::Generator { .. } => assumptions::PREPARE_NS[0],
+        Role::Classifier { .. } | Role::Other => assumptions::PREPARE_NS[1],
     };
-    let (single_flops, source) = gpu.model.speed(network_name, precision);
+    let (single_flops, source) = gpu.model.speed(workload.network.kind(), precision);
     let count = gpu.count as f64;
     let flops = single_flops * if gpu.count == 1 { 1.0 } else { count * assumptions::MULTI_GPU_EFFICIENCY };
     // The CPU launches kernels and prepares images while the GPU computes, so the slowest of the three determines the time of a step.
@@ -203,13 +203,14 @@ pub fn choose(estimates: &[Estimate]) -> Option<[usize; 3]> {
 
 #[cfg(test)]
 mod tests {
+    use tiny_cats_export::NetworkConfig;
     use tiny_cats_models::{ResNetConfig, TapeOptions, TinyDitConfig};
 
     use super::*;
     use crate::{data::AugmentLevel, plan::gpu_models};
 
     fn workload(size: &str, side: usize, batch: usize, steps: u64, precision: Precision) -> Workload {
-        let network = NetworkConfig::TinyDit(TinyDitConfig::named(size, side, 12).unwrap());
+        let network = NetworkConfig::new(TinyDitConfig::named(size, side, 12).unwrap()).unwrap();
         let tape = TapeOptions { precision, checkpoint: false };
         Workload {
             network,
@@ -316,7 +317,7 @@ mod tests {
         let tiny = estimate_on(&workload("nano", 32, 1, 10, Precision::F16), "H200");
         assert_eq!(tiny.limit, Bottleneck::Launches);
         assert!(tiny.steps_per_second < 1000.0, "{}", tiny.steps_per_second);
-        let resnet = NetworkConfig::ResNet(ResNetConfig::named("resnet50", 13).unwrap());
+        let resnet = NetworkConfig::new(ResNetConfig::named("resnet50", 13).unwrap()).unwrap();
         let resnet = estimate_on(&Workload { network: resnet, side: 224, batch: 128, ..small }, "A100-80GB");
         assert_eq!(resnet.verdict, Feasibility::Fits);
     }

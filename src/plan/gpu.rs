@@ -53,7 +53,7 @@ pub struct GpuModel {
 struct Measurement {
     /// The GPU, as [`GpuModel::name`].
     gpu: String,
-    /// `tiny-dit` or `resnet`.
+    /// The kind of the network.
     network: String,
     precision: Precision,
     /// Speed in 10⁹ floating-point operations per second.

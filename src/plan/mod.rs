@@ -42,7 +42,7 @@ pub enum Error {
     Train(#[from] crate::train::Error),
     /// The settings of a network are invalid.
     #[error(transparent)]
-    Network(#[from] tiny_cats_models::Error),
+    Network(#[from] tiny_cats_export::Error),
 }
 
 /// The result of a planning function.

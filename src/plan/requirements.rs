@@ -1,7 +1,8 @@
 //! The computation and memory of training.
 
 use serde::Serialize;
-use tiny_cats_models::{NetworkConfig, TapeOptions, cost::CostSummary};
+use tiny_cats_export::{NetworkConfig, image_sizes};
+use tiny_cats_models::{Role, TapeOptions, cost::CostSummary};
 
 use super::Result;
 use crate::data::AugmentLevel;
@@ -90,12 +91,20 @@ impl Workload {
         3 * self.side * self.side
     }
 
+    /// Computes the network's parameters and the cost of one image.
+    ///
+    /// # Errors
+    /// Returns an error if the kind of the network is not registered, or its settings are invalid.
+    pub fn cost(&self) -> Result<CostSummary> {
+        Ok(self.network.network()?.cost(&image_sizes(self.side))?)
+    }
+
     /// Computes the requirements on a GPU, or on a CPU if `gpu` is false.
     ///
     /// # Errors
     /// Returns an error if the settings of the network are invalid.
     pub fn requirements(&self, gpu: bool) -> Result<Requirements> {
-        let cost = self.network.cost(self.side)?;
+        let cost = self.cost()?;
         let step_flops = cost.training_flops(self.tape.checkpoint).saturating_mul(self.items());
         let run_flops = step_flops as f64 * self.steps as f64 + self.eval_flops;
         let (parameters, launches) = (cost.parameters(), self.launches(&cost));
@@ -112,10 +121,10 @@ impl Workload {
         };
         let (all_bytes, trainable_bytes) = (F32 * values(false), F32 * values(true));
         let tape = if gpu { self.tape } else { self.tape.on_cpu() };
-        let training_bytes = self.network.training_bytes(self.side, batch, tape)?;
+        let training_bytes = self.network.network()?.training_bytes(&image_sizes(self.side), batch, tape)?;
         let image_bytes = F32 * self.values() as u64;
         // The target of a generator is an image, too.
-        let images_per_item = if matches!(self.network, NetworkConfig::TinyDit(_)) { 2 } else { 1 };
+        let images_per_item = if matches!(self.network.role(), Role::Generator { .. }) { 2 } else { 1 };
         Ok(Memory {
             weights: all_bytes,
             gradients: trainable_bytes,

@@ -1,36 +1,38 @@
-//! The classifier's task: a ResNet trained with cross entropy.
+//! The classifier's task: a network trained with cross entropy.
 
 use std::{path::PathBuf, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use rayon::prelude::*;
-use tiny_cats_export::{ModelMeta, Prediction, Preprocessing};
+use tiny_cats_export::{CandleNetwork, ModelMeta, NativeNetwork, Prediction, Preprocessing, image_sizes};
 use tiny_cats_models::{
-    ResNet, ResNetConfig, Scope, TapeOptions, Weights,
+    Network, Role, Scope, TapeOptions, Weights,
     candle::{CandleValue, Params, to_host},
     cost::CostSummary,
-    init,
+    main_output,
     random::{Purpose, Stream},
-    resnet::{MAX_IMAGE_SIZE, MIN_IMAGE_SIZE},
     tape::{Tape, Var},
 };
 
-use super::{Batch, BatchSource, Error, Result, Score, Task};
+use super::{Batch, BatchSource, Error, InitialWeightsSource, Result, Score, Task, initial::initial_weights};
 use crate::{
-    checkpoint::InitFile,
     data::{AugmentLevel, Order, Photos, View},
-    evaluate::Classification,
+    evaluate::ClassificationResults,
 };
 
+/// Color channels of every image.
+const CHANNELS: usize = 3;
+/// Largest side of the images of any network, in pixels.
+const MAX_SIDE: usize = 1 << 14;
 /// Images that are evaluated at once: it bounds memory and does not affect the result.
 const EVAL_BATCH: usize = 32;
 
 /// Settings of a classifier's training, besides those of the engine.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct ClassifierOptions {
-    /// The network.
-    pub network: ResNetConfig,
+pub struct ClassificationOptions<N> {
+    /// The network: a [classifier](Role::Classifier) whose input is `[3, side, side]`.
+    pub network: N,
     /// Side of the images that it is used on, in pixels.
     pub image_size: usize,
     /// Side of the images that it is trained on, in pixels.
@@ -48,18 +50,41 @@ pub struct ClassifierOptions {
     /// The base name of its released files, which affects nothing else.
     #[serde(skip)]
     pub name: String,
-    /// A file with initial weights: see [`InitFile::classifier`]. The settings hold its name, not its path.
+    /// A file with initial weights. The settings hold its name, not its path.
     #[serde(skip)]
-    pub init: Option<PathBuf>,
+    pub init: Option<InitialWeightsSource>,
 }
 
-impl ClassifierOptions {
+/// Checks that a network takes square images of `side` px.
+fn check_side<N: Network>(network: &N, side: usize) -> Result<(), String> {
+    if !(1..=MAX_SIDE).contains(&side) {
+        return Err(format!("expected 1 to {MAX_SIDE}, found {side}"));
+    }
+    let inputs = network.inputs();
+    let sizes = image_sizes(side);
+    let dims = match &inputs[..] {
+        [input] if !input.is_labels() => input.dims(&sizes).map_err(|e| e.to_string())?,
+        _ => return Err(format!("expected a network of one image, found {} inputs", inputs.len())),
+    };
+    if dims != [CHANNELS, side, side] {
+        return Err(format!("expected the network's image {dims:?}, found {side}"));
+    }
+    // The definition knows which sizes it takes.
+    network.cost(&sizes).map_err(|e| format!("the network takes no images of {side} px: {e}"))?;
+    Ok(())
+}
+
+impl<N: Network> ClassificationOptions<N> {
     /// Checks the settings.
     ///
     /// # Errors
     /// Returns [`Error::Setting`] for the first setting that is not valid.
     pub fn validate(&self) -> Result<()> {
         self.network.validate()?;
+        if !matches!(self.network.role(), Role::Classifier { .. }) {
+            let message = format!("expected a classifier, found {}", self.network.describe());
+            return Err(Error::setting("network", message));
+        }
         if !(0.0..=1.0).contains(&self.mixup) {
             return Err(Error::setting("--mixup", format!("expected 0 to 1, found {}", self.mixup)));
         }
@@ -67,17 +92,13 @@ impl ClassifierOptions {
             let message = format!("expected 0 or more and less than 1, found {}", self.label_smoothing);
             return Err(Error::setting("--label-smoothing", message));
         }
-        if !(MIN_IMAGE_SIZE..=MAX_IMAGE_SIZE).contains(&self.image_size) {
-            let message = format!("expected {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE}, found {}", self.image_size);
-            return Err(Error::setting("--image-size", message));
-        }
-        if !(MIN_IMAGE_SIZE..=self.image_size).contains(&self.crop_size) {
-            let (max, classification) = (self.image_size, self.crop_size);
+        check_side(&self.network, self.image_size).map_err(|e| Error::setting("--image-size", e))?;
+        if self.crop_size > self.image_size {
             let message =
-                format!("expected {MIN_IMAGE_SIZE} to --image-size ({max}), found {classification}");
+                format!("expected at most --image-size ({}), found {}", self.image_size, self.crop_size);
             return Err(Error::setting("--crop-size", message));
         }
-        Ok(())
+        check_side(&self.network, self.crop_size).map_err(|e| Error::setting("--crop-size", e))
     }
 
     /// The shorter side in pixels of the photographs that the network is trained and evaluated on.
@@ -87,44 +108,51 @@ impl ClassifierOptions {
 }
 
 /// The training of a classifier on decoded photographs.
-pub struct Classifier {
-    data: Arc<ClassifierBatches>,
+pub struct Classification<N> {
+    data: Arc<ClassificationBatches<N>>,
     validation: Option<Photos>,
     meta: ModelMeta,
+    /// True if the network has statistics of its batches.
+    has_statistics: bool,
     device: Device,
 }
 
 /// The source of the classifier's batches.
-struct ClassifierBatches {
-    options: ClassifierOptions,
+struct ClassificationBatches<N> {
+    options: ClassificationOptions<N>,
     train: Photos,
     preprocessing: Preprocessing,
     order: Order,
 }
 
-impl Classifier {
-    /// Makes a classifier for the classes of `train`, evaluated on `validation` if there is any.
+impl<N: NativeNetwork + CandleNetwork> Classification<N> {
+    /// Creates the task for the classes of `train`, evaluated on `validation` if there is any.
     ///
     /// # Errors
     /// Returns [`Error::Setting`] if photographs, network and settings do not match.
     pub fn new(
-        options: ClassifierOptions,
+        options: ClassificationOptions<N>,
         train: Photos,
         validation: Option<Photos>,
         device: Device,
     ) -> Result<Self> {
         options.validate()?;
-        if train.classes.len() != options.network.classes {
+        if options.network.role().classes() != Some(train.classes.len()) {
             let expected = format!("expected the data's {} classes", train.classes.len());
             return Err(Error::setting("network", expected));
         }
         let len = u32::try_from(train.len())
             .map_err(|_| Error::setting("data", "expected fewer than 2³² images"))?;
-        let meta = ModelMeta::resnet(&options.network, options.image_size, train.classes.clone());
+        let meta = ModelMeta::for_network(
+            options.network.clone(),
+            image_sizes(options.image_size),
+            train.classes.clone(),
+        )?;
+        let has_statistics = options.network.specs()?.iter().any(|spec| !spec.trainable);
         let preprocessing = Preprocessing::imagenet(options.image_size);
         let order = Order::new(options.seed, len);
-        let data = Arc::new(ClassifierBatches { options, train, preprocessing, order });
-        Ok(Self { data, validation, meta, device })
+        let data = Arc::new(ClassificationBatches { options, train, preprocessing, order });
+        Ok(Self { data, validation, meta, has_statistics, device })
     }
 
     /// The photographs of the evaluations.
@@ -136,31 +164,32 @@ impl Classifier {
     ///
     /// # Errors
     /// Returns errors of the network.
-    pub fn classify(&self, weights: &Weights, photos: &Photos) -> Result<Classification> {
-        let ClassifierBatches { options, preprocessing, .. } = &*self.data;
+    pub fn classify(&self, weights: &Weights, photos: &Photos) -> Result<ClassificationResults> {
+        let ClassificationBatches { options, preprocessing, .. } = &*self.data;
         let size = options.image_size;
         let mut params = Params::new(weights, DType::F32, &self.device)?;
-        let model = ResNet::<CandleValue>::new(&options.network, &mut Scope::root(&mut params))?;
-        let mut classification = Classification::new(&photos.classes);
+        let network = options.network.build::<CandleValue>(&mut Scope::root(&mut params))?;
+        let mut results = ClassificationResults::new(&photos.classes);
         let all: Vec<usize> = (0..photos.len()).collect();
         for chosen in all.chunks(EVAL_BATCH) {
-            let mut pixels = vec![0.0; chosen.len() * 3 * size * size];
-            pixels.par_chunks_mut(3 * size * size).zip(chosen).try_for_each(|(out, &index)| {
+            let mut pixels = vec![0.0; chosen.len() * CHANNELS * size * size];
+            pixels.par_chunks_mut(CHANNELS * size * size).zip(chosen).try_for_each(|(out, &index)| {
                 photos.fill(index, &View::center(photos.dimensions(index), size as u32), size, out)?;
                 preprocessing.normalize(out);
                 Ok::<_, Error>(())
             })?;
-            let x = Tensor::from_vec(pixels, (chosen.len(), 3, size, size), &self.device)?;
-            let logits = to_host(&model.forward(&CandleValue::new(x))?.into_inner())?;
+            let x = Tensor::from_vec(pixels, (chosen.len(), CHANNELS, size, size), &self.device)?;
+            let logits = main_output(N::forward(&network, &[CandleValue::new(x)])?)?;
+            let logits = to_host(&logits.into_inner())?;
             for (row, &index) in logits.data().chunks(photos.classes.len()).zip(chosen) {
-                classification.add(photos.label(index) as usize, &Prediction::new(row, &photos.classes));
+                results.add(photos.label(index) as usize, &Prediction::new(row, &photos.classes));
             }
         }
-        Ok(classification)
+        Ok(results)
     }
 }
 
-impl ClassifierBatches {
+impl<N> ClassificationBatches<N> {
     /// The share of image `position` in a mixture; the rest is the next image in the batch.
     fn share(&self, position: u64) -> f32 {
         let alpha = self.options.mixup;
@@ -178,7 +207,7 @@ impl ClassifierBatches {
     }
 }
 
-impl BatchSource for ClassifierBatches {
+impl<N: Network> BatchSource for ClassificationBatches<N> {
     fn items(&self) -> usize {
         self.train.len()
     }
@@ -186,12 +215,12 @@ impl BatchSource for ClassifierBatches {
     fn batch(&self, position: u64, batch: usize) -> Result<Batch> {
         let size = self.options.crop_size;
         let classes = self.train.classes.len();
-        let len = 3 * size * size;
+        let len = CHANNELS * size * size;
         let chosen = self.order.range(position, batch);
         let mut pure = vec![0.0; batch * len];
         let outputs = pure.par_chunks_mut(len).zip(chosen.par_iter().enumerate());
         outputs.try_for_each(|(out, (i, &index))| {
-            let ClassifierOptions { augmentation, seed, image_size, .. } = self.options;
+            let ClassificationOptions { augmentation, seed, image_size, .. } = self.options;
             let shape = self.train.dimensions(index);
             let view =
                 View::for_classifier(augmentation, seed, position + i as u64, shape, image_size as u32);
@@ -213,7 +242,7 @@ impl BatchSource for ClassifierBatches {
             }
         });
         Ok(Batch(vec![
-            Tensor::from_vec(mixed, (batch, 3, size, size), &Device::Cpu)?,
+            Tensor::from_vec(mixed, (batch, CHANNELS, size, size), &Device::Cpu)?,
             Tensor::from_vec(targets, (batch, classes), &Device::Cpu)?,
         ]))
     }
@@ -223,7 +252,7 @@ impl BatchSource for ClassifierBatches {
     }
 }
 
-impl Task for Classifier {
+impl<N: NativeNetwork + CandleNetwork> Task for Classification<N> {
     fn kind(&self) -> &'static str {
         "classifier"
     }
@@ -233,30 +262,21 @@ impl Task for Classifier {
     }
 
     fn cost(&self) -> Result<CostSummary> {
-        Ok(self.data.options.network.cost(self.data.options.crop_size)?)
+        Ok(self.data.options.network.cost(&image_sizes(self.data.options.crop_size))?)
     }
 
     fn initial_weights(&self, seed: u64) -> Result<Weights> {
-        let mut weights = init(&self.cost()?.params, seed);
-        if let Some(path) = &self.data.options.init {
-            let file = InitFile::open(path)?;
-            let initial = file.classifier(&self.data.options.network, &self.data.train.classes)?;
-            initial
-                .notes
-                .iter()
-                .for_each(|note| tracing::info!(target: "tiny_cats::init", "{}: {note}", path.display()));
-            weights.extend(initial.weights);
-        }
-        Ok(weights)
+        initial_weights(&self.cost()?.params, seed, self.data.options.init.as_ref())
     }
 
     fn smallest_batch(&self) -> usize {
-        2
+        // The statistics of one image have no variance.
+        if self.has_statistics { 2 } else { 1 }
     }
 
     fn training_bytes(&self, batch: usize, options: TapeOptions) -> Result<u64> {
-        let ClassifierOptions { network, crop_size, .. } = &self.data.options;
-        Ok(network.training_bytes(*crop_size, batch, options)?)
+        let ClassificationOptions { network, crop_size, .. } = &self.data.options;
+        Ok(network.training_bytes(&image_sizes(*crop_size), batch, options)?)
     }
 
     fn batches(&self) -> Arc<dyn BatchSource> {
@@ -265,8 +285,8 @@ impl Task for Classifier {
 
     fn settings(&self) -> serde_json::Value {
         let validation = self.validation.as_ref().map_or(0, |photos| photos.len());
-        let ClassifierBatches { options, train, .. } = &*self.data;
-        let init = options.init.as_ref().and_then(|path| path.file_name()?.to_str());
+        let ClassificationBatches { options, train, .. } = &*self.data;
+        let init = options.init.as_ref().and_then(InitialWeightsSource::name);
         serde_json::json!({
             "options": options,
             "init": init,
@@ -282,18 +302,19 @@ impl Task for Classifier {
 
     fn loss(&mut self, tape: &Tape, params: &mut Params, batch: &Batch) -> Result<Var> {
         let [x, targets] = batch.to_device(&self.device)?;
-        let model = ResNet::new(&self.data.options.network, &mut Scope::root(&mut tape.params(params)))?;
-        Ok(model.forward(&tape.constant(x))?.cross_entropy(&targets)?)
+        let network = self.data.options.network.build(&mut Scope::root(&mut tape.params(params)))?;
+        let logits = main_output(N::forward(&network, &[tape.constant(x)])?)?;
+        Ok(logits.cross_entropy(&targets)?)
     }
 
     fn evaluate(&mut self, weights: &Weights) -> Result<Vec<Score>> {
         let Some(photos) = &self.validation else { return Ok(Vec::new()) };
-        let classification = self.classify(weights, photos)?;
-        let top3 = f64::from(classification.top_k_correct()) / f64::from(classification.total());
+        let results = self.classify(weights, photos)?;
+        let top3 = f64::from(results.top_k_correct()) / f64::from(results.total());
         let scores = [
-            ("validation_accuracy", classification.confusion.accuracy()),
+            ("validation_accuracy", results.confusion.accuracy()),
             ("validation_top3", top3),
-            ("validation_recall", classification.confusion.mean_recall()),
+            ("validation_recall", results.confusion.mean_recall()),
         ];
         Ok(scores.map(|(name, value)| Score { name, value, higher_is_better: true }).to_vec())
     }

@@ -5,8 +5,8 @@ use std::{path::Path, process::Command};
 
 use serde_json::Value;
 use tiny_cats::evaluate::{
-    Classification, DENSITY_NEIGHBORS, Features, PRECISION_NEIGHBORS, density_coverage, frechet_distance,
-    kernel_distance, precision_recall,
+    ClassificationResults, DENSITY_NEIGHBORS, Features, PRECISION_NEIGHBORS, density_coverage,
+    frechet_distance, kernel_distance, precision_recall,
 };
 use tiny_cats_export::{Candidate, Prediction};
 
@@ -79,7 +79,7 @@ fn check_classified(case: &Value) {
     let names: Vec<String> = (0..classes).map(|i| i.to_string()).collect();
     let logits = uniform(&format!("{name}.logits"), images * classes);
     let random = uniform(&format!("{name}.labels"), images);
-    let mut result = Classification::new(&names);
+    let mut result = ClassificationResults::new(&names);
     for (i, row) in logits.chunks(classes).enumerate() {
         let highest = 6.0 * row.iter().copied().fold(0.0, f64::max);
         let powers: Vec<f64> = row.iter().map(|logit| (6.0 * logit - highest).exp()).collect();

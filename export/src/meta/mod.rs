@@ -3,6 +3,8 @@
 mod classifier;
 mod generator;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tiny_cats_models::{Role, Sizes};
 
@@ -58,6 +60,8 @@ pub enum TaskMeta {
     Classifier(ClassifierMeta),
     /// Any other network: programs pass it tensors.
     Other {},
+    /// The unknown task of a network whose kind is not registered: its fields, so that a copy of the file keeps them.
+    Unknown(BTreeMap<String, serde_json::Value>),
 }
 
 /// The free axis that is the side of square images, in pixels. [`ModelMeta::image_size`] holds its size.
@@ -170,7 +174,9 @@ impl ModelMeta {
         let task = match self.task {
             TaskMeta::Generator(_) => "generator",
             TaskMeta::Classifier(_) => "classifier",
-            TaskMeta::Other {} => return format!("a network of kind {}", excerpt(self.config.kind())),
+            TaskMeta::Other {} | TaskMeta::Unknown(_) => {
+                return format!("a network of kind {}", excerpt(self.config.kind()));
+            }
         };
         let n = self.classes.len();
         format!("a {task} of {n} {}", if n == 1 { "class" } else { "classes" })
@@ -210,9 +216,11 @@ impl ModelMeta {
             classes: Vec<String>,
             #[serde(default)]
             provenance: serde_json::Value,
+            #[serde(flatten)]
+            task: BTreeMap<String, serde_json::Value>,
         }
         fill_defaults(&mut json).map_err(|e| ("", e.to_string()))?;
-        let Common { format_version, config, image_size, sizes, classes, provenance } = parse(&json)?;
+        let Common { format_version, config, image_size, sizes, classes, provenance, task } = parse(&json)?;
         if format_version == 0 || format_version > FORMAT_VERSION {
             let message = format!("expected 1 to {FORMAT_VERSION}, found {format_version}");
             return Err(("format_version", message));
@@ -233,7 +241,7 @@ impl ModelMeta {
             image_size: image_size.unwrap_or(0),
             sizes,
             classes,
-            task: TaskMeta::Other {},
+            task: if task.is_empty() { TaskMeta::Other {} } else { TaskMeta::Unknown(task) },
             provenance,
         };
         if meta.config.is_known() {

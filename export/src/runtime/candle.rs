@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use tiny_cats_models::{
     Array, Error as ModelError, Input, Scope, Weights,
-    candle::{CandleValue, Params, best_device, to_device, to_host},
+    candle::{CandleValue, Params, to_device, to_host},
 };
 
 use super::{
@@ -15,7 +15,7 @@ use crate::{Result, network::CandleNetwork};
 
 pub const VERSION: &str = "0.11.1";
 
-/// A network on the first NVIDIA GPU if there is one, otherwise on the CPU.
+/// A network on a device.
 pub struct CandleSession<N: CandleNetwork> {
     network: N::Built<CandleValue>,
     inputs: Vec<Input>,
@@ -25,12 +25,12 @@ pub struct CandleSession<N: CandleNetwork> {
 
 impl<N: CandleNetwork> CandleSession<N> {
     /// Builds a network from `weights`, which must be exactly those of the network.
-    pub fn new(network: &N, weights: &Weights) -> Result<Self> {
+    pub fn new(network: &N, weights: &Weights, device: &Device) -> Result<Self> {
         check_weights(&network.specs()?, weights)?;
-        let device = best_device();
-        let mut params = Params::new(weights, DType::F32, &device)?;
+        let mut params = Params::new(weights, DType::F32, device)?;
         let (inputs, outputs) = (network.inputs(), network.outputs());
-        Ok(Self { network: network.build(&mut Scope::root(&mut params))?, inputs, outputs, device })
+        let network = network.build(&mut Scope::root(&mut params))?;
+        Ok(Self { network, inputs, outputs, device: device.clone() })
     }
 
     fn value(&self, input: InputTensor) -> Result<CandleValue> {

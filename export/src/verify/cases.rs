@@ -55,7 +55,8 @@ pub enum CaseInput {
 }
 
 impl CaseInput {
-    fn tensor(&self) -> InputTensor<'_> {
+    /// Returns the values as the input of a runtime.
+    pub fn tensor(&self) -> InputTensor<'_> {
         match self {
             Self::Floats(array) => InputTensor::Floats(array),
             Self::Labels(labels) => InputTensor::Labels(labels),
@@ -86,7 +87,7 @@ impl Case {
         match &meta.task {
             TaskMeta::Generator(task) => Self::generator_cases(meta, task),
             TaskMeta::Classifier(task) => Self::classifier_cases(meta.image_size, task),
-            TaskMeta::Other {} => Self::noise_cases(meta),
+            TaskMeta::Other {} | TaskMeta::Unknown(_) => Self::noise_cases(meta),
         }
     }
 

@@ -258,6 +258,7 @@ pub fn verify_cases(
     let model = Model::from_bytes(file.bytes().to_vec(), file.name())?;
     let rounded = rounded_model(meta, weights, file)?;
     if *model.meta() != exported_meta {
+        model.meta().config.network()?;
         return Err(Error::Verification(format!(
             "{}: the metadata differ from those of the model",
             file.name()

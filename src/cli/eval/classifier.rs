@@ -12,7 +12,7 @@ use crate::{
     cli::common::{ModelContext, Runtime, warn_skipped, write_json},
     cli::writable::check_writable,
     data::evenly_spaced,
-    evaluate::Classification,
+    evaluate::ClassificationResults,
 };
 
 /// The arguments of `tiny-cats eval classifier`.
@@ -72,7 +72,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             classifier.meta().classes.join(", ")
         );
     }
-    let mut result = Classification::new(&classifier.meta().classes);
+    let mut result = ClassificationResults::new(&classifier.meta().classes);
     let mut skipped = Vec::new();
     let progress = progress_bar(files.len() as u64, "photographs")?;
     for chunk in files.chunks(args.batch) {

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use candle_core::Device;
 use serde_json::json;
-use tiny_cats_export::write_png;
-use tiny_cats_models::{NetworkConfig, ResNetConfig, Weights};
+use tiny_cats_export::{NetworkConfig, image_sizes, write_png};
+use tiny_cats_models::{Network, ResNetConfig, Weights};
 
 use super::{
     ImageCounts, TrainJob,
@@ -24,7 +24,7 @@ use crate::{
     data::{Photos, Split},
     plan::Workload,
     plural::pluralize,
-    train::{Classifier, ClassifierOptions},
+    train::{Classification, ClassificationOptions, InitialWeightsSource},
 };
 
 /// The arguments of `tiny-cats train classifier`.
@@ -160,7 +160,6 @@ impl Args {
     /// If the flags describe no valid network.
     pub fn workload(&self, images: &ImageCounts) -> anyhow::Result<Workload> {
         let Sizes { network, image_size, crop_size } = self.sizes(images.classes)?;
-        let network = NetworkConfig::ResNet(network);
         let ImageCounts { train, validation, test, .. } = images.with_limit(self.common.limit_files);
         let averages = self.common.ema_beta.len();
         let batch = self.common.batch_size.min(train);
@@ -170,8 +169,8 @@ impl Args {
         // At the end, the released weights are evaluated on validation and test images.
         let evaluated = evaluations as f64 * (validation * averages) as f64 + (validation + test) as f64;
         Ok(Workload {
-            eval_flops: network.cost(image_size)?.flops() as f64 * evaluated,
-            network,
+            eval_flops: network.cost(&image_sizes(image_size))?.flops() as f64 * evaluated,
+            network: NetworkConfig::new(network)?,
             side: crop_size,
             steps,
             batch,
@@ -196,7 +195,11 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
         bail!("{}: expected at least 2 class folders, found 1", args.data.display());
     }
     let Sizes { network, image_size, crop_size } = args.sizes(data.classes.len())?;
-    let options = ClassifierOptions {
+    let init = args.init().cloned().map(|path| {
+        let (network, classes) = (network.clone(), data.classes.clone());
+        InitialWeightsSource::new(path.clone(), move || InitFile::open(&path)?.classifier(&network, &classes))
+    });
+    let options = ClassificationOptions {
         network,
         image_size,
         crop_size,
@@ -205,7 +208,7 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
         label_smoothing: args.label_smoothing,
         seed: common.seed,
         name: name.clone(),
-        init: args.init().cloned(),
+        init,
     };
     options.validate()?;
     let load = |split: Split| -> anyhow::Result<Option<Photos>> {
@@ -249,7 +252,7 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
         [epochs(args.save_interval), 0],
         device.clone(),
     );
-    let mut task = Classifier::new(options, train, validation, device)?;
+    let mut task = Classification::new(options, train, validation, device)?;
     let released = run_training(&mut task, &plan, common, args.released_paths()?)?;
     let Some(released) = released else { return Ok(()) };
     let weights = checkpoint::open(&released, WeightsSelection::Default)?.weights;
@@ -274,7 +277,7 @@ fn split_output(path: &Path) -> anyhow::Result<(PathBuf, String)> {
 
 /// Prints the confusion matrix, and writes it as `PATH.png` and `PATH.json`.
 fn evaluate(
-    task: &Classifier,
+    task: &Classification<ResNetConfig>,
     weights: &Weights,
     photos: &Photos,
     split: &str,

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use candle_core::Device;
-use tiny_cats_models::{NetworkConfig, TinyDitConfig, tiny_dit::SIZES};
+use tiny_cats_export::NetworkConfig;
+use tiny_cats_models::{Network, Sizes, TinyDitConfig, tiny_dit::SIZES};
 
 use super::{
     ImageCounts, TrainJob,
@@ -21,7 +22,7 @@ use crate::{
     data::{Dataset, Images, Split},
     plan::Workload,
     plural::pluralize,
-    train::{Dit, DitOptions, Flow, SAMPLE_ROWS, VALIDATION_DRAWS},
+    train::{Flow, FlowMatching, FlowMatchingOptions, InitialWeightsSource, SAMPLE_ROWS, VALIDATION_DRAWS},
 };
 
 /// The arguments of `tiny-cats train dit`.
@@ -78,6 +79,8 @@ pub struct Args {
     pub(super) common: CommonArgs,
 }
 
+/// The base name of the released files.
+const NAME: &str = "tinydit_final";
 /// Forward passes per sample: 20 steps of Heun's two evaluations, each with two passes for guidance.
 const SAMPLE_PASSES: f64 = 80.0;
 
@@ -110,7 +113,7 @@ impl Args {
 
     /// The path of the released file with this extension.
     pub fn released_path(&self, extension: &str) -> PathBuf {
-        self.output.join(format!("tinydit_final.{extension}"))
+        self.output.join(format!("{NAME}.{extension}"))
     }
 
     /// The device to compute on.
@@ -156,8 +159,8 @@ impl Args {
         let samples = count(self.sample_interval) * (SAMPLE_ROWS * network.classes) as f64 * SAMPLE_PASSES;
         let image_size = network.image_size;
         Ok(Workload {
-            eval_flops: network.cost()?.flops() as f64 * (evaluations + samples),
-            network: NetworkConfig::TinyDit(network),
+            eval_flops: network.cost(&Sizes::new())?.flops() as f64 * (evaluations + samples),
+            network: NetworkConfig::new(network)?,
             side: image_size,
             steps: self.steps,
             batch: self.common.batch_size.min(train),
@@ -204,7 +207,11 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
     let schedule = common.schedule(args.steps, items, args.warmup_steps, 10_000)?;
     let intervals = [args.save_interval, args.sample_interval];
     let plan = common.train_options(job, schedule, batch, [0.9, 0.95], intervals, device.clone());
-    let options = DitOptions {
+    let init = args.init.clone().map(|path| {
+        let (network, classes) = (network.clone(), train.classes.clone());
+        InitialWeightsSource::new(path.clone(), move || InitFile::open(&path)?.generator(&network, &classes))
+    });
+    let options = FlowMatchingOptions {
         network,
         flow: Flow { label_dropout: args.label_dropout, ..Flow::default() },
         augmentation: common.augmentation_level,
@@ -212,9 +219,11 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
         guidance_interval: args.cfg_interval,
         best: common.early_stopping_patience.is_some(),
         seed: common.seed,
-        init: args.init.clone(),
+        kind: "dit",
+        name: NAME.into(),
+        init,
     };
-    let mut task = Dit::new(options, train, validation, device)?;
+    let mut task = FlowMatching::new(options, train, validation, device)?;
     super::run_training(&mut task, &plan, common, EXTENSIONS.map(|extension| args.released_path(extension)))?;
     Ok(())
 }

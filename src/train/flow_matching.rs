@@ -1,4 +1,4 @@
-//! The generator's task: TinyDiT trained with flow matching.
+//! The generator's task: a network trained with flow matching.
 
 use std::{ops::ControlFlow, path::PathBuf, sync::Arc};
 
@@ -6,27 +6,28 @@ use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use rayon::prelude::*;
 use tiny_cats_export::{
-    Generator, LoadOptions, Model, ModelMeta, Request, TaskMeta, grid, runtime::RuntimeKind, sample,
+    CandleNetwork, Generator, LoadOptions, Model, ModelMeta, NativeNetwork, Request, TaskMeta, grid,
+    image_sizes, runtime::RuntimeKind, sample,
 };
 use tiny_cats_models::{
-    Scope, TapeOptions, TinyDit, TinyDitConfig, Weights,
+    InputValues, PredictionType, Role, Scope, TapeOptions, Weights,
     candle::{CandleValue, Params, to_host},
     cost::CostSummary,
-    init,
+    main_output,
     tape::{Tape, Var},
 };
 
-use super::{Batch, BatchSource, Error, Flow, Result, Score, Task, flow::Example};
-use crate::{
-    checkpoint::InitFile,
-    data::{AugmentLevel, Images, Order, View},
+use super::{
+    Batch, BatchSource, Error, Flow, InitialWeightsSource, Result, Score, Task, flow::Example,
+    initial::initial_weights,
 };
+use crate::data::{AugmentLevel, Images, Order, View};
 
 /// Settings of a generator's training, besides those of the engine.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct DitOptions {
-    /// The network.
-    pub network: TinyDitConfig,
+pub struct FlowMatchingOptions<N> {
+    /// The network: a [generator](Role::Generator) whose first input is `[3, side, side]`.
+    pub network: N,
     /// The distribution of the examples.
     pub flow: Flow,
     /// The augmentation of training images.
@@ -44,11 +45,19 @@ pub struct DitOptions {
     pub best: bool,
     /// Seed of order, augmentation, times, noise and dropped labels.
     pub seed: u64,
-    /// A file with initial weights: see [`InitFile::generator`].
+    /// The kind of task, which names its runs and training states.
     #[serde(skip)]
-    pub init: Option<PathBuf>,
+    pub kind: &'static str,
+    /// The base name of its released files, which affects nothing else.
+    #[serde(skip)]
+    pub name: String,
+    /// A file with initial weights. The settings hold its name, not its path.
+    #[serde(skip)]
+    pub init: Option<InitialWeightsSource>,
 }
 
+/// Color channels of every image.
+const CHANNELS: usize = 3;
 /// Examples of each image over which the validation loss is averaged.
 pub const VALIDATION_DRAWS: u64 = 4;
 /// Images of each class in a sample grid.
@@ -59,57 +68,105 @@ const EVAL_BATCH: u64 = 32;
 const VALIDATION: u64 = 0;
 
 /// The training of a generator on decoded images.
-pub struct Dit {
-    data: Arc<DitBatches>,
+pub struct FlowMatching<N> {
+    data: Arc<FlowMatchingBatches<N>>,
     validation: Option<Images>,
+    meta: ModelMeta,
     device: Device,
 }
 
 /// The source of the generator's batches.
-struct DitBatches {
-    options: DitOptions,
+struct FlowMatchingBatches<N> {
+    options: FlowMatchingOptions<N>,
+    /// Label of the null class, if the network has one.
+    null_label: Option<u32>,
+    prediction: PredictionType,
     images: Images,
     order: Order,
 }
 
-impl Dit {
+impl<N> FlowMatchingBatches<N> {
+    /// Returns the side of the images, in pixels.
+    fn side(&self) -> usize {
+        self.images.size() as usize
+    }
+}
+
+/// Checks that a network takes a generator's inputs, for images of `side` px in `classes` classes. Returns the label of its null class and
+/// the quantity that it predicts.
+fn check_network<N: NativeNetwork + CandleNetwork>(
+    network: &N,
+    side: usize,
+    classes: usize,
+) -> Result<(Option<u32>, PredictionType)> {
+    let invalid = |message: String| Err(Error::setting("network", message));
+    network.validate()?;
+    let Role::Generator { classes: network_classes, null_label, prediction } = network.role() else {
+        return invalid(format!("expected a generator, found {}", network.describe()));
+    };
+    let inputs = network.inputs();
+    let [x, t, label] = &inputs[..] else {
+        return invalid(format!(
+            "expected a generator with the inputs x, t and label, found {}",
+            inputs.len()
+        ));
+    };
+    let labels = classes.max(null_label.map_or(0, |label| label + 1));
+    let takes_labels = matches!(label.values, InputValues::Labels(count) if count >= labels);
+    if t.is_labels() || !t.axes.is_empty() || !takes_labels {
+        let [t, label] = [t, label].map(|input| input.describe());
+        return invalid(format!(
+            "expected t [batch] and labels [batch] below {labels}, found {t} and {label}"
+        ));
+    }
+    let dims = x.dims(&image_sizes(side))?;
+    if x.is_labels() || !matches!(dims[..], [3, height, width] if height == width) {
+        return invalid(format!("expected a first input [batch, 3, side, side], found {}", x.describe()));
+    }
+    if dims[1] != side || network_classes != classes {
+        return invalid(format!("expected images of {side} px in {classes} classes"));
+    }
+    Ok((null_label.map(|label| label as u32), prediction))
+}
+
+impl<N: NativeNetwork + CandleNetwork> FlowMatching<N> {
     /// Creates the task.
     ///
     /// # Errors
-    /// Returns [`Error::Setting`] if images and network do not match.
+    /// Returns [`Error::Setting`] if the network is not a generator of images, or images and network do not match.
     pub fn new(
-        options: DitOptions,
+        options: FlowMatchingOptions<N>,
         images: Images,
         validation: Option<Images>,
         device: Device,
     ) -> Result<Self> {
-        let network = &options.network;
-        network.validate()?;
-        if images.size() as usize != network.image_size || images.classes.len() != network.classes {
-            let (side, classes) = (images.size(), images.classes.len());
-            return Err(Error::setting(
-                "network",
-                format!("expected images of {side} px in {classes} classes"),
-            ));
-        }
+        let (side, classes) = (images.size() as usize, images.classes.len());
+        let (null_label, prediction) = check_network(&options.network, side, classes)?;
         let len = u32::try_from(images.len())
             .map_err(|_| Error::setting("data", "expected fewer than 2³² images"))?;
         let order = Order::new(options.seed, len);
-        Ok(Self { data: Arc::new(DitBatches { options, images, order }), validation, device })
+        let mut meta =
+            ModelMeta::for_network(options.network.clone(), image_sizes(side), images.classes.clone())?;
+        if let TaskMeta::Generator(task) = &mut meta.task {
+            task.sampler.guidance = options.guidance;
+            task.sampler.guidance_interval = options.guidance_interval;
+        }
+        let data = Arc::new(FlowMatchingBatches { options, null_label, prediction, images, order });
+        Ok(Self { data, validation, meta, device })
     }
 }
 
-impl BatchSource for DitBatches {
+impl<N: NativeNetwork> BatchSource for FlowMatchingBatches<N> {
     fn items(&self) -> usize {
         self.images.len()
     }
 
     fn batch(&self, position: u64, batch: usize) -> Result<Batch> {
-        let DitOptions { network, flow, augmentation, seed, .. } = &self.options;
-        let len: usize = network.image_dims().iter().product();
+        let FlowMatchingOptions { flow, augmentation, seed, .. } = &self.options;
+        let side = self.side();
+        let len = CHANNELS * side * side;
         let chosen = self.order.range(position, batch);
         let (mut noisy, mut target) = (vec![0.0; batch * len], vec![0.0; batch * len]);
-        let null = network.null_label().map(|l| l as u32);
         let examples: Vec<Example> = noisy
             .par_chunks_mut(len)
             .zip(target.par_chunks_mut(len))
@@ -118,13 +175,12 @@ impl BatchSource for DitBatches {
                 let position = position + i as u64;
                 let mut clean = vec![0.0; len];
                 let view = View::for_generator(*augmentation, *seed, position, self.images.size());
-                self.images.fill(index, &view, network.image_size, &mut clean)?;
-                let label = (self.images.label(index), null);
-                Ok(flow.draw(*seed, position, network.prediction(), label, &clean, noisy, target))
+                self.images.fill(index, &view, side, &mut clean)?;
+                let label = (self.images.label(index), self.null_label);
+                Ok(flow.draw(*seed, position, self.prediction, label, &clean, noisy, target))
             })
             .collect::<Result<_>>()?;
-        let [channels, height, width] = network.image_dims();
-        let shape = (batch, channels, height, width);
+        let shape = (batch, CHANNELS, side, side);
         let vector = |f: fn(&Example) -> f32| Tensor::from_iter(examples.iter().map(f), &Device::Cpu);
         Ok(Batch(vec![
             Tensor::from_vec(noisy, shape, &Device::Cpu)?,
@@ -140,32 +196,26 @@ impl BatchSource for DitBatches {
     }
 }
 
-impl Task for Dit {
+impl<N: NativeNetwork + CandleNetwork> Task for FlowMatching<N> {
     fn kind(&self) -> &'static str {
-        "dit"
+        self.data.options.kind
     }
 
     fn release_name(&self) -> String {
-        "tinydit_final".into()
+        self.data.options.name.clone()
     }
 
     fn cost(&self) -> Result<CostSummary> {
-        Ok(self.data.options.network.cost()?)
+        Ok(self.data.options.network.cost(&image_sizes(self.data.side()))?)
     }
 
     fn initial_weights(&self, seed: u64) -> Result<Weights> {
-        let DitOptions { network, init: path, .. } = &self.data.options;
-        let Some(path) = path else { return Ok(init(&self.cost()?.params, seed)) };
-        let initial = InitFile::open(path)?.generator(network, &self.data.images.classes)?;
-        initial
-            .notes
-            .iter()
-            .for_each(|note| tracing::info!(target: "tiny_cats::init", "{}: {note}", path.display()));
-        Ok(initial.weights)
+        initial_weights(&self.cost()?.params, seed, self.data.options.init.as_ref())
     }
 
     fn training_bytes(&self, batch: usize, options: TapeOptions) -> Result<u64> {
-        Ok(self.data.options.network.training_bytes(batch, options)?)
+        let sizes = image_sizes(self.data.side());
+        Ok(self.data.options.network.training_bytes(&sizes, batch, options)?)
     }
 
     fn batches(&self) -> Arc<dyn BatchSource> {
@@ -173,7 +223,7 @@ impl Task for Dit {
     }
 
     fn settings(&self) -> serde_json::Value {
-        let DitBatches { options, images, .. } = &*self.data;
+        let FlowMatchingBatches { options, images, .. } = &*self.data;
         let validation = self.validation.as_ref().map_or(0, |images| images.len());
         let mut settings = serde_json::json!({
             "options": options,
@@ -182,37 +232,31 @@ impl Task for Dit {
             "validation": validation,
         });
         // Without `init` the key is absent, so that the settings of earlier runs still match.
-        if let Some(name) = options.init.as_ref().and_then(|path| path.file_name()?.to_str()) {
+        if let Some(name) = options.init.as_ref().and_then(InitialWeightsSource::name) {
             settings["init"] = name.into();
         }
         settings
     }
 
     fn meta(&self) -> ModelMeta {
-        let mut meta = ModelMeta::tiny_dit(&self.data.options.network, self.data.images.classes.clone());
-        if let TaskMeta::Generator(task) = &mut meta.task {
-            task.sampler.guidance = self.data.options.guidance;
-            task.sampler.guidance_interval = self.data.options.guidance_interval;
-        }
-        meta
+        self.meta.clone()
     }
 
     fn loss(&mut self, tape: &Tape, params: &mut Params, batch: &Batch) -> Result<Var> {
         let [noisy, t, labels, target, weight] = batch.to_device(&self.device)?;
-        let model = TinyDit::new(&self.data.options.network, &mut Scope::root(&mut tape.params(params)))?;
-        let prediction = model.forward(&tape.constant(noisy), &tape.constant(t), &tape.constant(labels))?;
+        let network = self.data.options.network.build(&mut Scope::root(&mut tape.params(params)))?;
+        let prediction = main_output(N::forward(&network, &[noisy, t, labels].map(|x| tape.constant(x)))?)?;
         Ok(prediction.weighted_mse(&target, &weight)?)
     }
 
     /// Computes the flow loss on images that are not trained on, at fixed noise and times, with their labels.
     fn evaluate(&mut self, weights: &Weights) -> Result<Vec<Score>> {
         let Some(images) = &self.validation else { return Ok(Vec::new()) };
-        let network = &self.data.options.network;
+        let (prediction, side) = (self.data.prediction, self.data.side());
         let flow = Flow { label_dropout: 0.0, ..self.data.options.flow.clone() };
-        let [channels, height, width] = network.image_dims();
-        let len = channels * height * width;
+        let len = CHANNELS * side * side;
         let mut params = Params::new(weights, DType::F32, &self.device)?;
-        let model = TinyDit::<CandleValue>::new(network, &mut Scope::root(&mut params))?;
+        let network = self.data.options.network.build::<CandleValue>(&mut Scope::root(&mut params))?;
         let (all, mut sum) = (images.len() as u64 * VALIDATION_DRAWS, 0.0);
         for first in (0..all).step_by(EVAL_BATCH as usize) {
             let count = EVAL_BATCH.min(all - first) as usize;
@@ -221,22 +265,17 @@ impl Task for Dit {
                 let position = first + i as u64;
                 let index = (position / VALIDATION_DRAWS) as usize;
                 let mut clean = vec![0.0; len];
-                let all = View::center(images.dimensions(index), height as u32);
-                images.fill(index, &all, height, &mut clean)?;
+                let all = View::center(images.dimensions(index), side as u32);
+                images.fill(index, &all, side, &mut clean)?;
                 let label = (images.label(index), None);
-                Ok(flow.draw(VALIDATION, position, network.prediction(), label, &clean, noisy, target))
+                Ok(flow.draw(VALIDATION, position, prediction, label, &clean, noisy, target))
             };
             let outputs = noisy.par_chunks_mut(len).zip(target.par_chunks_mut(len));
             let examples: Vec<Example> = outputs.enumerate().map(draw).collect::<Result<_>>()?;
-            let tensor =
-                |values: Vec<f32>| Tensor::from_vec(values, (count, channels, height, width), &self.device);
+            let noisy = Tensor::from_vec(noisy, (count, CHANNELS, side, side), &self.device)?;
             let t = Tensor::from_iter(examples.iter().map(|e| e.t), &self.device)?;
             let labels = Tensor::from_iter(examples.iter().map(|e| e.label), &self.device)?;
-            let found = model.forward(
-                &CandleValue::new(tensor(noisy)?),
-                &CandleValue::new(t),
-                &CandleValue::new(labels),
-            )?;
+            let found = main_output(N::forward(&network, &[noisy, t, labels].map(CandleValue::new))?)?;
             let found = to_host(&found.into_inner())?;
             for ((found, target), example) in found.data().chunks(len).zip(target.chunks(len)).zip(&examples)
             {

@@ -1,5 +1,7 @@
 //! `tiny-cats plan`: estimates the memory, time and cost of a training before it starts.
 
+mod networks;
+
 use std::{
     fmt::Write as _,
     path::{Path, PathBuf},
@@ -8,7 +10,8 @@ use std::{
 use anyhow::{Context, bail};
 use candle_core::Device;
 use serde_json::{Value, json};
-use tiny_cats_models::NetworkConfig;
+
+pub use networks::calibration_task;
 
 use super::{
     common::{pretty_json, print},
@@ -254,10 +257,16 @@ fn plan<T: clap::Args>(
 
 fn calibrate_workload(workload: &Workload, device: &Device) -> anyhow::Result<Calibration> {
     let bar = indicatif::ProgressBar::new(0);
-    let result = calibrate(workload, device, CALIBRATION_STEPS, &mut |step, steps| {
-        bar.set_length(steps);
-        bar.set_position(step);
-    });
+    let run = || -> anyhow::Result<Calibration> {
+        let folder = tempfile::tempdir().with_context(|| std::env::temp_dir().display().to_string())?;
+        let mut task = calibration_task(workload, folder.path(), device)?;
+        let observe = &mut |step, steps| {
+            bar.set_length(steps);
+            bar.set_position(step);
+        };
+        Ok(calibrate(&mut *task, workload, device, CALIBRATION_STEPS, observe)?)
+    };
+    let result = run();
     bar.finish_and_clear();
     result.context("--calibrate")
 }
@@ -271,15 +280,7 @@ fn write_workload(
 ) -> std::fmt::Result {
     let Workload { network, side, steps, batch, tape, .. } = workload;
     let parameters = requirements.parameters as f64 / 1e6;
-    let name = match network {
-        NetworkConfig::TinyDit(config) => {
-            format!(
-                "TinyDiT of width {}, depth {}, patches of {} px",
-                config.width, config.depth, config.patch_size
-            )
-        }
-        NetworkConfig::ResNet(config) => config.to_string(),
-    };
+    let name = networks::describe(network);
     writeln!(output, "network  {name}, {side} px: {parameters:.1} million parameters")?;
     writeln!(output, "data     {data_description}")?;
     writeln!(
