@@ -18,9 +18,10 @@ use image::{codecs::jpeg::JpegEncoder, imageops};
 use serde_json::json;
 use tiny_cats::data::{BREEDS, Dataset, synth};
 use tiny_cats_export::{
-    Classifier, LoadOptions, Model, ModelMeta, Prediction, onnx::DEFAULT_OPSET, runtime::RuntimeKind, to_onnx,
+    Classifier, LoadOptions, Model, ModelMeta, Prediction, image_sizes, onnx::DEFAULT_OPSET,
+    runtime::RuntimeKind, to_onnx,
 };
-use tiny_cats_models::{ResNetConfig, init};
+use tiny_cats_models::{Network as _, ResNetConfig, init};
 
 const FILES: usize = 100;
 /// The most common width and height in the Oxford-IIIT Pet data set, in pixels.
@@ -34,7 +35,10 @@ fn classifier(folder: &Path, runtime: RuntimeKind) -> Result<Classifier> {
 fn random_model() -> Result<Model> {
     let config = ResNetConfig { width: 32, ..ResNetConfig::named("resnet18", BREEDS.len() + 1)? };
     let classes = BREEDS.into_iter().chain(["other"]).map(String::from).collect();
-    Ok(Model::from_weights(ModelMeta::resnet(&config, 128, classes), init(&config.specs()?, 0)))
+    Ok(Model::from_weights(
+        ModelMeta::for_network(config.clone(), image_sizes(128), classes).unwrap(),
+        init(&config.specs()?, 0),
+    ))
 }
 
 /// Writes synthetic images as JPEG files, and returns their paths.

@@ -22,8 +22,8 @@ use serde_json::json;
 use tiny_cats::{
     data::{AugmentLevel, Cache, Dataset, Images, Photos},
     train::{
-        AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Flow, Loader, Optimizer, StepOptions, Task,
-        forward_backward,
+        AdamW, Classification, ClassificationOptions, Flow, FlowMatching, FlowMatchingOptions, Loader,
+        Optimizer, StepOptions, Task, forward_backward,
     },
 };
 use tiny_cats_models::{
@@ -82,7 +82,7 @@ impl Network for TinyDitCase {
         let images =
             Images::load(&Dataset::open(&self.data)?, Self::SIZE as u32, Some(BATCH), &Cache::Memory)?;
         ensure!(images.len() == BATCH, "{}: expected at least {BATCH} images", self.data.display());
-        let options = DitOptions {
+        let options = FlowMatchingOptions {
             network: self.network.clone(),
             flow: Flow { label_dropout: 0.0, ..Flow::default() },
             augmentation: AugmentLevel::None,
@@ -90,9 +90,11 @@ impl Network for TinyDitCase {
             guidance_interval: [0.0, 1.0],
             best: false,
             seed: 0,
+            kind: "dit",
+            name: "tinydit_final".into(),
             init: None,
         };
-        Ok(Box::new(Dit::new(options, images, None, device.clone())?))
+        Ok(Box::new(FlowMatching::new(options, images, None, device.clone())?))
     }
 
     fn forward(&self, weights: &Weights, device: &Device) -> Result<Array> {
@@ -136,7 +138,7 @@ impl Network for ResNetCase {
         let photos =
             Photos::load(&Dataset::open(&self.data)?, Self::SIZE as u32, Some(BATCH), &Cache::Memory)?;
         ensure!(photos.len() == BATCH, "{}: expected at least {BATCH} images", self.data.display());
-        let options = ClassifierOptions {
+        let options = ClassificationOptions {
             network: self.network.clone(),
             image_size: Self::SIZE,
             crop_size: Self::SIZE,
@@ -147,7 +149,7 @@ impl Network for ResNetCase {
             name: "judge".into(),
             init: None,
         };
-        Ok(Box::new(Classifier::new(options, photos, None, device.clone())?))
+        Ok(Box::new(Classification::new(options, photos, None, device.clone())?))
     }
 
     fn forward(&self, weights: &Weights, device: &Device) -> Result<Array> {

@@ -18,14 +18,13 @@ use tiny_cats::{
     data::{AugmentLevel, BREEDS, Cache, Dataset, Images, OTHER, Photos, synth},
     plan::Workload,
     train::{
-        AdamW, Classifier, ClassifierOptions, Dit, DitOptions, Example, Flow, Loader, Optimizer,
-        StepGradients, StepOptions, Task, forward_backward, tune_allocator,
+        AdamW, Classification, ClassificationOptions, Example, Flow, FlowMatching, FlowMatchingOptions,
+        Loader, Optimizer, StepGradients, StepOptions, Task, forward_backward, tune_allocator,
     },
 };
-use tiny_cats_export::ModelMeta;
+use tiny_cats_export::{ModelMeta, NetworkConfig, image_sizes};
 use tiny_cats_models::{
-    Array, Init, NetworkConfig, ParamSpec, ResNet, ResNetConfig, Scope, TapeOptions, TinyDit, TinyDitConfig,
-    Weights,
+    Array, Init, ParamSpec, ResNet, ResNetConfig, Scope, TapeOptions, TinyDit, TinyDitConfig, Weights,
     candle::{Params, to_host},
     init,
     random::noise,
@@ -46,9 +45,36 @@ const PHOTO_SIZE: usize = 128;
 /// Fraction of a classifier's targets that is spread over all classes.
 const LABEL_SMOOTHING: f64 = 0.1;
 
+/// The network of a case.
+enum CaseNetwork {
+    TinyDit(TinyDitConfig),
+    ResNet(ResNetConfig),
+}
+
+impl From<TinyDitConfig> for CaseNetwork {
+    fn from(config: TinyDitConfig) -> Self {
+        Self::TinyDit(config)
+    }
+}
+
+impl From<ResNetConfig> for CaseNetwork {
+    fn from(config: ResNetConfig) -> Self {
+        Self::ResNet(config)
+    }
+}
+
+impl CaseNetwork {
+    fn config(&self) -> tiny_cats_export::Result<NetworkConfig> {
+        match self {
+            Self::TinyDit(config) => NetworkConfig::new(config.clone()),
+            Self::ResNet(config) => NetworkConfig::new(config.clone()),
+        }
+    }
+}
+
 struct Case {
     name: &'static str,
-    network: NetworkConfig,
+    network: CaseNetwork,
     batch: usize,
 }
 
@@ -58,16 +84,16 @@ impl Case {
         let dit = |name, size| Ok::<_, anyhow::Error>(TinyDitConfig::named(name, size, classes)?);
         let resnet = ResNetConfig::named("resnet18", classes)?;
         Ok([
-            Self { name: "base-128", network: NetworkConfig::TinyDit(dit("base", 128)?), batch: 16 },
-            Self { name: "legacy-128", network: NetworkConfig::TinyDit(TinyDitConfig::legacy()), batch: 16 },
-            Self { name: "tiny-32", network: NetworkConfig::TinyDit(dit("tiny", 32)?), batch: 64 },
-            Self { name: "resnet18-128", network: NetworkConfig::ResNet(resnet), batch: 32 },
+            Self { name: "base-128", network: dit("base", 128)?.into(), batch: 16 },
+            Self { name: "legacy-128", network: TinyDitConfig::legacy().into(), batch: 16 },
+            Self { name: "tiny-32", network: dit("tiny", 32)?.into(), batch: 64 },
+            Self { name: "resnet18-128", network: resnet.into(), batch: 32 },
         ])
     }
 
     /// Returns weights without zeros, so that every parameter affects the output. Running statistics have their initial values.
     fn weights(&self) -> Result<(Vec<ParamSpec>, Weights)> {
-        let mut specs = self.network.specs()?;
+        let mut specs = self.network.config()?.specs()?;
         for spec in specs.iter_mut().filter(|s| s.trainable && s.init == Init::Zeros) {
             spec.init = Init::Normal(0.02);
         }
@@ -78,8 +104,8 @@ impl Case {
     /// Returns the optimizer with the defaults of the training command.
     fn optimizer(&self) -> AdamW {
         match self.network {
-            NetworkConfig::TinyDit(_) => AdamW::default(),
-            NetworkConfig::ResNet(_) => {
+            CaseNetwork::TinyDit(_) => AdamW::default(),
+            CaseNetwork::ResNet(_) => {
                 AdamW { betas: [0.9, 0.999], weight_decay: 0.05, ema: vec![0.999], ..AdamW::default() }
             }
         }
@@ -89,14 +115,11 @@ impl Case {
     /// [`Case::reference`]).
     fn write(&self, folder: &Path) -> Result<()> {
         let (_, mut weights) = self.weights()?;
-        let (batch, meta) = match &self.network {
-            NetworkConfig::TinyDit(config) => {
-                (examples(config, self.batch)?, ModelMeta::tiny_dit(config, classes()))
-            }
-            NetworkConfig::ResNet(config) => {
-                (photographs(config, self.batch)?, ModelMeta::resnet(config, PHOTO_SIZE, classes()))
-            }
+        let batch = match &self.network {
+            CaseNetwork::TinyDit(config) => examples(config, self.batch)?,
+            CaseNetwork::ResNet(config) => photographs(config, self.batch)?,
         };
+        let meta = ModelMeta::new(self.network.config()?, image_sizes(PHOTO_SIZE), classes());
         weights.extend(self.reference(&batch)?);
         weights.extend(batch);
         Ok(write_safetensors(&folder.join(format!("{}.safetensors", self.name)), &weights, &meta)?)
@@ -137,14 +160,14 @@ impl Case {
         let mut params = tape.params(params);
         let scope = &mut Scope::root(&mut params);
         Ok(match &self.network {
-            NetworkConfig::TinyDit(config) => {
+            CaseNetwork::TinyDit(config) => {
                 let label = tape.constant(get("check/label")?.to_dtype(DType::U32)?);
                 let t = tape.constant(get("check/t")?);
                 let prediction = TinyDit::new(config, scope)?.forward(&x, &t, &label)?;
                 let loss = prediction.weighted_mse(&target, &get("check/weight")?)?;
                 (prediction, loss)
             }
-            NetworkConfig::ResNet(config) => {
+            CaseNetwork::ResNet(config) => {
                 let logits = ResNet::new(config, scope)?.forward(&x)?;
                 let loss = logits.cross_entropy(&target)?;
                 (logits, loss)
@@ -155,8 +178,8 @@ impl Case {
     /// Returns the training task, on synthetic images.
     fn task(&self, device: &Device) -> Result<Box<dyn Task>> {
         let size = match &self.network {
-            NetworkConfig::TinyDit(config) => config.image_size,
-            NetworkConfig::ResNet(_) => PHOTO_SIZE,
+            CaseNetwork::TinyDit(config) => config.image_size,
+            CaseNetwork::ResNet(_) => PHOTO_SIZE,
         };
         let folder = tempfile::tempdir()?;
         let data = folder.path().join("cats");
@@ -164,10 +187,10 @@ impl Case {
         let data = Dataset::open(&data)?;
         let (seed, augmentation) = (0, AugmentLevel::Basic);
         Ok(match &self.network {
-            NetworkConfig::TinyDit(config) => {
+            CaseNetwork::TinyDit(config) => {
                 let images = Images::load(&data, size as u32, None, &Cache::Memory)?;
                 let (network, flow, guidance) = (config.clone(), Flow::default(), 1.0);
-                let options = DitOptions {
+                let options = FlowMatchingOptions {
                     network,
                     flow,
                     augmentation,
@@ -175,13 +198,15 @@ impl Case {
                     guidance_interval: [0.0, 1.0],
                     best: false,
                     seed,
+                    kind: "dit",
+                    name: "tinydit_final".into(),
                     init: None,
                 };
-                Box::new(Dit::new(options, images, None, device.clone())?)
+                Box::new(FlowMatching::new(options, images, None, device.clone())?)
             }
-            NetworkConfig::ResNet(config) => {
+            CaseNetwork::ResNet(config) => {
                 let photos = Photos::load(&data, size as u32, None, &Cache::Memory)?;
-                let options = ClassifierOptions {
+                let options = ClassificationOptions {
                     network: config.clone(),
                     image_size: size,
                     crop_size: size,
@@ -192,7 +217,7 @@ impl Case {
                     name: self.name.into(),
                     init: None,
                 };
-                Box::new(Classifier::new(options, photos, None, device.clone())?)
+                Box::new(Classification::new(options, photos, None, device.clone())?)
             }
         })
     }
@@ -200,11 +225,11 @@ impl Case {
     /// Returns the planned memory of a step on a GPU, in bytes, without CUDA's own.
     fn planned(&self, tape: TapeOptions) -> Result<u64> {
         let side = match &self.network {
-            NetworkConfig::TinyDit(config) => config.image_size,
-            NetworkConfig::ResNet(_) => PHOTO_SIZE,
+            CaseNetwork::TinyDit(config) => config.image_size,
+            CaseNetwork::ResNet(_) => PHOTO_SIZE,
         };
         let workload = Workload {
-            network: self.network.clone(),
+            network: self.network.config()?,
             side,
             steps: 1,
             batch: self.batch,

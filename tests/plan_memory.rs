@@ -8,20 +8,22 @@ use std::sync::atomic::Ordering::Relaxed;
 use candle_core::Device;
 use counting::{LIVE, PEAK};
 use tiny_cats::{
+    cli::plan::calibration_task,
     data::AugmentLevel,
     plan::{Workload, calibrate},
 };
-use tiny_cats_models::{NetworkConfig, ResNetConfig, TapeOptions, TinyDitConfig};
+use tiny_cats_export::NetworkConfig;
+use tiny_cats_models::{ResNetConfig, TapeOptions, TinyDitConfig};
 
 /// The only test of this program, so that no other test allocates during the measurement.
 #[test]
 fn training_uses_the_memory_that_the_plan_estimates() {
-    let dit = |size: &str, side| NetworkConfig::TinyDit(TinyDitConfig::named(size, side, 13).unwrap());
-    let resnet = ResNetConfig::named("resnet18", 13).unwrap();
+    let dit = |size: &str, side| NetworkConfig::new(TinyDitConfig::named(size, side, 13).unwrap()).unwrap();
+    let resnet = NetworkConfig::new(ResNetConfig::named("resnet18", 13).unwrap()).unwrap();
     for (name, network, side, batch, averages) in [
         ("nano", dit("nano", 32), 32, 12, 1),
         ("tiny", dit("tiny", 64), 64, 6, 2),
-        ("resnet18", NetworkConfig::ResNet(resnet), 64, 16, 1),
+        ("resnet18", resnet, 64, 16, 1),
     ] {
         for checkpoint in [false, true] {
             let tape = TapeOptions { checkpoint, ..TapeOptions::default() };
@@ -39,8 +41,10 @@ fn training_uses_the_memory_that_the_plan_estimates() {
             };
             let estimate = workload.requirements(false).unwrap().memory;
             let before = LIVE.load(Relaxed);
+            let folder = tempfile::tempdir().unwrap();
+            let mut task = calibration_task(&workload, folder.path(), &Device::Cpu).unwrap();
             let mut peaks = Vec::new();
-            calibrate(&workload, &Device::Cpu, 4, &mut |_, _| {
+            calibrate(&mut *task, &workload, &Device::Cpu, 4, &mut |_, _| {
                 peaks.push(PEAK.swap(LIVE.load(Relaxed), Relaxed) - before);
             })
             .unwrap();

@@ -6,7 +6,7 @@ mod common;
 use candle_core::{DType, Device, Tensor};
 use common::Case;
 use tiny_cats_models::{
-    Head, Layout, NetworkConfig, Precision, ResNetConfig, TapeOptions, Tensor as _, TinyDitConfig,
+    Head, Layout, Precision, ResNetConfig, TapeOptions, Tensor as _, TinyDitConfig,
     random::noise,
     tape::{Param, Tape, Var},
 };
@@ -25,10 +25,10 @@ fn cases() -> Vec<Case> {
     };
     let resnet = |depth| ResNetConfig { depth, width: 8, classes: 5, head: Head::Plain, batch_norm: true };
     vec![
-        Case::new(NetworkConfig::TinyDit(dit(Layout::Modern)), 16, 4),
-        Case::new(NetworkConfig::TinyDit(dit(Layout::Legacy)), 16, 4),
-        Case::new(NetworkConfig::ResNet(resnet(18)), 64, 4),
-        Case::new(NetworkConfig::ResNet(resnet(50)), 64, 4),
+        Case::new(dit(Layout::Modern), 16, 4),
+        Case::new(dit(Layout::Legacy), 16, 4),
+        Case::new(resnet(18), 64, 4),
+        Case::new(resnet(50), 64, 4),
     ]
 }
 

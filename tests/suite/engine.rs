@@ -11,6 +11,7 @@ use std::{
 
 use candle_core::{Device, Tensor};
 use image::RgbImage;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tempfile::TempDir;
 use tiny_cats::{
@@ -24,14 +25,43 @@ use tiny_cats::{
 };
 use tiny_cats_export::ModelMeta;
 use tiny_cats_models::{
-    Init, ParamSpec, Precision, Source, TapeOptions, Tensor as _, TinyDitConfig, Weights,
+    Init, Input, Network, Precision, Scope, Sizes, TapeOptions, Weights,
     candle::Params,
     cost::CostSummary,
+    main_output,
     tape::{Tape, Var},
 };
 
 const WIDTH: usize = 4;
 const ITEMS: usize = 64;
+
+/// A network of one matrix, whose kind is not registered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Matrix {}
+
+impl Network for Matrix {
+    const KIND: &'static str = "matrix";
+    type Built<T: tiny_cats_models::Tensor> = T::Param;
+
+    fn inputs(&self) -> Vec<Input> {
+        vec![Input::floats("x", [WIDTH])]
+    }
+
+    fn outputs(&self) -> Vec<String> {
+        vec!["y".into()]
+    }
+
+    fn build<T: tiny_cats_models::Tensor>(&self, scope: &mut Scope<T>) -> tiny_cats_models::Result<T::Param> {
+        scope.matrix("weight", [WIDTH, WIDTH], Init::Normal(0.5))
+    }
+
+    fn forward<T: tiny_cats_models::Tensor>(
+        weight: &T::Param,
+        inputs: &[T],
+    ) -> tiny_cats_models::Result<Vec<T>> {
+        Ok(vec![inputs[0].linear(weight, None)?])
+    }
+}
 
 /// A task that trains a matrix on rows of numbers.
 struct MatrixTask {
@@ -88,10 +118,6 @@ impl MatrixTask {
     fn with_nan(items: &[u64]) -> Self {
         Self { batches: Arc::new(RowSource { nan_items: items.to_vec(), scale: 1.0 }), ..Self::new() }
     }
-
-    fn spec() -> ParamSpec {
-        ParamSpec { init: Init::Normal(0.5), ..TinyDitConfig::legacy().cost().unwrap().params.remove(0) }
-    }
 }
 
 impl Task for MatrixTask {
@@ -104,8 +130,7 @@ impl Task for MatrixTask {
     }
 
     fn cost(&self) -> Result<CostSummary> {
-        let spec = ParamSpec { name: "weight".into(), dims: vec![WIDTH, WIDTH], ..Self::spec() };
-        Ok(CostSummary { params: vec![spec], ..CostSummary::default() })
+        Ok(CostSummary { params: Matrix {}.specs()?, ..CostSummary::default() })
     }
 
     fn training_bytes(&self, batch: usize, _: TapeOptions) -> Result<u64> {
@@ -121,7 +146,7 @@ impl Task for MatrixTask {
     }
 
     fn meta(&self) -> ModelMeta {
-        ModelMeta::tiny_dit(&TinyDitConfig::legacy(), vec!["a".into(); 13])
+        ModelMeta::for_network(Matrix {}, Sizes::new(), Vec::new()).unwrap()
     }
 
     fn loss(&mut self, tape: &Tape, params: &mut Params, batch: &Batch) -> Result<Var> {
@@ -134,11 +159,11 @@ impl Task for MatrixTask {
         if let Some((_, time)) = self.slow.filter(|(slow, _)| step == *slow) {
             std::thread::sleep(time);
         }
-        let spec = self.cost()?.params.remove(0);
-        let weight = tape.params(params).param(spec)?;
+        let weight = Matrix {}.build(&mut Scope::root(&mut tape.params(params)))?;
         let target = Tensor::ones((len, WIDTH), candle_core::DType::F32, &Device::Cpu)?;
         let ones = Tensor::ones(len, candle_core::DType::F32, &Device::Cpu)?;
-        Ok(tape.constant(x).linear(&weight, None)?.weighted_mse(&target, &ones)?)
+        let output = main_output(Matrix::forward(&weight, &[tape.constant(x)])?)?;
+        Ok(output.weighted_mse(&target, &ones)?)
     }
 
     fn evaluate(&mut self, _: &Weights) -> Result<Vec<Score>> {

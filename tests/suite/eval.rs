@@ -11,11 +11,13 @@ use tiny_cats::{
     evaluate::{Features, frechet_distance, random_halves},
 };
 use tiny_cats_export::{
-    ModelMeta,
+    ModelMeta, image_sizes,
     onnx::{DEFAULT_OPSET, OnnxGraph},
     to_onnx, to_rgb,
 };
-use tiny_cats_models::{Array, Head, Init, ResNetConfig, Scope, Tensor, TinyDitConfig, Weights, init};
+use tiny_cats_models::{
+    Array, Head, Init, Network as _, ResNetConfig, Scope, Sizes, Tensor, TinyDitConfig, Weights, init,
+};
 
 /// A folder with synthetic images in `synth` and untrained networks: the classifier `classifier` (as .onnx, .safetensors and .pt), the
 /// generator `generator.safetensors`, and `pixels.onnx`, which returns its input.
@@ -29,13 +31,13 @@ static WORK: LazyLock<TempDir> = LazyLock::new(|| {
     let mut weights = init(&config.specs().unwrap(), 3);
     // Large enough for different predictions, some with high confidence.
     weights.get_mut("fc.weight").unwrap().data_mut().iter_mut().for_each(|w| *w *= 400.0);
-    let meta = ModelMeta::resnet(&config, 32, classes.clone());
+    let meta = ModelMeta::for_network(config.clone(), image_sizes(32), classes.clone()).unwrap();
     checkpoint::write_safetensors(&path.join("classifier.safetensors"), &weights, &meta).unwrap();
     checkpoint::write_torch(&path.join("classifier.pt"), &weights, &meta).unwrap();
     fs::write(path.join("classifier.onnx"), to_onnx(&meta, &weights, DEFAULT_OPSET).unwrap()).unwrap();
     let config = TinyDitConfig::named("nano", 16, classes.len()).unwrap();
-    let weights = init(&config.cost().unwrap().params, 5);
-    let meta = ModelMeta::tiny_dit(&config, classes);
+    let weights = init(&config.specs().unwrap(), 5);
+    let meta = ModelMeta::for_network(config.clone(), Sizes::new(), classes).unwrap();
     checkpoint::write_safetensors(&path.join("generator.safetensors"), &weights, &meta).unwrap();
     fs::write(path.join("pixels.onnx"), graph(&[3, 8, 8], |x| x.reshape(&[192]).unwrap())).unwrap();
     dir

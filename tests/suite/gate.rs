@@ -9,8 +9,8 @@ use tiny_cats::{
     checkpoint,
     data::{Dataset, Split},
 };
-use tiny_cats_export::{ModelMeta, onnx::DEFAULT_OPSET, to_onnx};
-use tiny_cats_models::{Head, ResNetConfig, TinyDitConfig, init};
+use tiny_cats_export::{ModelMeta, image_sizes, onnx::DEFAULT_OPSET, to_onnx};
+use tiny_cats_models::{Head, Network as _, ResNetConfig, Sizes, TinyDitConfig, init};
 
 /// A folder with synthetic images in `synth` and untrained networks: `classifier.onnx`, `generator.onnx`, and
 /// `other_classes.onnx`, a classifier of other classes.
@@ -26,12 +26,12 @@ static WORK: LazyLock<TempDir> = LazyLock::new(|| {
     weights.get_mut("fc.weight").unwrap().data_mut().iter_mut().for_each(|w| *w *= 400.0);
     let others: Vec<String> = (0..classes.len()).map(|i| format!("Lion_{i}")).collect();
     for (name, classes) in [("classifier.onnx", &classes), ("other_classes.onnx", &others)] {
-        let meta = ModelMeta::resnet(&config, 32, classes.clone());
+        let meta = ModelMeta::for_network(config.clone(), image_sizes(32), classes.clone()).unwrap();
         fs::write(path.join(name), to_onnx(&meta, &weights, DEFAULT_OPSET).unwrap()).unwrap();
     }
     let config = TinyDitConfig::named("nano", 16, classes.len()).unwrap();
-    let weights = init(&config.cost().unwrap().params, 5);
-    let mut meta = ModelMeta::tiny_dit(&config, classes);
+    let weights = init(&config.specs().unwrap(), 5);
+    let mut meta = ModelMeta::for_network(config.clone(), Sizes::new(), classes).unwrap();
     fs::write(path.join("generator.onnx"), to_onnx(&meta, &weights, DEFAULT_OPSET).unwrap()).unwrap();
     checkpoint::write_safetensors(&path.join("generator.safetensors"), &weights, &meta).unwrap();
     meta.classes[0] = "Lion".into();

@@ -9,7 +9,10 @@ use tiny_cats::{
         AugmentLevel, Cache, Dataset, Images, Photos,
         synth::{self, SynthManifest},
     },
-    train::{Batch, BatchSource, Classifier, ClassifierOptions, Dit, DitOptions, Flow, Loader, Task},
+    train::{
+        Batch, BatchSource, Classification, ClassificationOptions, Flow, FlowMatching, FlowMatchingOptions,
+        Loader, Task,
+    },
 };
 use tiny_cats_models::{
     ResNetConfig, TinyDitConfig,
@@ -25,7 +28,7 @@ fn tasks() -> (TempDir, [Arc<dyn BatchSource>; 2]) {
     synth::write(&root, &SynthManifest::new(2, 40, 0).unwrap(), |_| {}).unwrap();
     let data = Dataset::open(root).unwrap();
     let cache = Cache::Folder(dir.path().join("cache"));
-    let generator = DitOptions {
+    let generator = FlowMatchingOptions {
         network: TinyDitConfig::named("nano", SIZE, 13).unwrap(),
         flow: Flow::default(),
         augmentation: AugmentLevel::Full,
@@ -33,9 +36,11 @@ fn tasks() -> (TempDir, [Arc<dyn BatchSource>; 2]) {
         guidance_interval: [0.0, 1.0],
         best: false,
         seed: 3,
+        kind: "dit",
+        name: "tinydit_final".into(),
         init: None,
     };
-    let classifier = ClassifierOptions {
+    let classifier = ClassificationOptions {
         network: ResNetConfig { width: 8, ..ResNetConfig::named("resnet18", 13).unwrap() },
         image_size: SIZE,
         crop_size: SIZE,
@@ -48,8 +53,8 @@ fn tasks() -> (TempDir, [Arc<dyn BatchSource>; 2]) {
     };
     let images = Images::load(&data, SIZE as u32, None, &cache).unwrap();
     let photos = Photos::load(&data, classifier.short_side(), None, &cache).unwrap();
-    let generator = Dit::new(generator, images, None, Device::Cpu).unwrap();
-    let classifier = Classifier::new(classifier, photos, None, Device::Cpu).unwrap();
+    let generator = FlowMatching::new(generator, images, None, Device::Cpu).unwrap();
+    let classifier = Classification::new(classifier, photos, None, Device::Cpu).unwrap();
     (dir, [generator.batches(), classifier.batches()])
 }
 

@@ -7,7 +7,7 @@ use candle_core::Device;
 use sha2::{Digest, Sha256};
 use tiny_cats::{
     data::{AugmentLevel, Cache, Dataset, INDEX, Images, synth},
-    train::{Dit, DitOptions, Flow, Loader, Task},
+    train::{Flow, FlowMatching, FlowMatchingOptions, Loader, Task},
 };
 use tiny_cats_models::{
     TinyDitConfig,
@@ -104,7 +104,7 @@ fn check_memory(count: usize, steps: usize) {
     assert!(per_image(used) < 250.0, "{} bytes per image", per_image(used));
     drop(data);
 
-    let options = DitOptions {
+    let options = FlowMatchingOptions {
         network: TinyDitConfig::named("nano", SIZE, CLASSES).unwrap(),
         flow: Flow::default(),
         augmentation: AugmentLevel::Full,
@@ -112,9 +112,11 @@ fn check_memory(count: usize, steps: usize) {
         guidance_interval: [0.0, 1.0],
         best: false,
         seed: 1,
+        kind: "dit",
+        name: "tinydit_final".into(),
         init: None,
     };
-    let task = Dit::new(options, images, None, Device::Cpu).unwrap();
+    let task = FlowMatching::new(options, images, None, Device::Cpu).unwrap();
     let size = 32;
     let mut loader = Loader::with_workers(task.batches(), size, 2, 2).unwrap();
     let mut stream = Stream::new(1, Purpose::Order, 0);

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor as CandleTensor};
 use tiny_cats_models::{
-    Array, Layout, Scope, TinyDit, TinyDitConfig, Weights,
+    Array, Layout, Network as _, Scope, TinyDit, TinyDitConfig, Weights,
     candle::{CandleValue, Params, to_device},
     init,
     random::noise,
@@ -24,7 +24,7 @@ fn config(layout: Layout) -> TinyDitConfig {
 
 /// Initial weights, with noise in the zero-initialized arrays, as after some optimizer steps.
 fn perturbed_weights(config: &TinyDitConfig) -> Weights {
-    let mut weights = init(&config.cost().unwrap().params, 3);
+    let mut weights = init(&config.specs().unwrap(), 3);
     for (i, array) in weights.values_mut().enumerate() {
         if array.data().iter().all(|&v| v == 0.0) {
             let n = array.data().len();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor as CandleTensor};
 use tiny_cats_models::{
-    Array, Head, ParamSpec, ResNet, ResNetConfig, Scope, Weights,
+    Array, Head, Network as _, ParamSpec, ResNet, ResNetConfig, Scope, Weights,
     candle::{CandleValue, Params, to_device, to_host},
     fold_batch_norm,
     random::noise,

@@ -11,8 +11,8 @@ use tiny_cats::checkpoint::{
     self, ErrorKind, Format, ModelOverrides, TensorData, WeightsSelection,
     torch::{Item, TorchFile, Value, write},
 };
-use tiny_cats_export::{ModelMeta, NetworkConfig, TaskMeta};
-use tiny_cats_models::{Array, ResNetConfig, TinyDitConfig, Weights};
+use tiny_cats_export::{ModelMeta, NetworkConfig, TaskMeta, image_sizes};
+use tiny_cats_models::{Array, Network as _, ResNetConfig, Sizes, TinyDitConfig, Weights};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/torch").join(name)
@@ -193,8 +193,10 @@ fn released_model() -> (Weights, ModelMeta) {
         mlp_width: 16,
         ..TinyDitConfig::named("nano", 32, 2).unwrap()
     };
-    let weights = tiny_cats_models::init(&NetworkConfig::TinyDit(config.clone()).specs().unwrap(), 3);
-    let mut meta = ModelMeta::tiny_dit(&config, vec!["Bengal".into(), "Ägyptische Mau".into()]);
+    let weights = tiny_cats_models::init(&NetworkConfig::new(config.clone()).unwrap().specs().unwrap(), 3);
+    let mut meta =
+        ModelMeta::for_network(config.clone(), Sizes::new(), vec!["Bengal".into(), "Ägyptische Mau".into()])
+            .unwrap();
     let TaskMeta::Generator(task) = &mut meta.task else { unreachable!("a TinyDiT is a generator") };
     task.sampler.guidance = 2.1;
     meta.provenance = json!({"seed": 1i64 << 50, "none": null});
@@ -335,7 +337,12 @@ fn torchvision_loads_a_released_classifier_strictly() {
     let (torch, safetensors) = (dir.path().join("breeds.pt"), dir.path().join("breeds.safetensors"));
     let config = ResNetConfig::named("resnet18", 13).unwrap();
     let weights = tiny_cats_models::init(&config.specs().unwrap(), 3);
-    let mut meta = ModelMeta::resnet(&config, 128, (0..13).map(|i| format!("cat {i}")).collect());
+    let mut meta = ModelMeta::for_network(
+        config.clone(),
+        image_sizes(128),
+        (0..13).map(|i| format!("cat {i}")).collect(),
+    )
+    .unwrap();
     meta.provenance = json!({"schedule": {"steps": 800}, "best": {"step": 690}});
     checkpoint::write_torch(&torch, &weights, &meta).unwrap();
     checkpoint::write_safetensors(&safetensors, &weights, &meta).unwrap();

@@ -14,7 +14,7 @@ use tiny_cats::checkpoint::{
 };
 use tiny_cats_export::Integrity;
 use tiny_cats_export::NetworkConfig;
-use tiny_cats_models::{Array, ResNetConfig, TinyDitConfig, Weights, init};
+use tiny_cats_models::{Array, Network as _, ResNetConfig, TinyDitConfig, Weights, init};
 use zip::{CompressionMethod, ZipArchive, ZipWriter, write::SimpleFileOptions};
 
 fn fixture(name: &str) -> PathBuf {
@@ -39,7 +39,7 @@ fn resnet() -> Weights {
 fn dit() -> (NetworkConfig, Weights) {
     let config =
         TinyDitConfig { depth: 2, width: 64, heads: 1, mlp_width: 64, classes: 3, ..TinyDitConfig::legacy() };
-    let network = NetworkConfig::TinyDit(config);
+    let network = NetworkConfig::new(config).unwrap();
     let weights = init(&network.specs().unwrap(), 2);
     (network, weights)
 }

@@ -8,13 +8,13 @@ use tiny_cats::checkpoint::{
     torch::{Item, write},
 };
 use tiny_cats_export::{
-    ExportOptions, ModelMeta, NetworkConfig, export,
+    ExportOptions, ModelMeta, NetworkConfig, export, image_sizes,
     onnx::{OnnxFile, OnnxGraph, WeightStorage},
     to_onnx,
 };
 use tiny_cats_models::{
-    Array, Head, ResNet, ResNetConfig, Scope, TinyDit, TinyDitConfig, Weights, fold_batch_norm, init, native,
-    random::noise,
+    Array, Head, Network as _, ResNet, ResNetConfig, Scope, Sizes, TinyDit, TinyDitConfig, Weights,
+    fold_batch_norm, init, native, random::noise,
 };
 
 fn run(path: &Path, flags: &[&str]) -> Output {
@@ -75,7 +75,7 @@ fn legacy() -> TinyDitConfig {
 
 /// Weights like those of a trained network: no layer is zero.
 fn trained(config: &TinyDitConfig) -> Weights {
-    perturb(init(&NetworkConfig::TinyDit(config.clone()).specs().unwrap(), 1))
+    perturb(init(&NetworkConfig::new(config.clone()).unwrap().specs().unwrap(), 1))
 }
 
 fn perturb(mut weights: Weights) -> Weights {
@@ -91,11 +91,21 @@ fn resnet() -> ResNetConfig {
 }
 
 fn resnet_meta(config: &ResNetConfig) -> ModelMeta {
-    ModelMeta::resnet(config, 32, (0..config.classes).map(|i| format!("cat {i}")).collect())
+    ModelMeta::for_network(
+        config.clone(),
+        image_sizes(32),
+        (0..config.classes).map(|i| format!("cat {i}")).collect(),
+    )
+    .unwrap()
 }
 
 fn meta(config: &TinyDitConfig) -> ModelMeta {
-    ModelMeta::tiny_dit(config, (0..config.classes).map(|i| format!("cat {i}")).collect())
+    ModelMeta::for_network(
+        config.clone(),
+        Sizes::new(),
+        (0..config.classes).map(|i| format!("cat {i}")).collect(),
+    )
+    .unwrap()
 }
 
 #[test]
@@ -137,7 +147,7 @@ fn a_released_model_and_its_onnx_file_are_valid_until_either_changes() {
 fn an_untrained_network_is_valid_and_reported_as_untrained() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("new.pt");
-    let weights = init(&NetworkConfig::TinyDit(modern()).specs().unwrap(), 1);
+    let weights = init(&NetworkConfig::new(modern()).unwrap().specs().unwrap(), 1);
     checkpoint::write_torch(&path, &weights, &meta(&modern())).unwrap();
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_verify-checkpoint"))
         .arg("--checkpoint")
@@ -266,7 +276,7 @@ fn a_legacy_classifier_is_recognized_and_checked_strictly() {
         let config = ResNetConfig { depth, head, ..resnet() };
         let weights = perturb(init(&config.specs().unwrap(), 1));
         save(&weights);
-        let network = serde_json::to_value(NetworkConfig::ResNet(config.clone())).unwrap();
+        let network = serde_json::to_value(NetworkConfig::new(config.clone()).unwrap()).unwrap();
         assert_eq!(verify_ok(&path, &["--skip-onnx"])["network"], network);
         let loaded = checkpoint::open(&path, WeightsSelection::Default).unwrap();
         let meta = loaded.describe(&ModelOverrides::default()).unwrap().meta;
@@ -422,7 +432,12 @@ fn classes_with_known_names_keep_their_rows_of_the_head() {
     let source_config = ResNetConfig { classes: 3, ..resnet() };
     let weights = perturb(init(&source_config.specs().unwrap(), 1));
     let names = ["Maine_Coon", "Siamese", "other"].map(String::from).to_vec();
-    checkpoint::write_safetensors(&path, &weights, &ModelMeta::resnet(&source_config, 48, names)).unwrap();
+    checkpoint::write_safetensors(
+        &path,
+        &weights,
+        &ModelMeta::for_network(source_config.clone(), image_sizes(48), names).unwrap(),
+    )
+    .unwrap();
     assert_eq!(InitFile::open(&path).unwrap().image_size(), Some(48));
     let config = ResNetConfig { head: Head::Dropout, ..resnet() };
     let found = initial_weights(&path, &config, &["tabby", "siamese", "Maine Coon", "calico"]).unwrap();

@@ -4,8 +4,12 @@
 use std::path::Path;
 
 use image::{Rgb, RgbImage};
-use tiny_cats_export::{Classifier, Error, LoadOptions, Model, ModelMeta, runtime::RuntimeKind, to_onnx};
-use tiny_cats_models::{Array, ResNetConfig, TinyDitConfig, Weights, init, random::noise};
+use tiny_cats_export::{
+    Classifier, Error, LoadOptions, Model, ModelMeta, image_sizes, runtime::RuntimeKind, to_onnx,
+};
+use tiny_cats_models::{
+    Array, Network as _, ResNetConfig, Sizes, TinyDitConfig, Weights, init, random::noise,
+};
 
 fn classifier() -> (ModelMeta, Weights) {
     let config = ResNetConfig { width: 8, ..ResNetConfig::named("resnet18", 5).unwrap() };
@@ -15,7 +19,7 @@ fn classifier() -> (ModelMeta, Weights) {
     let head = weights.get_mut("fc.weight").unwrap();
     let values = noise(1, 0, head.data().len()).iter().map(|v| v * 0.1).collect();
     *head = Array::new(head.dims(), values).unwrap();
-    (ModelMeta::resnet(&config, 32, classes), weights)
+    (ModelMeta::for_network(config.clone(), image_sizes(32), classes).unwrap(), weights)
 }
 
 /// Returns images of several shapes.
@@ -109,8 +113,8 @@ fn invalid_input_gives_one_line_errors() {
     assert_eq!(error.to_string(), "images: number 1 has no pixels");
 
     let config = TinyDitConfig::named("nano", 32, 5).unwrap();
-    let generator = ModelMeta::tiny_dit(&config, meta.classes.clone());
-    let generator = Model::from_weights(generator, init(&config.cost().unwrap().params, 1));
+    let generator = ModelMeta::for_network(config.clone(), Sizes::new(), meta.classes.clone()).unwrap();
+    let generator = Model::from_weights(generator, init(&config.specs().unwrap(), 1));
     let error = Classifier::from_model(&generator, &LoadOptions::default()).unwrap_err().to_string();
     assert!(error.contains("expected a classifier, found a generator of 5 classes"), "{error}");
 

@@ -3,14 +3,14 @@
 
 use tiny_cats_export::{
     CLASSIFIER_INPUT, CLASSIFIER_OUTPUT, Error, ExportOptions, Generator, LoadOptions, META_KEY, Model,
-    ModelMeta, NetworkConfig, PREDECESSOR_CLASSES, RuntimeReport, export,
+    ModelMeta, NetworkConfig, PREDECESSOR_CLASSES, RuntimeReport, export, image_sizes,
     onnx::{OPSETS, OnnxFile, OnnxGraph},
     runtime::RuntimeKind,
     to_onnx, verify,
 };
 use tiny_cats_models::{
-    Array, Head, ResNet, ResNetConfig, Scope, Tensor, TinyDitConfig, Weights, fold_batch_norm, init,
-    random::noise,
+    Array, Head, Network as _, ResNet, ResNetConfig, Scope, Sizes, Tensor, TinyDitConfig, Weights,
+    fold_batch_norm, init, random::noise,
 };
 
 const SIZE: usize = 40;
@@ -24,12 +24,11 @@ fn classifier(depth: usize) -> (ModelMeta, Weights) {
         array.data_mut().iter_mut().zip(noise(2, i as u64, n)).for_each(|(v, e)| *v += 0.2 * e.abs());
     }
     let classes = (0..13).map(|i| format!("Breed_{i}")).collect();
-    (ModelMeta::resnet(&config, SIZE, classes), weights)
+    (ModelMeta::for_network(config.clone(), image_sizes(SIZE), classes).unwrap(), weights)
 }
 
 fn config(meta: &ModelMeta) -> &ResNetConfig {
-    let NetworkConfig::ResNet(config) = &meta.config else { panic!("{:?}", meta.config) };
-    config
+    meta.config.downcast().unwrap()
 }
 
 fn available() -> impl Iterator<Item = RuntimeKind> {
@@ -60,7 +59,7 @@ fn exported_files_contain_folded_weights_and_are_verified() {
         let model = Model::open(&path).unwrap();
         let (folded, plain) = fold_batch_norm(config(&meta), &weights).unwrap();
         assert!(model.weights().unwrap() == plain);
-        assert_eq!(*model.meta(), ModelMeta { config: NetworkConfig::ResNet(folded), ..meta });
+        assert_eq!(*model.meta(), ModelMeta { config: NetworkConfig::new(folded).unwrap(), ..meta });
         assert!(model.classifier().is_ok());
     }
 }
@@ -143,7 +142,12 @@ fn graphs_of_the_python_predecessor_are_recognized() {
         let logits = model.forward(&input).unwrap();
         let bytes = graph.finish(&[(CLASSIFIER_OUTPUT, &logits)], &[]).unwrap();
         let model = Model::from_bytes(bytes, "old.onnx").unwrap();
-        let expected = ModelMeta::resnet(&config, SIZE, PREDECESSOR_CLASSES.map(String::from).to_vec());
+        let expected = ModelMeta::for_network(
+            config.clone(),
+            image_sizes(SIZE),
+            PREDECESSOR_CLASSES.map(String::from).to_vec(),
+        )
+        .unwrap();
         assert_eq!(*model.meta(), expected);
         let found = available().map(|kind| model.load_classifier(kind).unwrap().logits(&images(2)).unwrap());
         let found: Vec<Array> = found.collect();
@@ -168,8 +172,8 @@ fn a_model_of_the_other_task_gives_a_one_line_error() {
     assert_eq!(error, "breeds.onnx: task: expected a generator, found a classifier of 13 classes");
 
     let config = TinyDitConfig { depth: 1, ..TinyDitConfig::named("nano", 32, 1).unwrap() };
-    let weights = init(&config.cost().unwrap().params, 1);
-    let meta = ModelMeta::tiny_dit(&config, vec!["Other".into()]);
+    let weights = init(&config.specs().unwrap(), 1);
+    let meta = ModelMeta::for_network(config.clone(), Sizes::new(), vec!["Other".into()]).unwrap();
     let generator = Model::from_bytes(to_onnx(&meta, &weights, 17).unwrap(), "cat.onnx").unwrap();
     let error = generator.load_classifier(RuntimeKind::Tract).err().unwrap().to_string();
     assert_eq!(error, "cat.onnx: task: expected a classifier, found a generator of 1 class");

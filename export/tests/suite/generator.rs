@@ -6,23 +6,23 @@ use std::{collections::HashMap, path::Path};
 use safetensors::{Dtype, tensor::TensorView};
 use tiny_cats_export::{
     Breed, CHECKSUM_MISMATCH, Checksum, Error, ExportOptions, Generator, Integrity, LoadOptions, META_KEY,
-    Model, ModelMeta, Request, RuntimeReport, Sampler, SamplerDefaults, TaskMeta, export,
+    Model, ModelMeta, Request, RuntimeReport, Sampler, SamplerDefaults, TaskMeta, export, image_sizes,
     onnx::{OnnxFile, OnnxGraph, Value},
     psnr, report_path,
     runtime::RuntimeKind,
     to_onnx, verify,
 };
-use tiny_cats_models::{Array, Init, Scope, Tensor, TinyDitConfig, Weights, init};
+use tiny_cats_models::{Array, Init, Network as _, Scope, Sizes, Tensor, TinyDitConfig, Weights, init};
 
 fn generator() -> (ModelMeta, Weights) {
     let config = TinyDitConfig { depth: 2, ..TinyDitConfig::named("nano", 32, 13).unwrap() };
-    let mut params = config.cost().unwrap().params;
+    let mut params = config.specs().unwrap();
     for spec in params.iter_mut().filter(|spec| spec.init == Init::Zeros) {
         spec.init = Init::Normal(0.05);
     }
     let mut classes: Vec<String> = (0..12).map(|i| format!("Breed_{i}")).collect();
     classes.push("Maine_Coon".into());
-    (ModelMeta::tiny_dit(&config, classes), init(&params, 1))
+    (ModelMeta::for_network(config.clone(), Sizes::new(), classes).unwrap(), init(&params, 1))
 }
 
 /// Returns the model as a safetensors file.
@@ -322,7 +322,7 @@ fn safetensors_files_with_one_changed_bit_are_rejected_or_equivalent() {
         width: 1,
         ..tiny_cats_models::ResNetConfig::named("resnet18", 2).unwrap()
     };
-    let small = ModelMeta::resnet(&config, 32, meta.classes[..2].to_vec());
+    let small = ModelMeta::for_network(config.clone(), image_sizes(32), meta.classes[..2].to_vec()).unwrap();
     let weights = init(&config.specs().unwrap(), 1);
     let bytes = with_checksum(&small, &weights);
     let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;

@@ -6,25 +6,27 @@ use std::{collections::BTreeSet, path::Path};
 use half::f16;
 use tiny_cats_export::{
     ExportOptions, MIN_ROUNDING_PSNR, Model, ModelMeta, NetworkConfig, TaskMeta, VerificationReport, export,
-    measure_rounding,
+    image_sizes, measure_rounding,
     onnx::{OnnxFile, WeightStorage},
     runtime::RuntimeKind,
     to_onnx, verify,
 };
 use tiny_cats_models::{
-    Array, Head, Init, ResNetConfig, TinyDitConfig, Weights, fold_batch_norm, init, random::noise,
+    Array, Head, Init, Network as _, ResNetConfig, Sizes, TinyDitConfig, Weights, fold_batch_norm, init,
+    random::noise,
 };
 
-const F16_EXPORT: ExportOptions = ExportOptions { opset: 17, trajectory: true, storage: WeightStorage::F16 };
+const F16_EXPORT: ExportOptions =
+    ExportOptions { opset: 17, trajectory: true, storage: WeightStorage::F16, cases: Vec::new() };
 
 fn generator() -> (ModelMeta, Weights) {
     let config = TinyDitConfig { depth: 2, ..TinyDitConfig::named("nano", 32, 3).unwrap() };
-    let mut params = config.cost().unwrap().params;
+    let mut params = config.specs().unwrap();
     for spec in params.iter_mut().filter(|spec| spec.init == Init::Zeros) {
         spec.init = Init::Normal(0.05);
     }
     let classes = ["Bengal", "Birman", "Siamese"].map(String::from).to_vec();
-    let mut meta = ModelMeta::tiny_dit(&config, classes);
+    let mut meta = ModelMeta::for_network(config.clone(), Sizes::new(), classes).unwrap();
     if let TaskMeta::Generator(task) = &mut meta.task {
         task.sampler.steps = 4;
     }
@@ -38,17 +40,25 @@ fn classifier() -> (ModelMeta, Weights) {
         let n = array.data().len();
         array.data_mut().iter_mut().zip(noise(2, i as u64, n)).for_each(|(v, e)| *v += 0.2 * e.abs());
     }
-    (ModelMeta::resnet(&config, 40, (0..5).map(|i| format!("Breed_{i}")).collect()), weights)
+    (
+        ModelMeta::for_network(
+            config.clone(),
+            image_sizes(40),
+            (0..5).map(|i| format!("Breed_{i}")).collect(),
+        )
+        .unwrap(),
+        weights,
+    )
 }
 
 /// Returns the metadata and weights in the file: those of a classifier are folded, and weights with two or more axes are rounded.
 fn stored(meta: &ModelMeta, weights: &Weights) -> (ModelMeta, Weights) {
-    let (config, mut weights) = match &meta.config {
-        NetworkConfig::ResNet(config) => {
+    let (config, mut weights) = match meta.config.downcast::<ResNetConfig>() {
+        Some(config) => {
             let (config, weights) = fold_batch_norm(config, weights).unwrap();
-            (NetworkConfig::ResNet(config), weights)
+            (NetworkConfig::new(config).unwrap(), weights)
         }
-        other => (other.clone(), weights.clone()),
+        None => (meta.config.clone(), weights.clone()),
     };
     for array in weights.values_mut().filter(|array| array.dims().len() > 1) {
         array.data_mut().iter_mut().for_each(|v| *v = f16::from_f32(*v).to_f32());
@@ -60,13 +70,11 @@ fn stored(meta: &ModelMeta, weights: &Weights) -> (ModelMeta, Weights) {
 fn outputs(model: &Model) -> Array {
     let size = model.meta().image_size;
     let x = Array::new([2, 3, size, size], noise(3, 0, 6 * size * size)).unwrap();
-    match model.meta().config {
-        NetworkConfig::TinyDit(_) => {
-            let mut network = model.load_generator(RuntimeKind::Native).unwrap();
-            network.predict(&x, &[0.3, 0.8], &[0, 2]).unwrap()
-        }
-        NetworkConfig::ResNet(_) => model.load_classifier(RuntimeKind::Native).unwrap().logits(&x).unwrap(),
+    if model.meta().classifier().is_some() {
+        return model.load_classifier(RuntimeKind::Native).unwrap().logits(&x).unwrap();
     }
+    let mut network = model.load_generator(RuntimeKind::Native).unwrap();
+    network.predict(&x, &[0.3, 0.8], &[0, 2]).unwrap()
 }
 
 fn export_f16(meta: &ModelMeta, weights: &Weights, dir: &Path) -> (VerificationReport, OnnxFile) {
@@ -89,11 +97,11 @@ fn f16_files_have_half_the_size_and_equal_the_rounded_model() {
         assert!((report.bytes as f64) < 0.6 * full.len() as f64, "{} of {}", report.bytes, full.len());
         let found = report.rounding.clone().expect("rounding changes these weights");
         assert!(found.passed && found.max_absolute_error > 0.0);
-        match &meta.config {
-            NetworkConfig::TinyDit(_) => {
+        match &meta.task {
+            TaskMeta::Generator(_) => {
                 assert!((MIN_ROUNDING_PSNR..100.0).contains(&found.trajectory_psnr.unwrap()), "{found:?}");
             }
-            NetworkConfig::ResNet(_) => assert_eq!(found.other_class, Some(0)),
+            _ => assert_eq!(found.other_class, Some(0)),
         }
         assert_eq!(
             serde_json::from_str::<VerificationReport>(&serde_json::to_string(&report).unwrap()).unwrap(),

@@ -8,16 +8,16 @@ use tiny_cats_export::{
     runtime::{InputTensor, RuntimeKind, run_on_all},
     to_onnx,
 };
-use tiny_cats_models::{Array, Init, TinyDitConfig, init, random::noise};
+use tiny_cats_models::{Array, Init, Network as _, Sizes, TinyDitConfig, init, random::noise};
 
 fn generator(config: &TinyDitConfig, opset: u32) -> OnnxFile {
-    let mut params = config.cost().unwrap().params;
+    let mut params = config.specs().unwrap();
     // Zero-initialized gates would hide the blocks.
     for spec in params.iter_mut().filter(|spec| spec.init == Init::Zeros) {
         spec.init = Init::Normal(0.05);
     }
     let classes = (0..config.classes).map(|i| format!("class {i}")).collect();
-    let meta = ModelMeta::tiny_dit(config, classes);
+    let meta = ModelMeta::for_network(config.clone(), Sizes::new(), classes).unwrap();
     OnnxFile::from_bytes(to_onnx(&meta, &init(&params, 1), opset).unwrap(), "test").unwrap()
 }
 

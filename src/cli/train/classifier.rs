@@ -6,7 +6,10 @@ use anyhow::{Context, bail};
 use candle_core::Device;
 use serde_json::json;
 use tiny_cats_export::{NetworkConfig, image_sizes, write_png};
-use tiny_cats_models::{Network, ResNetConfig, Weights};
+use tiny_cats_models::{
+    Network, ResNetConfig, Weights,
+    resnet::{MAX_IMAGE_SIZE, MIN_IMAGE_SIZE},
+};
 
 use super::{
     ImageCounts, TrainJob,
@@ -210,6 +213,7 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
         name: name.clone(),
         init,
     };
+    check_sizes(image_size, crop_size)?;
     options.validate()?;
     let load = |split: Split| -> anyhow::Result<Option<Photos>> {
         let part = data.part(split);
@@ -260,6 +264,17 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
         if let Some(photos) = photos {
             evaluate(&task, &weights, photos, split, &folder.join(format!("{name}_{split}")))?;
         }
+    }
+    Ok(())
+}
+
+/// Checks that the network takes images of these sizes, in pixels.
+fn check_sizes(image_size: usize, crop_size: usize) -> anyhow::Result<()> {
+    if !(MIN_IMAGE_SIZE..=MAX_IMAGE_SIZE).contains(&image_size) {
+        bail!("--image-size: expected {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE}, found {image_size}");
+    }
+    if !(MIN_IMAGE_SIZE..=image_size).contains(&crop_size) {
+        bail!("--crop-size: expected {MIN_IMAGE_SIZE} to --image-size ({image_size}), found {crop_size}");
     }
     Ok(())
 }

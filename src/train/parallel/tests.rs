@@ -4,11 +4,13 @@ use std::{path::Path, path::PathBuf, sync::Arc};
 
 use candle_core::DType;
 use image::RgbImage;
+use serde::{Deserialize, Serialize};
 use tiny_cats_export::ModelMeta;
 use tiny_cats_models::{
-    Init, ParamSpec, Source, TapeOptions, Tensor as _, TinyDitConfig, Weights,
+    Init, Input, Network, Scope, Sizes, TapeOptions, Weights,
     candle::Params,
     cost::CostSummary,
+    main_output,
     tape::{BatchStatistics, Tape, Var},
 };
 
@@ -190,6 +192,34 @@ impl BatchSource for Numbers {
     }
 }
 
+/// A network of one matrix, whose kind is not registered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Matrix {}
+
+impl Network for Matrix {
+    const KIND: &'static str = "matrix";
+    type Built<T: tiny_cats_models::Tensor> = T::Param;
+
+    fn inputs(&self) -> Vec<Input> {
+        vec![Input::floats("x", [4])]
+    }
+
+    fn outputs(&self) -> Vec<String> {
+        vec!["y".into()]
+    }
+
+    fn build<T: tiny_cats_models::Tensor>(&self, scope: &mut Scope<T>) -> tiny_cats_models::Result<T::Param> {
+        scope.matrix("weight", [4, 4], Init::Normal(0.5))
+    }
+
+    fn forward<T: tiny_cats_models::Tensor>(
+        weight: &T::Param,
+        inputs: &[T],
+    ) -> tiny_cats_models::Result<Vec<T>> {
+        Ok(vec![inputs[0].linear(weight, None)?])
+    }
+}
+
 impl Task for Rows {
     fn kind(&self) -> &'static str {
         "rows"
@@ -200,9 +230,7 @@ impl Task for Rows {
     }
 
     fn cost(&self) -> Result<CostSummary> {
-        let (name, dims, init) = ("weight".into(), vec![4, 4], Init::Normal(0.5));
-        let spec = ParamSpec { name, dims, init, trainable: true, has_weight_decay: true };
-        Ok(CostSummary { params: vec![spec], ..CostSummary::default() })
+        Ok(CostSummary { params: Matrix {}.specs()?, ..CostSummary::default() })
     }
 
     fn training_bytes(&self, _: usize, _: TapeOptions) -> Result<u64> {
@@ -218,7 +246,7 @@ impl Task for Rows {
     }
 
     fn meta(&self) -> ModelMeta {
-        ModelMeta::tiny_dit(&TinyDitConfig::legacy(), vec!["a".into(); 13])
+        ModelMeta::for_network(Matrix {}, Sizes::new(), Vec::new()).unwrap()
     }
 
     fn loss(&mut self, tape: &Tape, params: &mut Params, batch: &Batch) -> Result<Var> {
@@ -227,10 +255,11 @@ impl Task for Rows {
         if len > self.max_rows {
             return Err(Error::Candle(candle_core::Error::Msg("CUDA_ERROR_OUT_OF_MEMORY".into())));
         }
-        let weight = tape.params(params).param(self.cost()?.params.remove(0))?;
+        let weight = Matrix {}.build(&mut Scope::root(&mut tape.params(params)))?;
         let target = Tensor::ones((len, 4), DType::F32, &Device::Cpu)?;
         let ones = Tensor::ones(len, DType::F32, &Device::Cpu)?;
-        Ok(tape.constant(x).linear(&weight, None)?.weighted_mse(&target, &ones)?)
+        let output = main_output(Matrix::forward(&weight, &[tape.constant(x)])?)?;
+        Ok(output.weighted_mse(&target, &ones)?)
     }
 
     fn sample_grid(&mut self, _: &Weights) -> Result<Option<RgbImage>> {

@@ -11,8 +11,8 @@ use std::{
 
 use serde_json::Value;
 use tiny_cats::serve::{Config, NamedModel, Server, Shutdown};
-use tiny_cats_export::{Model, ModelMeta};
-use tiny_cats_models::{Init, ResNetConfig, TinyDitConfig, init};
+use tiny_cats_export::{Model, ModelMeta, image_sizes};
+use tiny_cats_models::{Init, Network as _, ResNetConfig, Sizes, TinyDitConfig, init};
 use tokio::sync::Notify;
 
 /// The classes of both models.
@@ -22,19 +22,31 @@ pub const BREEDS: [&str; 3] = ["Abyssinian", "Maine_Coon", "Sphynx"];
 pub fn generator() -> NamedModel {
     let classes = BREEDS.map(String::from).to_vec();
     let config = TinyDitConfig { depth: 2, ..TinyDitConfig::named("nano", 32, classes.len()).unwrap() };
-    let mut params = config.cost().unwrap().params;
+    let mut params = config.specs().unwrap();
     for spec in params.iter_mut().filter(|spec| spec.init == Init::Zeros) {
         spec.init = Init::Normal(0.05);
     }
-    ("small".into(), Model::from_weights(ModelMeta::tiny_dit(&config, classes), init(&params, 1)))
+    (
+        "small".into(),
+        Model::from_weights(
+            ModelMeta::for_network(config.clone(), Sizes::new(), classes).unwrap(),
+            init(&params, 1),
+        ),
+    )
 }
 
 /// A small classifier with random weights.
 pub fn classifier() -> NamedModel {
     let classes = BREEDS.map(String::from).to_vec();
     let config = ResNetConfig { width: 8, ..ResNetConfig::named("resnet18", classes.len()).unwrap() };
-    let weights = init(&config.cost(32).unwrap().params, 2);
-    ("breeds".into(), Model::from_weights(ModelMeta::resnet(&config, 32, classes), weights))
+    let weights = init(&config.specs().unwrap(), 2);
+    (
+        "breeds".into(),
+        Model::from_weights(
+            ModelMeta::for_network(config.clone(), image_sizes(32), classes).unwrap(),
+            weights,
+        ),
+    )
 }
 
 /// A server that shuts down when this value is dropped.
