@@ -6,4 +6,5 @@ mod classifier;
 mod exported_classifier;
 mod generator;
 mod half_precision;
+mod registry;
 mod runtimes;
