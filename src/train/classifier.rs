@@ -15,7 +15,10 @@ use tiny_cats_models::{
     tape::{Tape, Var},
 };
 
-use super::{Batch, BatchSource, Error, InitialWeightsSource, Result, Score, Task, initial::initial_weights};
+use super::{
+    Batch, BatchSource, Error, InitialWeightsSource, Result, Score, Task, initial::initial_weights,
+    task::smallest_batch,
+};
 use crate::{
     data::{AugmentLevel, Order, Photos, View},
     evaluate::ClassificationResults,
@@ -112,8 +115,7 @@ pub struct Classification<N> {
     data: Arc<ClassificationBatches<N>>,
     validation: Option<Photos>,
     meta: ModelMeta,
-    /// True if the network has statistics of its batches.
-    has_statistics: bool,
+    smallest_batch: usize,
     device: Device,
 }
 
@@ -148,11 +150,11 @@ impl<N: NativeNetwork + CandleNetwork> Classification<N> {
             image_sizes(options.image_size),
             train.classes.clone(),
         )?;
-        let has_statistics = options.network.specs()?.iter().any(|spec| !spec.trainable);
+        let smallest_batch = smallest_batch(&options.network.specs()?);
         let preprocessing = Preprocessing::imagenet(options.image_size);
         let order = Order::new(options.seed, len);
         let data = Arc::new(ClassificationBatches { options, train, preprocessing, order });
-        Ok(Self { data, validation, meta, has_statistics, device })
+        Ok(Self { data, validation, meta, smallest_batch, device })
     }
 
     /// The photographs of the evaluations.
@@ -270,8 +272,7 @@ impl<N: NativeNetwork + CandleNetwork> Task for Classification<N> {
     }
 
     fn smallest_batch(&self) -> usize {
-        // The statistics of one image have no variance.
-        if self.has_statistics { 2 } else { 1 }
+        self.smallest_batch
     }
 
     fn training_bytes(&self, batch: usize, options: TapeOptions) -> Result<u64> {

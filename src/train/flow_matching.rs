@@ -19,7 +19,7 @@ use tiny_cats_models::{
 
 use super::{
     Batch, BatchSource, Error, Flow, InitialWeightsSource, Result, Score, Task, flow::Example,
-    initial::initial_weights,
+    initial::initial_weights, task::smallest_batch,
 };
 use crate::data::{AugmentLevel, Images, Order, View};
 
@@ -72,6 +72,7 @@ pub struct FlowMatching<N> {
     data: Arc<FlowMatchingBatches<N>>,
     validation: Option<Images>,
     meta: ModelMeta,
+    smallest_batch: usize,
     device: Device,
 }
 
@@ -145,6 +146,7 @@ impl<N: NativeNetwork + CandleNetwork> FlowMatching<N> {
         let len = u32::try_from(images.len())
             .map_err(|_| Error::setting("data", "expected fewer than 2³² images"))?;
         let order = Order::new(options.seed, len);
+        let smallest_batch = smallest_batch(&options.network.specs()?);
         let mut meta =
             ModelMeta::for_network(options.network.clone(), image_sizes(side), images.classes.clone())?;
         if let TaskMeta::Generator(task) = &mut meta.task {
@@ -152,7 +154,7 @@ impl<N: NativeNetwork + CandleNetwork> FlowMatching<N> {
             task.sampler.guidance_interval = options.guidance_interval;
         }
         let data = Arc::new(FlowMatchingBatches { options, null_label, prediction, images, order });
-        Ok(Self { data, validation, meta, device })
+        Ok(Self { data, validation, meta, smallest_batch, device })
     }
 }
 
@@ -211,6 +213,10 @@ impl<N: NativeNetwork + CandleNetwork> Task for FlowMatching<N> {
 
     fn initial_weights(&self, seed: u64) -> Result<Weights> {
         initial_weights(&self.cost()?.params, seed, self.data.options.init.as_ref())
+    }
+
+    fn smallest_batch(&self) -> usize {
+        self.smallest_batch
     }
 
     fn training_bytes(&self, batch: usize, options: TapeOptions) -> Result<u64> {

@@ -6,7 +6,7 @@ use image::RgbImage;
 use serde_json::Value;
 use tiny_cats_export::ModelMeta;
 use tiny_cats_models::{
-    TapeOptions, Weights,
+    ParamSpec, TapeOptions, Weights,
     candle::Params,
     cost::CostSummary,
     init,
@@ -14,6 +14,11 @@ use tiny_cats_models::{
 };
 
 use super::{Batch, BatchSource, Result, Score};
+
+/// Returns the smallest micro-batch of a network with these parameters. The statistics of one item have no variance.
+pub(super) fn smallest_batch(specs: &[ParamSpec]) -> usize {
+    if specs.iter().all(|spec| spec.trainable) { 1 } else { 2 }
+}
 
 /// A trainable task. All its random draws depend only on its seed and the position in the data.
 pub trait Task {
