@@ -319,7 +319,7 @@ mod tests {
         }
         let data = Dataset::open(dir.path()).unwrap();
         assert_eq!((data.classes, data.files.len()), (vec!["Bengal".to_owned()], 1));
-        assert!(data.skipped[0].1.contains("no class"), "{:?}", data.skipped);
+        assert!(data.skipped[0].1.contains("not a valid class name"), "{:?}", data.skipped);
     }
 
     #[test]

@@ -274,7 +274,7 @@ fn out_of_memory_halves_the_micro_batch_with_the_same_result() {
     let (notes, result) = run(&mut MatrixTask { max_items: 3, ..MatrixTask::new() }, &limited);
     result.unwrap();
     assert_eq!(notes.len(), 2, "{notes:?}");
-    assert!(notes[1].ends_with("4 micro-batches of 3 a step"), "{notes:?}");
+    assert!(notes[1].ends_with("4 micro-batches of 3 per step"), "{notes:?}");
     let (a, b) = (state(&first, 20), state(&second, 20));
     assert_eq!(b.meta["progress"]["micro_batch"], 3);
     for (a, b) in a.weights["weight"].data().iter().zip(b.weights["weight"].data()) {
@@ -403,8 +403,8 @@ fn f16_overflows_lower_the_loss_scale_and_do_not_end_the_run() {
     let mut options = options(&folder, 12);
     options.tape.precision = Precision::F16;
     options.max_skipped_steps = 2;
-    // Gradients of about 50: with the loss scale of 65536 they overflow in f16.
-    let batches = Arc::new(RowSource { nan_items: Vec::new(), scale: 10.0 });
+    // With the loss scale of 65536, the gradient of the product overflows in f16.
+    let batches = Arc::new(RowSource { nan_items: Vec::new(), scale: 100.0 });
     run(&mut MatrixTask { batches, ..MatrixTask::new() }, &options).1.unwrap();
     let progress = &state(&folder, 12).meta["progress"];
     let (scale, skipped) =

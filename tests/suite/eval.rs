@@ -362,7 +362,11 @@ fn invalid_arguments_and_models_give_one_line_errors() {
             "error: --image-size: expected 8 to 1024, found 100000",
         ),
         (&images, &["--batch", "0"], "error: batch: expected 1 to 1024, found 0"),
-        (&images, &["--json", "missing/d.json"], "error: --json missing/d.json: expected a file in a folder"),
+        (
+            &images,
+            &["--json", "missing/d.json"],
+            "error: --json missing/d.json: expected a file in an existing folder",
+        ),
         (&images, &["--json", "d.txt"], "error: --json d.txt: expected a name that ends in .json"),
         (&images, &["--sheet", "d.jpg"], "error: --sheet d.jpg: expected a name that ends in .png"),
         (

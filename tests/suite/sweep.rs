@@ -438,7 +438,7 @@ mod jobs {
         assert!(dir.path().join("runs/sweeps/s/sweep.json").exists());
         fs::write(dir.path().join("s.toml"), GRID.replace("0.25", "0.26")).unwrap();
         let text = assert_exit_code(&sweep(dir.path(), &[]), 1);
-        assert!(text.contains("space.lr was [0.5,0.25,0.001], is [0.5,0.26,0.001]"), "{text}");
+        assert!(text.contains("space.lr changed from [0.5,0.25,0.001] to [0.5,0.26,0.001]"), "{text}");
         fs::write(dir.path().join("s.toml"), format!("# a remark\n{GRID}")).unwrap();
         let text = assert_exit_code(&sweep(dir.path(), &[]), 0);
         assert!(!text.contains("[1/6]"), "{text}");

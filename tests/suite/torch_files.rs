@@ -261,8 +261,11 @@ fn a_released_model_gives_only_the_kind_of_weights_it_holds() {
                     );
                 } else {
                     let line = open_error(&path, selection).to_string();
-                    let expected =
-                        if averaged { "no raw weights, only EMA" } else { "no EMA weights, only raw" };
+                    let expected = if averaged {
+                        "expected raw weights, found only EMA"
+                    } else {
+                        "expected EMA weights, found only raw"
+                    };
                     assert!(
                         line.contains(expected) && !line.contains('\n'),
                         "{path:?}, {selection:?}: {line}"

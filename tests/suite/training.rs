@@ -318,18 +318,22 @@ fn a_stopped_run_reports_it_and_resumes() {
     ] {
         let output = format!("stopped-{}-{signal_number}", task.name());
         let arguments = task.arguments(&output, &["--resume", "auto"]);
-        let mut run = test_dir.start(&arguments, &output);
-        run.wait_for_states(1);
-        std::thread::sleep(Duration::from_millis(40));
-        let worker = run.worker().filter(|_| all);
-        assert_eq!(worker.is_some(), all, "{output}");
-        signal(run.child.id() as i32, signal_number);
-        if let Some(worker) = worker {
-            signal(worker, signal_number);
-        }
-        let signaled = Instant::now();
-        let (code, log) = run.wait();
-        assert!(signaled.elapsed() < Duration::from_secs(20));
+        // A run that ends before the signal is repeated: a busy machine may delay this process for as long as a run takes.
+        let attempts = std::iter::repeat_with(|| {
+            let _ = fs::remove_dir_all(test_dir.path().join(&output));
+            let mut run = test_dir.start(&arguments, &output);
+            run.wait_for_states(1);
+            let worker = run.worker().filter(|_| all);
+            signal(run.child.id() as i32, signal_number);
+            if let Some(worker) = worker {
+                signal(worker, signal_number);
+            }
+            let signaled = Instant::now();
+            let result = run.wait();
+            assert!(signaled.elapsed() < Duration::from_secs(20));
+            result
+        });
+        let (code, log) = attempts.take(20).find(|(code, _)| *code != Some(0)).expect("a signal in time");
         assert_eq!(code, Some(75), "{log}");
         assert!(log.contains("stopped at step") && log.contains("--resume auto to resume"), "{log}");
         let (code, log) = test_dir.start(&arguments, &output).wait();
@@ -513,7 +517,7 @@ fn a_run_out_of_memory_resumes_with_smaller_micro_batches() {
         let (code, log) = run.wait();
         assert_eq!(code, Some(0), "{log}");
         assert!(log.contains("out of memory: halving the micro-batches"), "{log}");
-        assert!(log.contains(&format!("micro-batches of {} a step", micro_batch / 2)), "{log}");
+        assert!(log.contains(&format!("micro-batches of {} per step", micro_batch / 2)), "{log}");
         assert_eq!(log.contains("batch normalization"), task == Task::Classifier, "{log}");
         let run_folder =
             files(&test_dir.path().join(&output)).into_iter().find(|path| path.join("run.json").exists());
@@ -540,7 +544,7 @@ fn too_little_memory_is_detected_before_training() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
-    assert!(text(&output).contains("training with micro-batches of 24 takes"), "{}", text(&output));
+    assert!(text(&output).contains("training with micro-batches of 24 needs"), "{}", text(&output));
 }
 
 #[test]
@@ -588,7 +592,7 @@ fn a_stopped_run_survives_invalid_commands_and_another_output() {
         dir,
         &["train", "classifier", "--resume", &folder, "--lr", "0.5", "--label-smoothing", "0"],
     );
-    assert!(message.contains("label_smoothing was"), "{message}");
+    assert!(message.contains("label_smoothing changed from"), "{message}");
     assert!(known == ["run.json", "config.toml"].map(|name| fs::read(run_folder.join(name)).unwrap()));
     // The settings of the run apply again, and the output path may change.
     let log = succeeds(

@@ -11,6 +11,39 @@ pub(super) fn round_to_bf16(x: f32) -> bf16 {
     bf16::from_bits(if bits & 0x7fff_ffff > 0x7f80_0000 { quiet } else { nearest } as u16)
 }
 
+/// Writes the f32 values of the nearest f16 numbers of `from` to `to`: see [`round_to_f16`]. Uses F16C instructions if the CPU has them.
+#[inline(always)]
+pub(super) fn round_all_to_f16(from: &[f32], to: &mut [f32]) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    if is_x86_feature_detected!("avx") && is_x86_feature_detected!("f16c") {
+        // SAFETY: the CPU has these instructions.
+        unsafe { f16c(from, to) };
+        return;
+    }
+    to.iter_mut().zip(from).for_each(|(to, &x)| *to = round_to_f16(x));
+}
+
+/// # Safety
+/// The CPU must have AVX and F16C.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[target_feature(enable = "avx,f16c")]
+unsafe fn f16c(from: &[f32], to: &mut [f32]) {
+    use std::arch::x86_64::*;
+    let n = from.len().min(to.len());
+    let (from, to) = (&from[..n], &mut to[..n]);
+    let mut to_chunks = to.chunks_exact_mut(8);
+    let mut from_chunks = from.chunks_exact(8);
+    for (to, from) in to_chunks.by_ref().zip(from_chunks.by_ref()) {
+        // SAFETY: both chunks have eight numbers.
+        unsafe {
+            let half = _mm256_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(_mm256_loadu_ps(from.as_ptr()));
+            _mm256_storeu_ps(to.as_mut_ptr(), _mm256_cvtph_ps(half));
+        }
+    }
+    let rest = to_chunks.into_remainder().iter_mut().zip(from_chunks.remainder());
+    rest.for_each(|(to, &x)| *to = round_to_f16(x));
+}
+
 /// Returns the f32 value of the nearest f16, ties to even. Numbers beyond the range of f16 become infinite, NaN stays NaN.
 #[inline(always)]
 pub(super) fn round_to_f16(x: f32) -> f32 {
@@ -54,10 +87,18 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore = "no unsafe code, and many numbers")]
     fn rounding_to_f16_agrees_with_the_half_crate() {
-        for x in numbers() {
-            let (found, expected) = (round_to_f16(x), f16::from_f32(x).to_f32());
-            let agrees = if x.is_nan() { found.is_nan() } else { found.to_bits() == expected.to_bits() };
-            assert!(agrees, "{x:e} ({:#x}): {found:e}, not {expected:e}", x.to_bits());
+        let numbers: Vec<f32> = numbers().collect();
+        let mut rounded = vec![0.0; numbers.len()];
+        round_all_to_f16(&numbers, &mut rounded);
+        for (&x, &found) in numbers.iter().zip(&rounded) {
+            let expected = f16::from_f32(x).to_f32();
+            let agrees =
+                |found: f32| if x.is_nan() { found.is_nan() } else { found.to_bits() == expected.to_bits() };
+            assert!(
+                agrees(found) && agrees(round_to_f16(x)),
+                "{x:e} ({:#x}): {found:e}, not {expected:e}",
+                x.to_bits()
+            );
         }
     }
 }

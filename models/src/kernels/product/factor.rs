@@ -4,7 +4,7 @@ use super::{
     super::{
         Real,
         memory::thread_scratch,
-        rounding::{round_to_bf16, round_to_f16},
+        rounding::{round_all_to_f16, round_to_bf16},
     },
     tile::{self, Isa, Tile},
 };
@@ -191,8 +191,8 @@ pub(crate) fn has_bf16() -> bool {
     bf16_isa().is_some()
 }
 
-/// Defines a factor type whose numbers are f32, rounded by `$round` when they are packed and multiplied as f32. It is as fast as f32 on
-/// every CPU.
+/// Defines a factor type whose numbers are f32, rounded by `$round` (slice to slice) when they are packed and multiplied as f32. It is about
+/// as fast as f32 on every CPU.
 macro_rules! rounded_factor {
     ($(#[$doc:meta])* $name:ident, $round:expr) => {
         $(#[$doc])*
@@ -210,7 +210,7 @@ macro_rules! rounded_factor {
 
             #[inline(always)]
             fn pack_contiguous(numbers: &[f32], to: &mut [f32]) {
-                to.iter_mut().zip(numbers).for_each(|(to, &x)| *to = $round(x));
+                $round(numbers, to);
             }
 
             #[inline(always)]
@@ -237,12 +237,15 @@ macro_rules! rounded_factor {
 rounded_factor!(
     /// f32 numbers, rounded to bf16 when they are packed and multiplied as f32.
     RoundedToBf16,
-    |x| f32::from_bits(u32::from(round_to_bf16(x).to_bits()) << 16)
+    |from: &[f32], to: &mut [f32]| {
+        let widen = |x| f32::from_bits(u32::from(round_to_bf16(x).to_bits()) << 16);
+        to.iter_mut().zip(from).for_each(|(to, &x)| *to = widen(x));
+    }
 );
 rounded_factor!(
     /// f32 numbers, rounded to f16 when they are packed and multiplied as f32. Numbers beyond the range of f16 become infinite.
     RoundedToF16,
-    round_to_f16
+    round_all_to_f16
 );
 
 #[inline(always)]
