@@ -184,5 +184,5 @@ fn a_model_of_the_other_task_gives_a_one_line_error() {
     let output = input.relu().unwrap();
     let bytes = graph.finish(&[("output", &output)], &[(META_KEY, meta.to_json())]).unwrap();
     let error = Model::from_bytes(bytes, "cat.onnx").unwrap_err().to_string();
-    assert_eq!(error, "cat.onnx: inputs: expected one called x");
+    assert_eq!(error, "cat.onnx: inputs: expected an input called x, found none");
 }
