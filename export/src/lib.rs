@@ -38,7 +38,7 @@ pub use grid::{contact_sheet, display_size, grid, to_rgb};
 pub use integrity::{CHECKSUM_MISMATCH, Checksum, DIGEST_KEY, Integrity};
 pub use load::Model;
 pub use meta::{
-    ClassifierMeta, FORMAT_VERSION, GeneratorMeta, META_KEY, ModelMeta, Preprocessing, Sampler,
+    ClassifierMeta, FORMAT_VERSION, GeneratorMeta, IMAGE_SIZE, META_KEY, ModelMeta, Preprocessing, Sampler,
     SamplerDefaults, TaskMeta, image_sizes, is_class_name,
 };
 pub use network::{CandleNetwork, DynNetwork, NativeNetwork, NetworkConfig};
