@@ -4,10 +4,17 @@ use std::{any::Any, fmt, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser::SerializeMap};
 use serde_json::Value as Json;
+#[cfg(feature = "candle")]
+use tiny_cats_models::{
+    Array, Source, Tensor,
+    trace::{Trace, TraceSource, TracedOp},
+};
 use tiny_cats_models::{
     Input, Network, ParamSpec, Role, Scope, Sizes, TapeOptions, Weights, cost::CostSummary,
 };
 
+#[cfg(feature = "candle")]
+use crate::runtime::InputTensor;
 use crate::{
     Error, Result,
     onnx::{OnnxGraph, OnnxSource, Value},
@@ -132,6 +139,27 @@ pub trait DynNetwork: sealed::Sealed + fmt::Debug + Send + Sync {
     #[cfg(feature = "candle")]
     fn load_candle_on(&self, weights: &Weights, device: &candle_core::Device) -> Result<Box<dyn Session>>;
 
+    /// Computes the results of all operations with candle, for inputs in the order of [`inputs`](Self::inputs).
+    ///
+    /// # Errors
+    /// If the weights or inputs do not fit.
+    #[cfg(feature = "candle")]
+    fn trace_candle(&self, weights: &Weights, inputs: &[InputTensor]) -> Result<Vec<TracedOp<Array>>>;
+
+    /// Computes the results of all operations with the native kernels, as [`trace_candle`](Self::trace_candle) does with candle.
+    ///
+    /// # Errors
+    /// If the weights or inputs do not fit.
+    #[cfg(feature = "candle")]
+    fn trace_native(&self, weights: &Weights, inputs: &[InputTensor]) -> Result<Vec<TracedOp<Array>>>;
+
+    /// Returns the values of a graph that hold the results of all operations.
+    ///
+    /// # Errors
+    /// As [`write_graph`](Self::write_graph).
+    #[cfg(feature = "candle")]
+    fn trace_graph(&self, weights: &Weights, sizes: &Sizes, opset: u32) -> Result<Vec<TracedOp<Value>>>;
+
     /// Returns the network as its own type.
     fn as_any(&self) -> &dyn Any;
 }
@@ -197,15 +225,7 @@ impl<N: NativeNetwork + CandleNetwork> DynNetwork for N {
         source: &mut OnnxSource,
         sizes: &Sizes,
     ) -> Result<Vec<(String, Value)>> {
-        let value = |input: &Input| {
-            let dims = input.dims(sizes)?;
-            if input.is_labels() {
-                graph.labels(&input.name, &dims)
-            } else {
-                graph.floats(&input.name, &dims)
-            }
-        };
-        let inputs = Network::inputs(self).iter().map(value).collect::<Result<Vec<_>>>()?;
+        let inputs = graph_inputs(&Network::inputs(self), graph, sizes)?;
         let network = self.build(&mut Scope::root(source))?;
         let outputs = N::forward(&network, &inputs)?;
         Ok(Network::outputs(self).into_iter().zip(outputs).collect())
@@ -236,9 +256,64 @@ impl<N: NativeNetwork + CandleNetwork> DynNetwork for N {
         Ok(Box::new(crate::runtime::candle::CandleSession::new(self, weights, device)?))
     }
 
+    #[cfg(feature = "candle")]
+    fn trace_candle(&self, weights: &Weights, inputs: &[InputTensor]) -> Result<Vec<TracedOp<Array>>> {
+        use tiny_cats_models::candle::{CandleValue, Params, best_device, to_host};
+        let device = best_device();
+        let mut params = Params::new(weights, candle_core::DType::F32, &device)?;
+        let values = inputs.iter().map(|input| crate::runtime::candle::value(*input, &device));
+        let ops = trace::<N, CandleValue>(self, &mut params, values.collect::<Result<Vec<_>>>()?)?;
+        ops.into_iter().map(|op| op.try_map(|value| Ok(to_host(&value.into_inner())?))).collect()
+    }
+
+    #[cfg(feature = "candle")]
+    fn trace_native(&self, weights: &Weights, inputs: &[InputTensor]) -> Result<Vec<TracedOp<Array>>> {
+        use tiny_cats_models::native::{self, Params};
+        let value = |input: &InputTensor| match input {
+            InputTensor::Floats(array) => Ok(native::Value::new((*array).clone())?),
+            InputTensor::Labels(labels) => {
+                let labels = Array::new([labels.len()], labels.iter().map(|&label| label as f32).collect())?;
+                Ok(native::Value::new(labels)?)
+            }
+        };
+        let values = inputs.iter().map(value).collect::<Result<Vec<_>>>()?;
+        let ops = trace::<N, native::Value>(self, &mut Params::new(weights.clone()), values)?;
+        ops.into_iter().map(|op| op.try_map(|value| Ok(value.into_array()))).collect()
+    }
+
+    #[cfg(feature = "candle")]
+    fn trace_graph(&self, weights: &Weights, sizes: &Sizes, opset: u32) -> Result<Vec<TracedOp<Value>>> {
+        let graph = OnnxGraph::new(opset)?;
+        let inputs = graph_inputs(&Network::inputs(self), &graph, sizes)?;
+        trace::<N, Value>(self, &mut graph.source(weights), inputs)
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }
+}
+
+/// Adds the inputs of a network to `graph`.
+fn graph_inputs(inputs: &[Input], graph: &OnnxGraph, sizes: &Sizes) -> Result<Vec<Value>> {
+    let value = |input: &Input| {
+        let dims = input.dims(sizes)?;
+        if input.is_labels() { graph.labels(&input.name, &dims) } else { graph.floats(&input.name, &dims) }
+    };
+    inputs.iter().map(value).collect()
+}
+
+/// Computes a forward pass in a backend, and returns the results of all operations.
+#[cfg(feature = "candle")]
+fn trace<N: Network, T: Tensor>(
+    network: &N,
+    source: &mut dyn Source<T>,
+    inputs: Vec<T>,
+) -> Result<Vec<TracedOp<T>>> {
+    let trace = Trace::default();
+    let built = network.build(&mut Scope::root(&mut TraceSource::new(source)))?;
+    let inputs: Vec<_> = inputs.into_iter().map(|input| trace.value(input)).collect();
+    N::forward(&built, &inputs)?;
+    Ok(trace.take())
 }
 
 /// The configuration of a network of any kind, as it stands in files: its kind, and its fields. It is enough to build the definition again

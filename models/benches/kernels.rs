@@ -6,7 +6,7 @@
 use candle_core::{DType, Device, Tensor as CandleTensor};
 use criterion::{Criterion, criterion_group, criterion_main};
 use tiny_cats_models::{
-    Array, BatchNorm, Init, Precision, Result, Scope, TapeOptions, Tensor, Weights,
+    Array, BatchNorm, Conv2dOptions, Init, Precision, Result, Scope, TapeOptions, Tensor, Weights,
     candle::{to_device, with_candle_ops},
     native,
     random::noise,
@@ -77,6 +77,9 @@ fn transformer(c: &mut Criterion) {
     case!(c, "swiglu", [[64, 1024]], [], |x: &[T], _| x[0].swiglu());
     case!(c, "gelu", [[64, 768]], [], |x: &[T], _| x[0].gelu());
     case!(c, "silu", [tokens], [], |x: &[T], _| x[0].silu());
+    case!(c, "tanh", [tokens], [], |x: &[T], _| x[0].tanh());
+    case!(c, "exp", [tokens], [], |x: &[T], _| x[0].exp());
+    case!(c, "max", [tokens], [], |x: &[T], _| x[0].max(0));
     case!(c, "softmax", [[6, 64, 64]], [], |x: &[T], _| x[0].softmax());
 }
 
@@ -89,6 +92,16 @@ fn convolutional(c: &mut Criterion) {
     });
     case!(c, "conv2d 7x7", [image], [[32, 3, 7, 7]], |x: &[T], p: &[T::Param]| x[0]
         .conv2d(&p[0], None, 2, 3));
+    case!(c, "conv2d in groups", [plane], [[32, 8, 3, 3]], |x: &[T], p: &[T::Param]| {
+        x[0].conv2d_with_options(&p[0], None, Conv2dOptions { groups: 4, ..Conv2dOptions::square(1, 1) })
+    });
+    case!(c, "depthwise conv2d", [plane], [[32, 1, 5, 5]], |x: &[T], p: &[T::Param]| {
+        x[0].conv2d_with_options(&p[0], None, Conv2dOptions { groups: 32, ..Conv2dOptions::square(1, 2) })
+    });
+    case!(c, "group_norm", [plane], [[32], [32]], |x: &[T], p: &[T::Param]| {
+        x[0].group_norm(8, Some((&p[0], &p[1])), 1e-5)
+    });
+    case!(c, "upsample_nearest2d", [plane], [], |x: &[T], _| x[0].upsample_nearest2d(2));
     case!(c, "batch_norm", [plane], [[32], [32], [32], [32]], |x: &[T], p: &[T::Param]| {
         let [weight, bias, running_mean, running_var] = [0, 1, 2, 3].map(|i: usize| p[i].clone());
         x[0].batch_norm(&BatchNorm {

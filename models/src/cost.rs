@@ -5,7 +5,10 @@ mod operation;
 
 use std::{cell::RefCell, rc::Rc};
 
-use crate::{Array, BatchNorm, ParamSpec, Precision, Result, Source, TapeOptions, Tensor, shape, tiling};
+use crate::{
+    Array, BatchNorm, Conv1dOptions, Conv2dOptions, ParamSpec, Precision, Result, Source, TapeOptions,
+    Tensor, shape, tiling,
+};
 use memory::{Memory, Meter, Node, Slots};
 use operation::Operation;
 
@@ -151,10 +154,15 @@ impl Counter {
     }
 
     /// Returns the number of partial gradients of the weights that a convolution with these outputs has on the CPU.
-    fn partial_sums(&self, weight: &[usize], stride: usize, [rows, cols]: [usize; 2]) -> u64 {
+    fn partial_sums(&self, weight: [usize; 4], options: Conv2dOptions, [rows, cols]: [usize; 2]) -> u64 {
         let items = self.0.batch;
         let tiles = tiling::winograd_tiles(rows, cols);
-        if tiling::uses_winograd([weight[0], weight[1], weight[2]], stride, tiles, items) {
+        let ([out, channels, height, width], strides) = (weight, [options.stride, options.dilation]);
+        let grouped = options.groups > 1;
+        let depthwise = grouped && channels == 1;
+        let winograd =
+            !grouped && tiling::uses_winograd([out, channels], [height, width], strides, tiles, items);
+        if depthwise || winograd {
             return 0;
         }
         items.div_ceil(tiling::items_per_partial(items, rows * cols)) as u64
@@ -203,6 +211,29 @@ impl Cost {
         Operation::new(self, op, dims, n * flops)
     }
 
+    /// Records a convolution with a weight of these sizes. `output` are rows and columns of the result, whose shape is `dims`.
+    fn conv(
+        &self,
+        op: &'static str,
+        weight: [usize; 4],
+        params: [Option<&Vec<usize>>; 2],
+        options: Conv2dOptions,
+        (dims, output): (Vec<usize>, [usize; 2]),
+    ) -> Cost {
+        let (counter, groups) = (&self.counter, options.groups as u64);
+        let flops = 2 * weight[1..].iter().product::<usize>() + usize::from(params[1].is_some());
+        let partials = counter.partial_sums(weight, options, output);
+        let mut scratch = (bytes(&weight) / groups).saturating_mul(partials);
+        if groups > 1 && weight[1] > 1 {
+            // The group's values and their gradients.
+            let values = counter.bytes(&self.dims).saturating_mul(2).saturating_add(counter.bytes(&dims));
+            scratch = scratch.saturating_add(values / groups);
+        }
+        let factors = counter.factors(&self.dims, &weight, &dims);
+        let operation = self.allocating(op, dims, flops).saves_factor(self).half(counter.is_half_precision());
+        operation.grad_for(self).params(params).scratch(scratch.saturating_add(factors)).finish()
+    }
+
     /// Creates an elementwise operation, with `flops` floating-point operations for each value.
     fn elementwise(&self, op: &'static str, flops: usize) -> Operation<'_> {
         self.allocating(op, self.dims.clone(), flops)
@@ -245,25 +276,21 @@ impl Tensor for Cost {
         Ok(operation.grad_for(self).params([Some(weight), bias]).scratch(factors).finish())
     }
 
-    fn conv2d(
+    fn conv2d_with_options(
         &self,
         weight: &Vec<usize>,
         bias: Option<&Vec<usize>>,
-        stride: usize,
-        padding: usize,
+        options: Conv2dOptions,
     ) -> Result<Self> {
-        let dims = shape::conv2d(&self.dims, weight, bias.map(Vec::as_slice), stride, padding)?;
-        let flops = 2 * weight[1..].iter().product::<usize>() + usize::from(bias.is_some());
-        let partials = self.counter.partial_sums(weight, stride, [dims[1], dims[2]]);
-        let sums = bytes(weight).saturating_mul(partials);
-        let factors = self.counter.factors(&self.dims, weight, &dims);
-        let operation =
-            self.allocating("conv2d", dims, flops).saves_factor(self).half(self.counter.is_half_precision());
-        Ok(operation
-            .grad_for(self)
-            .params([Some(weight), bias])
-            .scratch(sums.saturating_add(factors))
-            .finish())
+        let dims = shape::conv2d(&self.dims, weight, bias.map(Vec::as_slice), options)?;
+        let (sizes, output) = ([weight[0], weight[1], weight[2], weight[3]], [dims[1], dims[2]]);
+        Ok(self.conv("conv2d", sizes, [Some(weight), bias], options, (dims, output)))
+    }
+
+    fn conv1d(&self, weight: &Vec<usize>, bias: Option<&Vec<usize>>, options: Conv1dOptions) -> Result<Self> {
+        let dims = shape::conv1d(&self.dims, weight, bias.map(Vec::as_slice), options)?;
+        let (sizes, output) = ([weight[0], weight[1], 1, weight[2]], [1, dims[1]]);
+        Ok(self.conv("conv1d", sizes, [Some(weight), bias], options.into(), (dims, output)))
     }
 
     fn batch_norm(&self, norm: &BatchNorm<Vec<usize>>) -> Result<Self> {
@@ -271,6 +298,21 @@ impl Tensor for Cost {
         shape::batch_norm(&self.dims, params)?;
         let trained = [Some(&norm.weight), Some(&norm.bias)];
         Ok(self.elementwise("batch_norm", 2).saves(self).grad_for(self).params(trained).finish())
+    }
+
+    fn group_norm(
+        &self,
+        groups: usize,
+        affine: Option<(&Vec<usize>, &Vec<usize>)>,
+        _eps: f64,
+    ) -> Result<Self> {
+        let params = [affine.map(|a| a.0), affine.map(|a| a.1)];
+        let param_dims: Vec<&[usize]> = params.iter().flatten().map(|p| p.as_slice()).collect();
+        shape::group_norm(&self.dims, groups, &param_dims)?;
+        // The normalized values times the gradient, or the gradient times the weight.
+        let (flops, scratch) = if affine.is_some() { (9, self.counter.bytes(&self.dims)) } else { (7, 0) };
+        let operation = self.elementwise("group_norm", flops).half(false).saves(self).grad_for(self);
+        Ok(operation.params(params).scratch(scratch).finish())
     }
 
     fn layer_norm(&self, affine: Option<(&Vec<usize>, &Vec<usize>)>, _eps: f64) -> Result<Self> {
@@ -367,6 +409,19 @@ impl Tensor for Cost {
             .finish())
     }
 
+    fn sub(&self, other: &Self) -> Result<Self> {
+        shape::same("sub", &self.dims, &other.dims)?;
+        let operation = self.elementwise("sub", 1).half(self.half && other.half);
+        Ok(operation.grad_for(other).passes_grad_to(self).finish())
+    }
+
+    fn div(&self, other: &Self) -> Result<Self> {
+        shape::same("div", &self.dims, &other.dims)?;
+        let operation = self.elementwise("div", 1).half(self.half && other.half).saves(other).saves_output();
+        let operation = operation.scratch(self.counter.bytes(&self.dims));
+        Ok(operation.grad_for(self).grad_for(other).finish())
+    }
+
     fn affine(&self, _factor: f64, _offset: f64) -> Result<Self> {
         Ok(self.elementwise("affine", 2).grad_for(self).finish())
     }
@@ -383,6 +438,35 @@ impl Tensor for Cost {
         Ok(self.elementwise("relu", 1).saves_output().grad_for(self).finish())
     }
 
+    fn exp(&self) -> Result<Self> {
+        Ok(self.elementwise("exp", 2).half(false).saves_output().grad_for(self).finish())
+    }
+
+    fn log(&self) -> Result<Self> {
+        Ok(self.elementwise("log", 2).half(false).saves(self).grad_for(self).finish())
+    }
+
+    fn sqrt(&self) -> Result<Self> {
+        Ok(self.elementwise("sqrt", 1).saves_output().grad_for(self).finish())
+    }
+
+    fn sigmoid(&self) -> Result<Self> {
+        Ok(self.elementwise("sigmoid", 4).saves_output().grad_for(self).finish())
+    }
+
+    fn tanh(&self) -> Result<Self> {
+        Ok(self.elementwise("tanh", 4).saves_output().grad_for(self).finish())
+    }
+
+    fn softplus(&self) -> Result<Self> {
+        Ok(self.elementwise("softplus", 5).half(false).saves(self).grad_for(self).finish())
+    }
+
+    fn clamp(&self, min: f64, max: f64) -> Result<Self> {
+        shape::check_clamp(min, max)?;
+        Ok(self.elementwise("clamp", 2).saves(self).grad_for(self).finish())
+    }
+
     fn swiglu(&self) -> Result<Self> {
         Ok(self.allocating("swiglu", shape::swiglu(&self.dims)?, 5).saves(self).grad_for(self).finish())
     }
@@ -394,6 +478,15 @@ impl Tensor for Cost {
             .saves_output()
             .grad_for(self)
             .finish())
+    }
+
+    /// In training, dropout is counted as on a tape with a key. Otherwise it is the identity.
+    fn dropout(&self, p: f64) -> Result<Self> {
+        shape::check_dropout(p)?;
+        if self.counter.0.batch == 0 {
+            return Ok(Operation::view(self, "dropout", self.dims.clone()).passes_grad_to(self).finish());
+        }
+        Ok(self.elementwise("dropout", 1).saves_mask(&self.dims).grad_for(self).finish())
     }
 
     fn reshape(&self, dims: &[usize]) -> Result<Self> {
@@ -422,6 +515,23 @@ impl Tensor for Cost {
         Ok(self.allocating("slice", shape::slice(&self.dims, axis, start, len)?, 0).grad_for(self).finish())
     }
 
+    fn pad(&self, axis: usize, before: usize, after: usize) -> Result<Self> {
+        let dims = shape::pad(&self.dims, axis, before, after)?;
+        Ok(self.allocating("pad", dims, 0).grad_for(self).finish())
+    }
+
+    fn sum(&self, axis: usize) -> Result<Self> {
+        let dims = shape::sum(&self.dims, axis)?;
+        Ok(self.allocating("sum", dims, self.dims[axis]).half(false).grad_for(self).finish())
+    }
+
+    fn max(&self, axis: usize) -> Result<Self> {
+        let dims = shape::max(&self.dims, axis)?;
+        let indices = dims.clone();
+        let operation = self.allocating("max", dims, self.dims[axis]).saves_buffer(&indices, false);
+        Ok(operation.grad_for(self).finish())
+    }
+
     fn mean(&self, axis: usize) -> Result<Self> {
         let dims = shape::mean(&self.dims, axis)?;
         let expanded = self.counter.bytes(&self.dims);
@@ -446,5 +556,9 @@ impl Tensor for Cost {
     fn avg_pool2d(&self, kernel: usize, stride: usize) -> Result<Self> {
         let dims = shape::pool2d(&self.dims, kernel, stride, 0)?;
         Ok(self.allocating("avg_pool2d", dims, kernel * kernel).saves(self).grad_for(self).finish())
+    }
+    fn upsample_nearest2d(&self, factor: usize) -> Result<Self> {
+        let dims = shape::upsample_nearest2d(&self.dims, factor)?;
+        Ok(self.allocating("upsample_nearest2d", dims, 0).grad_for(self).finish())
     }
 }

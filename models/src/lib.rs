@@ -2,6 +2,7 @@
 
 #[cfg(feature = "candle")]
 pub mod candle;
+mod convolution;
 pub mod cost;
 mod error;
 #[cfg(feature = "native")]
@@ -22,8 +23,10 @@ pub mod tape;
 mod tensor;
 mod tiling;
 pub mod tiny_dit;
+pub mod trace;
 mod weights;
 
+pub use convolution::{Conv1dOptions, Conv2dOptions};
 pub use error::{Error, Result};
 pub use network::{Axis, Input, InputValues, Network, PredictionType, Role, Sizes, main_output};
 pub use options::{Precision, TapeOptions};

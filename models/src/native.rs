@@ -6,15 +6,18 @@
 use std::sync::{Arc, OnceLock};
 
 use crate::{
-    Array, BatchNorm, Error, ParamSpec, Result, Source, Tensor, Weights,
+    Array, BatchNorm, Conv1dOptions, Conv2dOptions, Error, ParamSpec, Result, Source, Tensor, Weights,
     kernels::{
         attention, batch_norm,
         conv::{self, Conv},
+        elementwise::{self, UnaryFunction},
         linear,
         norm::{self, NormKind},
         pointwise::{self, Activation},
         pool,
         product::PackedMatrix,
+        reduce::{self, Axis},
+        upsample,
         window::Window,
     },
     shape,
@@ -76,11 +79,36 @@ impl Value {
         Ok(self.with_data(self.dims.clone(), pointwise::activation(kind, &self.data)))
     }
 
-    fn window(&self, dims: &[usize], kernel: usize, stride: usize, padding: usize) -> Window {
-        let (&[_, height, width], &[_, rows, cols]) = (self.dims.as_slice(), dims) else {
-            unreachable!("checked by the operation")
-        };
-        Window { height, width, kernel, stride, padding, rows, cols }
+    fn unary(&self, function: UnaryFunction) -> Result<Self> {
+        Ok(self.with_data(self.dims.clone(), elementwise::unary(function, &self.data)))
+    }
+
+    /// Returns the sizes of a reduction over `axis`.
+    fn reduced_axis(&self, axis: usize) -> Axis {
+        let [_, len, inner] = self.axis_strides(axis);
+        Axis { len, inner }
+    }
+
+    fn window(&self, kernel: usize, stride: usize, padding: usize) -> Window {
+        let &[_, height, width] = self.dims.as_slice() else { unreachable!("checked by the operation") };
+        let options = Conv2dOptions::square(stride, padding);
+        Window::new([height, width], [kernel; 2], options).expect("checked by the operation")
+    }
+
+    /// Convolves images of this size with a weight of these sizes; the result has the shape `dims`.
+    fn conv(
+        &self,
+        dims: Vec<usize>,
+        size: [usize; 2],
+        weight: &Arc<Param>,
+        bias: Option<&Arc<Param>>,
+        kernel: [usize; 2],
+        options: Conv2dOptions,
+    ) -> Self {
+        let window = Window::new(size, kernel, options).expect("checked by the operation");
+        let conv = Conv { channels: self.dims[0], out: dims[0], groups: options.groups, window };
+        let y = conv::forward::<f32>(conv, &self.data, data(weight), bias.map(data), false);
+        self.with_data(dims, y)
     }
 }
 
@@ -142,18 +170,20 @@ impl Tensor for Value {
         Ok(self.with_data(dims, linear::linear_packed(&self.data, weight.packed(), bias.map(data))))
     }
 
-    fn conv2d(
+    fn conv2d_with_options(
         &self,
         weight: &Arc<Param>,
         bias: Option<&Arc<Param>>,
-        stride: usize,
-        padding: usize,
+        options: Conv2dOptions,
     ) -> Result<Self> {
-        let dims = shape::conv2d(&self.dims, weight.dims(), bias.map(|b| b.dims()), stride, padding)?;
-        let &[out, channels, kernel, _] = weight.dims() else { unreachable!("checked above") };
-        let conv = Conv { channels, out, window: self.window(&dims, kernel, stride, padding) };
-        let y = conv::forward::<f32>(conv, &self.data, data(weight), bias.map(data), false);
-        Ok(self.with_data(dims, y))
+        let dims = shape::conv2d(&self.dims, weight.dims(), bias.map(|b| b.dims()), options)?;
+        let (size, kernel) = ([self.dims[1], self.dims[2]], [weight.dims()[2], weight.dims()[3]]);
+        Ok(self.conv(dims, size, weight, bias, kernel, options))
+    }
+
+    fn conv1d(&self, weight: &Arc<Param>, bias: Option<&Arc<Param>>, options: Conv1dOptions) -> Result<Self> {
+        let dims = shape::conv1d(&self.dims, weight.dims(), bias.map(|b| b.dims()), options)?;
+        Ok(self.conv(dims, [1, self.dims[1]], weight, bias, [1, weight.dims()[2]], options.into()))
     }
 
     fn batch_norm(&self, norm: &BatchNorm<Arc<Param>>) -> Result<Self> {
@@ -165,6 +195,21 @@ impl Tensor for Value {
         let shift: Vec<f32> = bias.iter().zip(mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
         let plane = self.axis_strides(0)[2];
         Ok(self.with_data(dims, batch_norm::scale_shift(&self.data, plane, &scale, &shift)))
+    }
+
+    fn group_norm(
+        &self,
+        groups: usize,
+        affine: Option<(&Arc<Param>, &Arc<Param>)>,
+        eps: f64,
+    ) -> Result<Self> {
+        let params: Vec<&[usize]> = affine.iter().flat_map(|(w, b)| [w.dims(), b.dims()]).collect();
+        let dims = shape::group_norm(&self.dims, groups, &params)?;
+        let width = dims.iter().product::<usize>() / groups;
+        let y = norm::forward(NormKind::Layer, &self.data, width, None, None, eps);
+        let Some((weight, bias)) = affine else { return Ok(self.with_data(dims, y)) };
+        let plane = self.axis_strides(0)[2];
+        Ok(self.with_data(dims, batch_norm::scale_shift(&y, plane, data(weight), data(bias))))
     }
 
     fn layer_norm(&self, affine: Option<(&Arc<Param>, &Arc<Param>)>, eps: f64) -> Result<Self> {
@@ -245,6 +290,16 @@ impl Tensor for Value {
         Ok(self.with_data(self.dims.clone(), pointwise::mul(&self.data, &other.data)))
     }
 
+    fn sub(&self, other: &Self) -> Result<Self> {
+        shape::same("sub", &self.dims, &other.dims)?;
+        Ok(self.with_data(self.dims.clone(), elementwise::sub(&self.data, &other.data)))
+    }
+
+    fn div(&self, other: &Self) -> Result<Self> {
+        shape::same("div", &self.dims, &other.dims)?;
+        Ok(self.with_data(self.dims.clone(), elementwise::div(&self.data, &other.data)))
+    }
+
     fn affine(&self, factor: f64, offset: f64) -> Result<Self> {
         let (factor, offset) = (factor as f32, offset as f32);
         Ok(self.with_data(self.dims.clone(), self.data.iter().map(|x| x * factor + offset).collect()))
@@ -260,6 +315,35 @@ impl Tensor for Value {
 
     fn relu(&self) -> Result<Self> {
         self.activation(Activation::Relu)
+    }
+
+    fn exp(&self) -> Result<Self> {
+        self.unary(UnaryFunction::Exp)
+    }
+
+    fn log(&self) -> Result<Self> {
+        self.unary(UnaryFunction::Log)
+    }
+
+    fn sqrt(&self) -> Result<Self> {
+        self.unary(UnaryFunction::Sqrt)
+    }
+
+    fn sigmoid(&self) -> Result<Self> {
+        self.unary(UnaryFunction::Sigmoid)
+    }
+
+    fn tanh(&self) -> Result<Self> {
+        self.unary(UnaryFunction::Tanh)
+    }
+
+    fn softplus(&self) -> Result<Self> {
+        self.unary(UnaryFunction::Softplus)
+    }
+
+    fn clamp(&self, min: f64, max: f64) -> Result<Self> {
+        shape::check_clamp(min, max)?;
+        self.unary(UnaryFunction::Clamp { min, max })
     }
 
     fn swiglu(&self) -> Result<Self> {
@@ -323,6 +407,27 @@ impl Tensor for Value {
         Ok(self.with_data(dims, y))
     }
 
+    fn pad(&self, axis: usize, before: usize, after: usize) -> Result<Self> {
+        let dims = shape::pad(&self.dims, axis, before, after)?;
+        let [repetitions, positions, values] = self.axis_strides(axis);
+        let mut y = vec![0.0; repetitions * dims[axis] * values];
+        for i in 0..repetitions {
+            let (from, to) = (i * positions * values, (i * dims[axis] + before) * values);
+            y[to..to + positions * values].copy_from_slice(&self.data[from..from + positions * values]);
+        }
+        Ok(self.with_data(dims, y))
+    }
+
+    fn sum(&self, axis: usize) -> Result<Self> {
+        let dims = shape::sum(&self.dims, axis)?;
+        Ok(self.with_data(dims, reduce::sum(self.reduced_axis(axis), &self.data)))
+    }
+
+    fn max(&self, axis: usize) -> Result<Self> {
+        let dims = shape::max(&self.dims, axis)?;
+        Ok(self.with_data(dims, reduce::max(self.reduced_axis(axis), &self.data).0))
+    }
+
     fn mean(&self, axis: usize) -> Result<Self> {
         let dims = shape::mean(&self.dims, axis)?;
         let [repetitions, positions, values] = self.axis_strides(axis);
@@ -340,14 +445,19 @@ impl Tensor for Value {
 
     fn max_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
         let dims = shape::pool2d(&self.dims, kernel, stride, padding)?;
-        let window = self.window(&dims, kernel, stride, padding);
+        let window = self.window(kernel, stride, padding);
         Ok(self.with_data(dims, pool::max(window, &self.data).0))
     }
 
     fn avg_pool2d(&self, kernel: usize, stride: usize) -> Result<Self> {
         let dims = shape::pool2d(&self.dims, kernel, stride, 0)?;
-        let window = self.window(&dims, kernel, stride, 0);
+        let window = self.window(kernel, stride, 0);
         Ok(self.with_data(dims, pool::mean(window, &self.data)))
+    }
+
+    fn upsample_nearest2d(&self, factor: usize) -> Result<Self> {
+        let dims = shape::upsample_nearest2d(&self.dims, factor)?;
+        Ok(self.with_data(dims, upsample::nearest(&self.data, self.last(), factor)))
     }
 }
 

@@ -9,6 +9,10 @@
 //! [`Purpose::Noise`], rounded to f32, in channel, row, column order. It does not depend on the batch in which the image is
 //! generated.
 //!
+//! The mask of dropout `k` of a forward pass, for item `i` of optimizer step `s`, is stream `s·2³² + i·2¹² + k` of
+//! [`Purpose::Dropout`], with all three counted from 0. A value is kept if its uniform number, in row-major order, is above the
+//! probability of dropout.
+//!
 //! For other implementations, `noise-vectors.json` has words, uniform and normal numbers of a few streams, by `noise-vectors.py`.
 
 use rand_chacha::{
@@ -34,6 +38,8 @@ pub enum Purpose {
     Synthetic = 5,
     /// Samples of an evaluation: bootstrap resamples, subsets, random splits.
     Evaluation = 6,
+    /// Dropout masks.
+    Dropout = 7,
 }
 
 /// A seeded stream of random numbers.

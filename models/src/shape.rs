@@ -1,6 +1,6 @@
 //! Shapes of results, for all backends. All shapes are without the batch.
 
-use crate::{Error, Result};
+use crate::{Conv1dOptions, Conv2dOptions, Error, Result};
 
 pub(crate) fn same(op: &'static str, a: &[usize], b: &[usize]) -> Result<()> {
     if a == b { Ok(()) } else { Err(Error::shape(op, format!("{a:?}"), b)) }
@@ -34,32 +34,71 @@ pub fn windows(size: usize, kernel: usize, stride: usize, padding: usize) -> Opt
     Some((size + 2 * padding).checked_sub(kernel)? / stride + 1)
 }
 
-/// Returns the shape of [`Tensor::conv2d`](crate::Tensor::conv2d).
+/// Returns the number of windows along height and width; `None` if none fits.
+pub(crate) fn windows2d(size: [usize; 2], kernel: [usize; 2], options: Conv2dOptions) -> Option<[usize; 2]> {
+    let Conv2dOptions { stride, padding, dilation, .. } = options;
+    let count = |axis: usize| {
+        let extent = kernel[axis].checked_sub(1)?.checked_mul(dilation[axis])?.checked_add(1)?;
+        padding[axis].checked_mul(2)?.checked_add(size[axis])?;
+        windows(size[axis], extent, stride[axis], padding[axis]).filter(|_| dilation[axis] > 0)
+    };
+    Some([count(0)?, count(1)?])
+}
+
+/// Returns the shape of [`Tensor::conv2d_with_options`](crate::Tensor::conv2d_with_options).
 pub fn conv2d(
     x: &[usize],
     weight: &[usize],
     bias: Option<&[usize]>,
-    stride: usize,
-    padding: usize,
+    options: Conv2dOptions,
 ) -> Result<Vec<usize>> {
-    let (&[channels, height, width], &[out, input, k1, k2]) = (x, weight) else {
+    let (&[channels, height, width], &[out, input, kernel_height, kernel_width]) = (x, weight) else {
         return Err(Error::shape(
             "conv2d",
-            "x [channels, height, width] and weight [out, in, k, k]",
+            "x [channels, height, width] and weight [out, in, height, width]",
             (x, weight),
         ));
     };
+    let weight = [out, input, kernel_height, kernel_width];
+    let [rows, cols] = convolution("conv2d", [channels, height, width], weight, bias, options)?
+        .ok_or_else(|| Error::shape("conv2d", format!("an input that fits {weight:?}, {options:?}"), x))?;
+    Ok(vec![out, rows, cols])
+}
+
+/// Returns the shape of [`Tensor::conv1d`](crate::Tensor::conv1d).
+pub fn conv1d(
+    x: &[usize],
+    weight: &[usize],
+    bias: Option<&[usize]>,
+    options: Conv1dOptions,
+) -> Result<Vec<usize>> {
+    let (&[channels, length], &[out, input, kernel]) = (x, weight) else {
+        let expected = "x [channels, length] and weight [out, in, kernel]";
+        return Err(Error::shape("conv1d", expected, (x, weight)));
+    };
+    let dims = [out, input, 1, kernel];
+    let [_, length] = convolution("conv1d", [channels, 1, length], dims, bias, options.into())?
+        .ok_or_else(|| Error::shape("conv1d", format!("an input that fits {weight:?}, {options:?}"), x))?;
+    Ok(vec![out, length])
+}
+
+/// Returns rows and columns of a convolution's result; `None` if input, weight and options do not fit together.
+fn convolution(
+    op: &'static str,
+    [channels, height, width]: [usize; 3],
+    [out, input, kernel_height, kernel_width]: [usize; 4],
+    bias: Option<&[usize]>,
+    options: Conv2dOptions,
+) -> Result<Option<[usize; 2]>> {
     if let Some(bias) = bias {
-        same("conv2d", &[out], bias)?;
+        same(op, &[out], bias)?;
     }
-    match (windows(height, k1, stride, padding), windows(width, k2, stride, padding)) {
-        (Some(h), Some(w)) if channels == input && k1 == k2 => Ok(vec![out, h, w]),
-        _ => Err(Error::shape(
-            "conv2d",
-            format!("an input that fits {weight:?}, stride {stride}, padding {padding}"),
-            x,
-        )),
-    }
+    let groups = options.groups;
+    let fits = match groups {
+        1 => channels == input,
+        _ => groups > 0 && out > 0 && out.is_multiple_of(groups) && input > 0 && channels == input * groups,
+    };
+    Ok(windows2d([height, width], [kernel_height, kernel_width], options).filter(|_| fits))
 }
 
 /// Returns the shape of [`Tensor::max_pool2d`](crate::Tensor::max_pool2d) and [`Tensor::avg_pool2d`](crate::Tensor::avg_pool2d).
@@ -195,10 +234,78 @@ pub fn chunk(x: &[usize], n: usize, axis: usize) -> Result<Vec<usize>> {
     }
 }
 
+/// Checks the limits of [`Tensor::clamp`](crate::Tensor::clamp).
+///
+/// # Errors
+/// [`Error::Shape`] if `min` is above `max`, or one of them is NaN.
+pub fn check_clamp(min: f64, max: f64) -> Result<()> {
+    if min <= max { Ok(()) } else { Err(Error::shape("clamp", "a minimum up to the maximum", (min, max))) }
+}
+
+/// Checks the probability of [`Tensor::dropout`](crate::Tensor::dropout).
+///
+/// # Errors
+/// [`Error::Shape`] unless it is from 0 to below 1.
+pub fn check_dropout(p: f64) -> Result<()> {
+    if (0.0..1.0).contains(&p) {
+        Ok(())
+    } else {
+        Err(Error::shape("dropout", "a probability from 0 to below 1", p))
+    }
+}
+
+/// Returns the shape of [`Tensor::pad`](crate::Tensor::pad).
+pub fn pad(x: &[usize], axis: usize, before: usize, after: usize) -> Result<Vec<usize>> {
+    let size = x.get(axis).and_then(|n| n.checked_add(before)?.checked_add(after));
+    let size = size.ok_or_else(|| Error::shape("pad", format!("an axis {axis}"), x))?;
+    let mut dims = x.to_vec();
+    dims[axis] = size;
+    Ok(dims)
+}
+
+/// Returns the shape of [`Tensor::upsample_nearest2d`](crate::Tensor::upsample_nearest2d).
+pub fn upsample_nearest2d(x: &[usize], factor: usize) -> Result<Vec<usize>> {
+    let scaled = |n: usize| n.checked_mul(factor).filter(|&n| n > 0);
+    match *x {
+        [channels, height, width] => match (scaled(height), scaled(width)) {
+            (Some(height), Some(width)) => Ok(vec![channels, height, width]),
+            _ => Err(Error::shape("upsample_nearest2d", "a positive factor and pixels", (x, factor))),
+        },
+        _ => Err(Error::shape("upsample_nearest2d", "[channels, height, width]", x)),
+    }
+}
+
+/// Checks the channel parameters of [`Tensor::group_norm`](crate::Tensor::group_norm), and returns the shape.
+pub fn group_norm(x: &[usize], groups: usize, params: &[&[usize]]) -> Result<Vec<usize>> {
+    let channels = match x.first() {
+        Some(&channels) if groups > 0 && channels.is_multiple_of(groups) && !x.contains(&0) => channels,
+        _ => {
+            let expected = format!("[channels, ..] with channels that {groups} divides, none of the sizes 0");
+            return Err(Error::shape("group_norm", expected, x));
+        }
+    };
+    params.iter().try_for_each(|p| same("group_norm", &[channels], p))?;
+    Ok(x.to_vec())
+}
+
 /// Returns the shape of [`Tensor::mean`](crate::Tensor::mean).
 pub fn mean(x: &[usize], axis: usize) -> Result<Vec<usize>> {
+    reduction("mean", x, axis)
+}
+
+/// Returns the shape of [`Tensor::sum`](crate::Tensor::sum).
+pub fn sum(x: &[usize], axis: usize) -> Result<Vec<usize>> {
+    reduction("sum", x, axis)
+}
+
+/// Returns the shape of [`Tensor::max`](crate::Tensor::max).
+pub fn max(x: &[usize], axis: usize) -> Result<Vec<usize>> {
+    reduction("max", x, axis)
+}
+
+fn reduction(op: &'static str, x: &[usize], axis: usize) -> Result<Vec<usize>> {
     if x.get(axis).is_none_or(|&n| n == 0) {
-        return Err(Error::shape("mean", format!("an axis {axis}"), x));
+        return Err(Error::shape(op, format!("an axis {axis}"), x));
     }
     let mut dims = x.to_vec();
     dims.remove(axis);

@@ -1,13 +1,13 @@
 //! The operations in which networks are written.
 //!
 //! A network is written once, over [`Tensor`], and evaluated by several backends: native, candle, tape, ONNX and cost. Each
-//! operation corresponds to a fused kernel or to a standard ONNX operator. A backend that does not support an operation with its
-//! settings returns [`Error::Unsupported`](crate::Error::Unsupported).
+//! operation corresponds to a fused kernel, or to one or a few standard ONNX operators. A backend that does not support an operation
+//! with its settings returns [`Error::Unsupported`](crate::Error::Unsupported).
 //!
 //! **The first axis is always the batch.** It is symbolic in some backends, so no operation names it or folds it into another axis.
 //! Shapes, permutations and axes in arguments exclude the batch: axis 0 is the first axis after the batch.
 
-use crate::Result;
+use crate::{Conv1dOptions, Conv2dOptions, Result};
 
 /// Parameters and running statistics of a batch normalization over channels.
 #[derive(Clone, Debug)]
@@ -55,19 +55,48 @@ pub trait Tensor: Clone + 'static {
     /// Computes `x·Wᵀ + b` over the last axis. `weight` is `[out, in]`, `bias` `[out]`.
     fn linear(&self, weight: &Self::Param, bias: Option<&Self::Param>) -> Result<Self>;
 
-    /// Computes the 2-D cross-correlation of `[channels, height, width]` with `weight` `[out, channels, k, k]`. `padding` is the
-    /// number of zeros on each side.
+    /// Computes [`conv2d_with_options`](Self::conv2d_with_options) with one stride and padding for both axes, without dilation, in one
+    /// group.
     fn conv2d(
         &self,
         weight: &Self::Param,
         bias: Option<&Self::Param>,
         stride: usize,
         padding: usize,
+    ) -> Result<Self> {
+        self.conv2d_with_options(weight, bias, Conv2dOptions::square(stride, padding))
+    }
+
+    /// Computes the 2-D cross-correlation of `[channels, height, width]` with `weight`
+    /// `[out, channels / groups, kernel height, kernel width]`, and adds `bias` `[out]`.
+    fn conv2d_with_options(
+        &self,
+        weight: &Self::Param,
+        bias: Option<&Self::Param>,
+        options: Conv2dOptions,
+    ) -> Result<Self>;
+
+    /// Computes the cross-correlation of `[channels, length]` with `weight` `[out, channels / groups, kernel]`, and adds `bias` `[out]`.
+    fn conv1d(
+        &self,
+        weight: &Self::Param,
+        bias: Option<&Self::Param>,
+        options: Conv1dOptions,
     ) -> Result<Self>;
 
     /// Applies batch normalization (Ioffe and Szegedy, arXiv 1502.03167) to `[channels, height, width]`. Training uses the
     /// statistics of the batch, inference the running ones.
     fn batch_norm(&self, norm: &BatchNorm<Self::Param>) -> Result<Self>;
+
+    /// Applies group normalization (Wu and He, arXiv 1803.08494) to `[channels, ..]`: each of `groups` groups of consecutive channels
+    /// has its own mean and variance. `affine` is `(weight, bias)`, both `[channels]`: the result is then multiplied by the weight,
+    /// and the bias is added.
+    fn group_norm(
+        &self,
+        groups: usize,
+        affine: Option<(&Self::Param, &Self::Param)>,
+        eps: f64,
+    ) -> Result<Self>;
 
     /// Applies layer normalization (arXiv 1607.06450) over the last axis. `affine` is `(weight, bias)`, both `[last]`: the result
     /// is then multiplied by the weight, and the bias is added.
@@ -103,6 +132,12 @@ pub trait Tensor: Clone + 'static {
     /// Multiplies two values of one shape, element by element.
     fn mul(&self, other: &Self) -> Result<Self>;
 
+    /// Computes `x − other`; both have one shape.
+    fn sub(&self, other: &Self) -> Result<Self>;
+
+    /// Computes `x / other`, element by element; both have one shape.
+    fn div(&self, other: &Self) -> Result<Self>;
+
     /// Computes `factor·x + offset`.
     fn affine(&self, factor: f64, offset: f64) -> Result<Self>;
 
@@ -115,11 +150,39 @@ pub trait Tensor: Clone + 'static {
     /// Computes `max(x, 0)`.
     fn relu(&self) -> Result<Self>;
 
+    /// Computes `eˣ`.
+    fn exp(&self) -> Result<Self>;
+
+    /// Computes the natural logarithm: −∞ for 0, NaN for negative numbers.
+    fn log(&self) -> Result<Self>;
+
+    /// Computes `√x`; its gradient is infinite at 0.
+    fn sqrt(&self) -> Result<Self>;
+
+    /// Computes the logistic function `σ(x) = 1 / (1 + e⁻ˣ)`.
+    fn sigmoid(&self) -> Result<Self>;
+
+    /// Computes the hyperbolic tangent.
+    fn tanh(&self) -> Result<Self>;
+
+    /// Computes `ln(1 + eˣ)`, without overflow for large `x`.
+    fn softplus(&self) -> Result<Self>;
+
+    /// Limits each value to `min..=max`. The gradient is zero outside, and 1 inside and at the limits, as in PyTorch.
+    fn clamp(&self, min: f64, max: f64) -> Result<Self>;
+
     /// Computes `silu(a)·b`, where `a` is the first half of the last axis and `b` the second (SwiGLU, arXiv 2002.05202).
     fn swiglu(&self) -> Result<Self>;
 
     /// Computes the softmax over the last axis.
     fn softmax(&self) -> Result<Self>;
+
+    /// Drops values with probability `p`, and multiplies the others by `1/(1 − p)` (Srivastava et al., JMLR 15, 2014). Only the
+    /// [tape](crate::tape) does so, and only with a [key](crate::tape::Tape::with_dropout). Everywhere else this is the identity.
+    fn dropout(&self, p: f64) -> Result<Self> {
+        crate::shape::check_dropout(p)?;
+        Ok(self.clone())
+    }
 
     /// Returns the same values in another shape; `dims` are all axes after the batch.
     fn reshape(&self, dims: &[usize]) -> Result<Self>;
@@ -136,12 +199,24 @@ pub trait Tensor: Clone + 'static {
     /// Keeps `len` positions of `axis`, beginning at `start`.
     fn slice(&self, axis: usize, start: usize, len: usize) -> Result<Self>;
 
+    /// Adds `before` zeros in front of `axis`, and `after` zeros behind it.
+    fn pad(&self, axis: usize, before: usize, after: usize) -> Result<Self>;
+
     /// Computes the mean over `axis`, and removes that axis.
     fn mean(&self, axis: usize) -> Result<Self>;
+
+    /// Computes the sum over `axis`, and removes that axis.
+    fn sum(&self, axis: usize) -> Result<Self>;
+
+    /// Computes the maximum over `axis`, and removes that axis. The gradient goes to the first of several equal maxima.
+    fn max(&self, axis: usize) -> Result<Self>;
 
     /// Computes the maximum of each `kernel`² window of `[channels, height, width]`; padding is never the maximum.
     fn max_pool2d(&self, kernel: usize, stride: usize, padding: usize) -> Result<Self>;
 
     /// Computes the mean of each `kernel`² window of `[channels, height, width]`, without padding.
     fn avg_pool2d(&self, kernel: usize, stride: usize) -> Result<Self>;
+
+    /// Repeats each pixel `factor` times along both axes: `[channels, height, width]` → `[channels, height·factor, width·factor]`.
+    fn upsample_nearest2d(&self, factor: usize) -> Result<Self>;
 }

@@ -17,11 +17,17 @@ pub(crate) fn winograd_tiles(rows: usize, cols: usize) -> usize {
     rows.div_ceil(WINOGRAD_TILE) * cols.div_ceil(WINOGRAD_TILE)
 }
 
-/// True if a convolution of `items` can use Winograd's minimal filtering, and is faster with it. `weight` is `[out, in, kernel]`.
-pub(crate) fn uses_winograd(weight: [usize; 3], stride: usize, tiles_per_item: usize, items: usize) -> bool {
-    let [out, channels, kernel] = weight;
+/// True if a convolution of `items` in one group can use Winograd's minimal filtering, and is faster with it. `strides` are stride and
+/// dilation.
+pub(crate) fn uses_winograd(
+    [out, channels]: [usize; 2],
+    kernel: [usize; 2],
+    strides: [[usize; 2]; 2],
+    tiles_per_item: usize,
+    items: usize,
+) -> bool {
     let is_large = items.saturating_mul(tiles_per_item) >= MIN_TILES && channels.min(out) >= MIN_CHANNELS;
-    (kernel, stride) == (3, 1) && is_large
+    (kernel, strides) == ([3; 2], [[1; 2]; 2]) && is_large
 }
 
 /// Returns the number of items, with `positions` outputs per channel, that justify a task.

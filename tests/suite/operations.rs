@@ -6,7 +6,8 @@ use tiny_cats_export::{
     runtime::{InputTensor, RuntimeKind, run_on_all},
 };
 use tiny_cats_models::{
-    Array, BatchNorm, Init, Precision, Result, Scope, TapeOptions, Tensor, Weights,
+    Array, BatchNorm, Conv1dOptions, Conv2dOptions, Init, Precision, Result, Scope, TapeOptions, Tensor,
+    Weights,
     candle::{CandleValue, to_device, with_candle_ops},
     cost::{Cost, Counter},
     native,
@@ -458,6 +459,39 @@ mod cases {
     operation!(conv2d_winograd, [(Real 16 18 17)], [(Real 17 16 3 3), (Real 17)], |x, p| {
         x[0].affine(0.01, 0.0)?.conv2d(&p[0], Some(&p[1]), 1, 1)
     });
+    operation!(conv2d_rectangular, [(Real 2 7 6)], [(Real 3 2 1 4), (Real 3)], |x, p| {
+        x[0].conv2d_with_options(&p[0], Some(&p[1]), Conv2dOptions { padding: [0, 2], ..Default::default() })
+    });
+    operation!(conv2d_axis_options, [(Real 2 9 8)], [(Real 3 2 3 2), (Real 3)], |x, p| {
+        let options = Conv2dOptions { stride: [2, 1], padding: [2, 1], ..Default::default() };
+        x[0].conv2d_with_options(&p[0], Some(&p[1]), options)
+    });
+    operation!(conv2d_dilated_row, [(Real 2 4 9)], [(Real 3 2 1 3)], |x, p| {
+        let options = Conv2dOptions { stride: [2, 1], padding: [1, 2], dilation: [1, 2], groups: 1 };
+        x[0].conv2d_with_options(&p[0], None, options)
+    });
+    operation!(conv2d_dilated, [(Real 2 9 8)], [(Real 3 2 3 3)], |x, p| {
+        let options = Conv2dOptions { dilation: [2, 2], ..Conv2dOptions::square(1, 2) };
+        x[0].conv2d_with_options(&p[0], None, options)
+    });
+    operation!(conv2d_in_groups, [(Real 6 7 6)], [(Real 9 2 3 3), (Real 9)], |x, p| {
+        let options = Conv2dOptions { groups: 3, ..Conv2dOptions::square(2, 1) };
+        x[0].conv2d_with_options(&p[0], Some(&p[1]), options)
+    });
+    operation!(conv2d_depthwise, [(Real 5 7 6)], [(Real 5 1 3 3), (Real 5)], |x, p| {
+        let options = Conv2dOptions { groups: 5, ..Conv2dOptions::square(1, 1) };
+        x[0].conv2d_with_options(&p[0], Some(&p[1]), options)
+    });
+    operation!(conv2d_depthwise_multiplied, [(Real 3 9 7)], [(Real 6 1 5 3)], |x, p| {
+        let options = Conv2dOptions { groups: 3, padding: [2, 0], dilation: [1, 1], stride: [2, 2] };
+        x[0].conv2d_with_options(&p[0], None, options)
+    });
+    operation!(conv1d, [(Real 3 9)], [(Real 4 3 3), (Real 4)], |x, p| {
+        x[0].conv1d(&p[0], Some(&p[1]), Conv1dOptions { padding: 1, ..Default::default() })
+    });
+    operation!(conv1d_in_groups, [(Real 4 11)], [(Real 6 2 3)], |x, p| {
+        x[0].conv1d(&p[0], None, Conv1dOptions { stride: 2, padding: 3, dilation: 2, groups: 2 })
+    });
     operation!(batch_norm(SAME_IN_TRAINING), [(Real 3 4 5)], [(Real 3), (Real 3), (Fixed 3), (Fixed 3)], |x, p| x[0].batch_norm(
         &BatchNorm {
             path: "bn".into(),
@@ -470,6 +504,9 @@ mod cases {
     ));
     operation!(layer_norm, [(Real 5 12)], [], |x, p| x[0].layer_norm(None, 1e-5));
     operation!(layer_norm_affine, [(Real 5 12)], [(Real 12), (Real 12)], |x, p| x[0].layer_norm(Some((&p[0], &p[1])), 1e-5));
+    operation!(group_norm, [(Real 6 4 5)], [], |x, p| x[0].group_norm(2, None, 1e-5));
+    operation!(group_norm_affine, [(Real 6 3 2)], [(Real 6), (Real 6)], |x, p| x[0].group_norm(3, Some((&p[0], &p[1])), 1e-5));
+    operation!(group_norm_of_channels, [(Real 12)], [(Real 12), (Real 12)], |x, p| x[0].group_norm(1, Some((&p[0], &p[1])), 1e-5));
     operation!(rms_norm, [(Real 5 12)], [], |x, p| x[0].rms_norm(None, 1e-6));
     operation!(rms_norm_weighted, [(Real 5 2 13)], [(Real 13)], |x, p| x[0].rms_norm(Some(&p[0]), 1e-6));
     operation!(scale_shift, [(Real 5 8), (Real 8), (Real 8)], [], |x, p| x[0].scale_shift(&x[1], &x[2]));
@@ -496,11 +533,22 @@ mod cases {
         y.linear(&p[0], None)?.add(&x[1])
     });
     operation!(mul, [(Real 5 8), (Real 5 8)], [], |x, p| x[0].mul(&x[1])?.mul(&x[0]));
+    operation!(sub, [(Real 5 8), (Real 5 8)], [], |x, p| x[0].sub(&x[1])?.mul(&x[0].sub(&x[1])?));
+    operation!(sub_itself, [(Real 5 8)], [(Real 5 8)], |x, p| x[0].add_param(&p[0])?.mul(&x[0])?.sub(&x[0]));
+    operation!(div, [(Real 5 8), (Real 5 8)], [], |x, p| x[0].div(&x[1].mul(&x[1])?.affine(1.0, 0.5)?));
+    operation!(exp, [(Real 5 8)], [], |x, p| x[0].exp());
+    operation!(log, [(Real 5 8)], [], |x, p| x[0].mul(&x[0])?.affine(1.0, 0.5)?.log());
+    operation!(sqrt, [(Real 5 8)], [], |x, p| x[0].mul(&x[0])?.affine(1.0, 0.5)?.sqrt());
+    operation!(sigmoid, [(Real 5 8)], [], |x, p| x[0].sigmoid());
+    operation!(tanh, [(Real 5 8)], [], |x, p| x[0].tanh());
+    operation!(softplus, [(Real 5 8)], [], |x, p| x[0].affine(4.0, 0.0)?.softplus());
+    operation!(clamp, [(Real 5 8)], [], |x, p| x[0].clamp(-0.5, 1.25));
     operation!(affine, [(Real 5 8)], [], |x, p| x[0].affine(-2.5, 0.75));
     operation!(gelu, [(Real 5 8)], [], |x, p| x[0].gelu());
     operation!(silu, [(Real 5 8)], [], |x, p| x[0].silu());
     operation!(relu, [(Real 5 8)], [], |x, p| x[0].relu());
     operation!(swiglu, [(Real 5 8)], [], |x, p| x[0].swiglu());
+    operation!(dropout_without_key, [(Real 5 8)], [], |x, p| x[0].dropout(0.3));
     operation!(softmax, [(Real 5 9)], [], |x, p| x[0].softmax());
     operation!(reshape, [(Real 4 6)], [], |x, p| x[0].reshape(&[2, 2, 6])?.mul(&x[0].reshape(&[2, 2, 6])?));
     operation!(permute, [(Real 2 3 4)], [], |x, p| x[0].permute(&[2, 0, 1])?.softmax());
@@ -512,6 +560,14 @@ mod cases {
     operation!(slice, [(Real 4 6)], [], |x, p| x[0].slice(1, 1, 3)?.mul(&x[0].slice(1, 2, 3)?));
     operation!(mean, [(Real 4 6)], [], |x, p| x[0].mean(0));
     operation!(mean_last, [(Real 4 6)], [], |x, p| x[0].mean(1));
+    operation!(pad, [(Real 4 6)], [], |x, p| x[0].pad(0, 2, 1)?.softmax());
+    operation!(pad_last, [(Real 4 3)], [], |x, p| x[0].pad(1, 0, 5)?.add(&x[0].pad(1, 5, 0)?)?.pad(1, 0, 0)?.softmax());
+    operation!(sum, [(Real 4 6)], [], |x, p| x[0].sum(0));
+    operation!(sum_last, [(Real 4 6)], [], |x, p| x[0].sum(1));
+    operation!(sum_of_one, [(Real 1 6)], [], |x, p| x[0].sum(0)?.add(&x[0].reshape(&[6])?)?.add(&x[0].sum(0)?));
+    operation!(max, [(Real 4 6)], [], |x, p| x[0].max(0));
+    operation!(max_last, [(Real 2 3 7)], [], |x, p| x[0].max(2));
+    operation!(upsample_nearest2d, [(Real 2 3 4)], [], |x, p| x[0].upsample_nearest2d(3)?.softmax());
     operation!(max_pool2d, [(Real 2 6 6)], [], |x, p| x[0].max_pool2d(2, 2, 0));
     operation!(max_pool2d_padded, [(Real 2 7 7)], [], |x, p| x[0].max_pool2d(3, 2, 1));
     operation!(avg_pool2d, [(Real 2 6 6)], [], |x, p| x[0].avg_pool2d(2, 2));
@@ -526,7 +582,39 @@ fn incompatible_shapes_are_rejected() {
     assert!(a.linear(&vec![3, 5], None).is_err() && a.linear(&vec![3, 6], Some(&vec![4])).is_err());
     assert!(a.reshape(&[5, 5]).is_err() && a.permute(&[0, 0]).is_err() && a.chunk(4, 1).is_err());
     assert!(a.slice(1, 4, 3).is_err() && a.mean(2).is_err() && b.swiglu().is_err());
+    assert!(a.sub(&b).is_err() && a.div(&b).is_err() && a.sum(2).is_err() && a.max(2).is_err());
+    assert!(a.clamp(1.0, 0.0).is_err() && a.clamp(f64::NAN, 0.0).is_err() && a.dropout(1.0).is_err());
+    assert!(a.pad(2, 1, 1).is_err() && a.pad(0, usize::MAX, 1).is_err() && a.upsample_nearest2d(2).is_err());
+    assert!(
+        a.group_norm(3, None, 1e-5).is_err() && a.group_norm(2, Some((&vec![6], &vec![4])), 1e-5).is_err()
+    );
+    let image = counter.input(&[4, 6, 5]);
+    assert!(image.upsample_nearest2d(0).is_err() && image.upsample_nearest2d(usize::MAX).is_err());
+    let convolve = |weight: [usize; 4], options| image.conv2d_with_options(&weight.to_vec(), None, options);
+    let options = |stride, dilation, groups| Conv2dOptions { stride, padding: [0; 2], dilation, groups };
+    assert!(convolve([2, 2, 3, 3], options([1; 2], [1; 2], 2)).is_ok());
+    assert!(
+        convolve([3, 2, 3, 3], options([1; 2], [1; 2], 2)).is_err(),
+        "groups that do not divide the outputs"
+    );
+    assert!(convolve([2, 4, 3, 3], options([1; 2], [1; 2], 0)).is_err(), "no groups");
+    assert!(convolve([2, 4, 3, 3], options([1; 2], [1, 3], 1)).is_err(), "a dilation that is too large");
+    assert!(convolve([2, 4, 3, 3], options([0, 1], [1; 2], 1)).is_err(), "a stride of 0");
+    assert!(convolve([2, 4, 3, 3], options([1; 2], [0, 1], 1)).is_err(), "a dilation of 0");
+    assert!(a.conv1d(&vec![2, 3, 3], None, Conv1dOptions::default()).is_err());
+    assert!(a.conv1d(&vec![2, 4, 7], None, Conv1dOptions::default()).is_err());
     assert!(a.max_pool2d(2, 2, 0).is_err() && a.slice(0, usize::MAX, 2).is_err());
+}
+
+#[test]
+fn onnx_rejects_a_convolution_that_candle_onnx_cannot_compute() {
+    let graph = OnnxGraph::new(*OPSETS.start()).unwrap();
+    let weights = Weights::from([("w".into(), values(0, Real, &[3, 2, 3, 3]))]);
+    let weight = Scope::root(&mut graph.source(&weights)).param("w", [3, 2, 3, 3], Init::Zeros).unwrap();
+    let x = graph.floats("x", &[2, 9, 9]).unwrap();
+    let options = Conv2dOptions { dilation: [1, 2], ..Conv2dOptions::default() };
+    let error = x.conv2d_with_options(&weight, None, options).unwrap_err().to_string();
+    assert_eq!(error, "ONNX does not support conv2d with dilation 1 of the height and 2 of the width");
 }
 
 /// FLOPs and activation bytes of one item, computed by hand.

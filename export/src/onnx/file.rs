@@ -190,6 +190,29 @@ impl OnnxFile {
             .collect()
     }
 
+    /// Returns the graph with more outputs: those of `outputs`, names and dims after the batch of floating-point values, that its nodes
+    /// compute. Without metadata and digest.
+    ///
+    /// # Errors
+    /// [`Error::File`] if the file cannot be decoded.
+    #[cfg(feature = "candle")]
+    pub(crate) fn with_outputs(&self, outputs: &[(&str, &[usize])]) -> Result<Self> {
+        let mut model =
+            ModelProto::decode(self.bytes()).map_err(|e| Error::file(&self.name, "ONNX", e.to_string()))?;
+        model.metadata_props.clear();
+        if let Some(graph) = &mut model.graph {
+            let computed: BTreeSet<&String> = graph.node.iter().flat_map(|node| &node.output).collect();
+            let is_new = |name: &str| {
+                computed.contains(&name.to_owned()) && graph.output.iter().all(|o| o.name != name)
+            };
+            let added = outputs.iter().filter(|(name, _)| is_new(name));
+            let infos: Vec<_> =
+                added.map(|(name, dims)| ValueInfoProto::batched(name, DataType::Float, dims)).collect();
+            graph.output.extend(infos);
+        }
+        Self::from_bytes(model.encode_to_vec(), &self.name)
+    }
+
     /// True if the graph applies classifier-free guidance itself. From its inputs `image` and `label` it computes
     /// predictions with and without the label, and returns a combination of the two.
     pub(crate) fn is_guided(&self, image: &str, label: &str) -> Result<bool> {

@@ -5,7 +5,7 @@
 
 use std::{cell::RefCell, rc::Rc};
 
-use tiny_cats_models::{BatchNorm, Error, Result, Tensor, shape};
+use tiny_cats_models::{BatchNorm, Conv1dOptions, Conv2dOptions, Error, Result, Tensor, shape};
 
 use super::{
     graph::GraphBuilder,
@@ -38,12 +38,26 @@ fn ensure(condition: bool, op: &'static str, expected: &str, found: impl std::fm
     if condition { Ok(()) } else { Err(shape_error(op, expected, found)) }
 }
 
+fn common_divisor(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { common_divisor(b, a % b) }
+}
+
 /// Returns the module of a parameter: its name without the last part.
 fn module(param: &Param) -> &str {
     param.name.rsplit_once('.').map_or("", |(module, _)| module)
 }
 
 impl Value {
+    /// Returns the name of the value in the graph.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the type of its elements.
+    pub fn dtype(&self) -> DataType {
+        self.dtype
+    }
+
     pub(super) fn new(
         graph: Rc<RefCell<GraphBuilder>>,
         name: Rc<str>,
@@ -99,13 +113,36 @@ impl Value {
 
     /// Computes the mean over `axis`, where axis 0 is the batch.
     fn reduce_mean(&self, axis: usize, keep: bool, dims: Vec<usize>) -> Self {
+        self.reduce("ReduceMean", 18, axis, keep, dims)
+    }
+
+    /// Reduces `axis`, where axis 0 is the batch. From operator set `opset` on, `op` takes the axis as an input, not as an attribute.
+    fn reduce(&self, op: &str, opset: u32, axis: usize, keep: bool, dims: Vec<usize>) -> Self {
         let keep = Attribute::int("keepdims", keep.into());
-        if self.graph.borrow().opset < 18 {
-            self.node("ReduceMean", &[], vec![Attribute::ints("axes", [axis]), keep], dims)
+        if self.graph.borrow().opset < opset {
+            self.node(op, &[], vec![Attribute::ints("axes", [axis]), keep], dims)
         } else {
             let axes = self.graph.borrow_mut().ints(&[axis as i64]);
-            self.node("ReduceMean", &[&axes], vec![keep], dims)
+            self.node(op, &[&axes], vec![keep], dims)
         }
+    }
+
+    /// Returns zeros with the batch of `self` and the shape `dims` after it.
+    fn zeros(&self, dims: Vec<usize>) -> Self {
+        let [first, end] = [0, 1].map(|v| self.graph.borrow_mut().ints(&[v]));
+        let sizes: Vec<i64> = dims.iter().map(|&d| d as i64).collect();
+        let sizes = self.graph.borrow_mut().ints(&sizes);
+        let batch = self.unary("Shape").node("Slice", &[&first, &end, &first], Vec::new(), Vec::new());
+        let shape = batch.node("Concat", &[&sizes], vec![Attribute::int("axis", 0)], Vec::new());
+        // Not by ConstantOfShape, whose default value tract takes for a 64-bit float.
+        let zero = self.graph.borrow_mut().scalar(0.0);
+        let name = self.graph.borrow_mut().node(&self.module, "Expand", &[&zero, &shape.name], Vec::new());
+        Self { name, dims, ..self.clone() }
+    }
+
+    fn checked_unary(&self, name: &'static str, op: &str) -> Result<Self> {
+        self.check_floats(name)?;
+        Ok(self.unary(op))
     }
 
     /// Computes `x / √(mean(x²) + eps)` over the last axis.
@@ -142,6 +179,51 @@ impl Value {
     fn broadcast_over_tokens(&self, item: &Self) -> Result<Self> {
         let width = item.dims.iter().product();
         self.in_module(item).reshape(&[1, width])
+    }
+
+    /// Replaces the strides and dilations that change nothing, so that they are equal on both axes if possible. candle-onnx has one
+    /// dilation for both.
+    fn equal_strides(
+        &self,
+        kernel: &[usize],
+        output: &[usize],
+        mut options: Conv2dOptions,
+    ) -> Result<Conv2dOptions> {
+        for axis in 0..2 {
+            if output[axis] == 1 {
+                options.stride[axis] = options.stride[1 - axis];
+            }
+            if kernel[axis] == 1 {
+                options.dilation[axis] = options.dilation[1 - axis];
+            }
+        }
+        let [vertical, horizontal] = options.dilation;
+        if vertical == horizontal {
+            return Ok(options);
+        }
+        Err(Error::Unsupported {
+            backend: "ONNX".into(),
+            operation: format!("conv2d with dilation {vertical} of the height and {horizontal} of the width"),
+        })
+    }
+
+    /// Adds a convolution along one axis or two, those of the weight.
+    fn conv(&self, weight: &Param, bias: Option<&Param>, options: Conv2dOptions, dims: Vec<usize>) -> Self {
+        let Conv2dOptions { stride, padding, dilation, groups } = options;
+        let first = 4 - weight.dims.len();
+        let mut attributes = vec![
+            Attribute::ints("kernel_shape", weight.dims[2..].iter().copied()),
+            Attribute::ints("pads", [&padding[first..], &padding[first..]].concat()),
+            Attribute::ints("strides", stride[first..].iter().copied()),
+        ];
+        if dilation != [1, 1] {
+            attributes.push(Attribute::ints("dilations", dilation[first..].iter().copied()));
+        }
+        if groups != 1 {
+            attributes.push(Attribute::int("group", groups as i64));
+        }
+        let params: Vec<&str> = std::iter::once(weight).chain(bias).map(|p| &*p.name).collect();
+        self.node_in(module(weight), "Conv", &params, attributes, dims)
     }
 
     fn pool(&self, op: &str, kernel: usize, stride: usize, padding: usize, dims: Vec<usize>) -> Self {
@@ -184,16 +266,33 @@ impl Tensor for Value {
         })
     }
 
-    fn conv2d(&self, weight: &Param, bias: Option<&Param>, stride: usize, padding: usize) -> Result<Self> {
+    fn conv2d_with_options(
+        &self,
+        weight: &Param,
+        bias: Option<&Param>,
+        options: Conv2dOptions,
+    ) -> Result<Self> {
         self.check_floats("conv2d")?;
-        let dims = shape::conv2d(&self.dims, &weight.dims, bias.map(|b| &*b.dims), stride, padding)?;
-        let attributes = vec![
-            Attribute::ints("kernel_shape", weight.dims[2..].iter().copied()),
-            Attribute::ints("pads", [padding; 4]),
-            Attribute::ints("strides", [stride; 2]),
-        ];
-        let params: Vec<&str> = std::iter::once(weight).chain(bias).map(|p| &*p.name).collect();
-        Ok(self.node_in(module(weight), "Conv", &params, attributes, dims))
+        let dims = shape::conv2d(&self.dims, &weight.dims, bias.map(|b| &*b.dims), options)?;
+        let options = self.equal_strides(&weight.dims[2..], &dims[1..], options)?;
+        if options.stride[0] == options.stride[1] {
+            return Ok(self.conv(weight, bias, options, dims));
+        }
+        // candle-onnx has one stride for both axes: their common divisor. The rest of the results is dropped.
+        let common = common_divisor(options.stride[0], options.stride[1]);
+        let steps = options.stride.map(|stride| stride / common);
+        let options = Conv2dOptions { stride: [common; 2], ..options };
+        let all = shape::conv2d(&self.dims, &weight.dims, None, options)?;
+        let sizes = |v: [usize; 2]| self.graph.borrow_mut().ints(&v.map(|v| v as i64));
+        let slices = [[0, 0], [all[1], all[2]], [2, 3], steps].map(sizes);
+        let inputs = slices.each_ref().map(|name| &**name);
+        Ok(self.in_module(&self.conv(weight, bias, options, all).node("Slice", &inputs, Vec::new(), dims)))
+    }
+
+    fn conv1d(&self, weight: &Param, bias: Option<&Param>, options: Conv1dOptions) -> Result<Self> {
+        self.check_floats("conv1d")?;
+        let dims = shape::conv1d(&self.dims, &weight.dims, bias.map(|b| &*b.dims), options)?;
+        Ok(self.conv(weight, bias, options.into(), dims))
     }
 
     fn batch_norm(&self, norm: &BatchNorm<Param>) -> Result<Self> {
@@ -202,6 +301,25 @@ impl Tensor for Value {
         let dims = shape::batch_norm(&self.dims, params.map(|p| &*p.dims))?;
         let epsilon = vec![Attribute::float("epsilon", norm.eps as f32)];
         Ok(self.node_in(&norm.path, "BatchNormalization", &params.map(|p| &*p.name), epsilon, dims))
+    }
+
+    fn group_norm(&self, groups: usize, affine: Option<(&Param, &Param)>, eps: f64) -> Result<Self> {
+        self.check_floats("group_norm")?;
+        let params: Vec<&[usize]> = affine.iter().flat_map(|(w, b)| [&*w.dims, &*b.dims]).collect();
+        let dims = shape::group_norm(&self.dims, groups, &params)?;
+        let values: usize = dims.iter().product();
+        let x = affine.map_or_else(|| self.clone(), |(weight, _)| self.scoped(module(weight)));
+        let mut y = x.reshape(&[groups, values / groups])?.layer_norm(None, eps)?;
+        if let Some((weight, bias)) = affine {
+            y = y.reshape(&[dims[0], values / dims[0]])?;
+            for (op, param) in [("Mul", weight), ("Add", bias)] {
+                let sizes = self.graph.borrow_mut().ints(&[dims[0] as i64, 1]);
+                let inputs = [&*param.name, &*sizes];
+                let column = self.graph.borrow_mut().node(module(param), "Reshape", &inputs, Vec::new());
+                y = y.binary(op, &column);
+            }
+        }
+        Ok(self.in_module(&y.reshape(&dims)?))
     }
 
     fn layer_norm(&self, affine: Option<(&Param, &Param)>, eps: f64) -> Result<Self> {
@@ -301,6 +419,16 @@ impl Tensor for Value {
         Ok(self.binary("Mul", &other.name))
     }
 
+    fn sub(&self, other: &Self) -> Result<Self> {
+        self.check_same_shape("sub", other)?;
+        Ok(self.binary("Sub", &other.name))
+    }
+
+    fn div(&self, other: &Self) -> Result<Self> {
+        self.check_same_shape("div", other)?;
+        Ok(self.binary("Div", &other.name))
+    }
+
     fn affine(&self, factor: f64, offset: f64) -> Result<Self> {
         self.check_floats("affine")?;
         let mut y = self.clone();
@@ -327,6 +455,40 @@ impl Tensor for Value {
     fn relu(&self) -> Result<Self> {
         self.check_floats("relu")?;
         Ok(self.unary("Relu"))
+    }
+
+    fn exp(&self) -> Result<Self> {
+        self.checked_unary("exp", "Exp")
+    }
+
+    fn log(&self) -> Result<Self> {
+        self.checked_unary("log", "Log")
+    }
+
+    fn sqrt(&self) -> Result<Self> {
+        self.checked_unary("sqrt", "Sqrt")
+    }
+
+    fn sigmoid(&self) -> Result<Self> {
+        self.checked_unary("sigmoid", "Sigmoid")
+    }
+
+    fn tanh(&self) -> Result<Self> {
+        self.checked_unary("tanh", "Tanh")
+    }
+
+    fn softplus(&self) -> Result<Self> {
+        self.check_floats("softplus")?;
+        // candle-onnx has no Softplus.
+        let small = self.unary("Abs").unary("Neg").unary("Exp").binary_scalar("Add", 1.0).unary("Log");
+        Ok(self.unary("Relu").binary("Add", &small.name))
+    }
+
+    fn clamp(&self, min: f64, max: f64) -> Result<Self> {
+        self.check_floats("clamp")?;
+        shape::check_clamp(min, max)?;
+        let [min, max] = [min, max].map(|limit| self.graph.borrow_mut().scalar(limit));
+        Ok(self.node("Clip", &[&min, &max], Vec::new(), self.dims.clone()))
     }
 
     fn swiglu(&self) -> Result<Self> {
@@ -379,6 +541,31 @@ impl Tensor for Value {
         Ok(Self { dtype: self.dtype, ..sliced })
     }
 
+    fn pad(&self, axis: usize, before: usize, after: usize) -> Result<Self> {
+        self.check_floats("pad")?;
+        shape::pad(&self.dims, axis, before, after)?;
+        // candle-onnx supports only padding by reflection.
+        let zeros = |len: usize| {
+            let mut dims = self.dims.clone();
+            dims[axis] = len;
+            (len > 0).then(|| self.zeros(dims))
+        };
+        let parts: Vec<Self> = zeros(before).into_iter().chain([self.clone()]).chain(zeros(after)).collect();
+        if parts.len() == 1 { Ok(self.clone()) } else { Self::concat(&parts, axis) }
+    }
+
+    fn sum(&self, axis: usize) -> Result<Self> {
+        self.check_floats("sum")?;
+        let dims = shape::sum(&self.dims, axis)?;
+        Ok(self.reduce("ReduceSum", 13, axis + 1, false, dims))
+    }
+
+    fn max(&self, axis: usize) -> Result<Self> {
+        self.check_floats("max")?;
+        let dims = shape::max(&self.dims, axis)?;
+        Ok(self.reduce("ReduceMax", 18, axis + 1, false, dims))
+    }
+
     fn mean(&self, axis: usize) -> Result<Self> {
         self.check_floats("mean")?;
         let dims = shape::mean(&self.dims, axis)?;
@@ -406,5 +593,17 @@ impl Tensor for Value {
         self.check_floats("avg_pool2d")?;
         let dims = shape::pool2d(&self.dims, kernel, stride, 0)?;
         Ok(self.pool("AveragePool", kernel, stride, 0, dims))
+    }
+
+    fn upsample_nearest2d(&self, factor: usize) -> Result<Self> {
+        self.check_floats("upsample_nearest2d")?;
+        let dims = shape::upsample_nearest2d(&self.dims, factor)?;
+        let (channels, height, width) = (self.dims[0], self.dims[1], self.dims[2]);
+        // Not by Resize, whose coordinates candle-onnx rounds down to the neighbor for some factors, such as 49.
+        let repeated = vec![channels, height, factor, width, factor];
+        let sizes: Vec<i64> = std::iter::once(1).chain(repeated.iter().map(|&d| d as i64)).collect();
+        let sizes = self.graph.borrow_mut().ints(&sizes);
+        let pixels = self.reshape(&[channels, height, 1, width, 1])?;
+        pixels.node("Expand", &[&sizes], Vec::new(), repeated).reshape(&dims)
     }
 }

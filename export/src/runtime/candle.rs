@@ -32,21 +32,22 @@ impl<N: CandleNetwork> CandleSession<N> {
         let network = network.build(&mut Scope::root(&mut params))?;
         Ok(Self { network, inputs, outputs, device: device.clone() })
     }
+}
 
-    fn value(&self, input: InputTensor) -> Result<CandleValue> {
-        let labels = |labels: &[i64]| {
-            let label = |&label: &i64| {
-                u32::try_from(label).map_err(|_| RuntimeKind::Candle.error(format!("label {label}")))
-            };
-            labels.iter().map(label).collect::<Result<Vec<u32>>>()
+/// Copies an input to `device`.
+pub(crate) fn value(input: InputTensor, device: &Device) -> Result<CandleValue> {
+    let labels = |labels: &[i64]| {
+        let label = |&label: &i64| {
+            u32::try_from(label).map_err(|_| RuntimeKind::Candle.error(format!("label {label}")))
         };
-        Ok(CandleValue::new(match input {
-            InputTensor::Floats(array) => to_device(array, DType::F32, &self.device)?,
-            InputTensor::Labels(given) => {
-                Tensor::from_slice(&labels(given)?, given.len(), &self.device).map_err(ModelError::from)?
-            }
-        }))
-    }
+        labels.iter().map(label).collect::<Result<Vec<u32>>>()
+    };
+    Ok(CandleValue::new(match input {
+        InputTensor::Floats(array) => to_device(array, DType::F32, device)?,
+        InputTensor::Labels(given) => {
+            Tensor::from_slice(&labels(given)?, given.len(), device).map_err(ModelError::from)?
+        }
+    }))
 }
 
 impl<N: CandleNetwork> Session for CandleSession<N> {
@@ -61,7 +62,8 @@ impl<N: CandleNetwork> Session for CandleSession<N> {
     fn run_output(&mut self, inputs: &[(&str, InputTensor)], output: &str) -> Result<Array> {
         let index = output_index(self, output)?;
         let (_, inputs) = order_inputs(RuntimeKind::Candle, &self.inputs, inputs)?;
-        let values = inputs.into_iter().map(|input| self.value(input)).collect::<Result<Vec<_>>>()?;
+        let values =
+            inputs.into_iter().map(|input| value(input, &self.device)).collect::<Result<Vec<_>>>()?;
         let outputs = N::forward(&self.network, &values)?;
         let value = outputs.into_iter().nth(index);
         let value = value.ok_or_else(|| RuntimeKind::Candle.error("the network returns fewer outputs"))?;

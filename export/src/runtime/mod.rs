@@ -93,11 +93,19 @@ impl RuntimeKind {
     /// [`Error::Runtime`] if it is not available, or rejects the graph. [`Native`](Self::Native) and [`Candle`](Self::Candle)
     /// evaluate definitions, not graphs.
     pub fn load(self, file: &OnnxFile) -> Result<Box<dyn Session>> {
+        self.load_with(file, true)
+    }
+
+    /// Loads a graph as [`load`](Self::load) does, with the runtime's optimizer on or off. candle-onnx has no optimizer.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_with(self, file: &OnnxFile, optimize: bool) -> Result<Box<dyn Session>> {
         catch_panics(self, || match self {
             #[cfg(feature = "tract")]
-            Self::Tract => Ok(Box::new(tract::TractSession::load(file)?) as Box<dyn Session>),
+            Self::Tract => Ok(Box::new(tract::TractSession::load(file, optimize)?) as Box<dyn Session>),
             #[cfg(feature = "ort")]
-            Self::Ort => Ok(Box::new(ort::OrtSession::load(file)?) as Box<dyn Session>),
+            Self::Ort => Ok(Box::new(ort::OrtSession::load(file, optimize)?) as Box<dyn Session>),
             #[cfg(feature = "candle-onnx")]
             Self::CandleOnnx => Ok(Box::new(candle_onnx::CandleOnnxSession::load(file)?) as Box<dyn Session>),
             Self::Native | Self::Candle if self.version().is_ok() => {

@@ -11,7 +11,7 @@ use std::{
 use ort::{
     environment::Environment,
     logging::LogLevel,
-    session::{Session as RawSession, SessionInputValue},
+    session::{Session as RawSession, SessionInputValue, builder::GraphOptimizationLevel},
     value::TensorRef,
 };
 use rayon::prelude::*;
@@ -41,6 +41,7 @@ const WORKERS: usize = 4;
 /// threads of a session synchronize at every operation. Batches with fewer items than workers use one session with all threads.
 pub struct OrtSession {
     file: OnnxFile,
+    optimize: bool,
     names: Vec<String>,
     outputs: Vec<String>,
     workers: Vec<RawSession>,
@@ -48,31 +49,39 @@ pub struct OrtSession {
 }
 
 impl OrtSession {
-    pub fn load(file: &OnnxFile) -> Result<Self> {
+    pub fn load(file: &OnnxFile, optimize: bool) -> Result<Self> {
         let names = |ports: &[ValueInfo]| ports.iter().map(|port| port.name.clone()).collect();
         let (inputs, outputs) = (names(file.inputs()), names(file.outputs()));
         let any_batch = file.inputs().iter().all(|port| port.dims.first() == Some(&None));
-        let mut session =
-            Self { file: file.clone(), names: inputs, outputs, workers: Vec::new(), all_threads: None };
+        let mut session = Self {
+            file: file.clone(),
+            optimize,
+            names: inputs,
+            outputs,
+            workers: Vec::new(),
+            all_threads: None,
+        };
         let workers = threads().min(WORKERS);
         if any_batch && workers > 1 {
             // The sum over the workers is the number of threads, even if it is not a multiple of the number of workers.
             let load_worker =
-                |worker| catch_panics(KIND, || load_session(file, (threads() + worker) / workers));
+                |worker| catch_panics(KIND, || load_session(file, (threads() + worker) / workers, optimize));
             session.workers = (0..workers).into_par_iter().map(load_worker).collect::<Result<_>>()?;
         } else {
-            session.all_threads = Some(load_session(file, threads())?);
+            session.all_threads = Some(load_session(file, threads(), optimize)?);
         }
         Ok(session)
     }
 }
 
-fn load_session(file: &OnnxFile, threads: usize) -> Result<RawSession> {
+fn load_session(file: &OnnxFile, threads: usize, optimize: bool) -> Result<RawSession> {
     let environment = &library()?.environment;
+    let level = if optimize { GraphOptimizationLevel::All } else { GraphOptimizationLevel::Disable };
     let session = || -> ort::Result<RawSession> {
         RawSession::builder(environment)?
             .with_log_level(LogLevel::Error)?
             .with_intra_threads(threads)?
+            .with_optimization_level(level)?
             .commit_from_memory(file.bytes())
     };
     session().map_err(|e| KIND.error(e))
@@ -123,7 +132,7 @@ impl Session for OrtSession {
         }
         let session = match &mut self.all_threads {
             Some(session) => session,
-            none => none.insert(load_session(&self.file, threads())?),
+            none => none.insert(load_session(&self.file, threads(), self.optimize)?),
         };
         run_items(session, inputs, output, 0..batch)
     }

@@ -33,7 +33,7 @@ pub struct TractSession {
 }
 
 impl TractSession {
-    pub fn load(file: &OnnxFile) -> Result<Self> {
+    pub fn load(file: &OnnxFile, optimize: bool) -> Result<Self> {
         let plan = || -> TractResult<_> {
             // The file's shapes have a symbolic batch, which contradicts the batch of one here. tract infers the shapes itself.
             let onnx = tract_onnx::onnx().with_ignore_value_info(true);
@@ -41,7 +41,7 @@ impl TractSession {
             for (i, port) in file.inputs().iter().enumerate() {
                 model.set_input_fact(i, one_item(port)?)?;
             }
-            model.into_optimized()?.into_runnable()
+            if optimize { model.into_optimized()? } else { model.into_typed()? }.into_runnable()
         };
         let plan = plan().map_err(|e| KIND.error(format!("{e:#}")))?;
         let names = |ports: &[ValueInfo]| ports.iter().map(|port| port.name.clone()).collect();
@@ -145,7 +145,7 @@ mod tests {
         let x = Array::new([2, 1, 8, 8], (0..128).map(|v| v as f32).collect()).unwrap();
         let run = |bytes: Vec<u8>| {
             let file = OnnxFile::from_bytes(bytes, "f").unwrap();
-            TractSession::load(&file).unwrap().run(&[("x", InputTensor::Floats(&x))]).unwrap()
+            TractSession::load(&file, true).unwrap().run(&[("x", InputTensor::Floats(&x))]).unwrap()
         };
         // With a symbolic batch, as PyTorch writes them.
         let value = model.graph.as_ref().unwrap().node[0].output[0].clone();

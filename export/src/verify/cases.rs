@@ -125,6 +125,11 @@ impl Case {
         batches.into_iter().chain(singles).map(case).collect()
     }
 
+    /// Returns the inputs for a session.
+    pub(super) fn tensors(&self) -> Vec<InputTensor<'_>> {
+        self.inputs.iter().map(CaseInput::tensor).collect()
+    }
+
     /// Returns the number of inputs.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {

@@ -1,6 +1,7 @@
 //! Numerical verification of exported files: comparison with the definition within a tolerance.
 
 mod cases;
+mod difference;
 mod rounding;
 
 use std::{
@@ -23,6 +24,8 @@ use crate::{
 };
 use cases::LoadedModel;
 pub use cases::{Case, CaseInput};
+use difference::diagnose;
+pub use difference::{Diagnosis, FirstDifference};
 use rounding::rounded_model;
 pub use rounding::{MIN_ROUNDING_PSNR, RoundingReport, measure_rounding};
 
@@ -134,6 +137,9 @@ pub struct RuntimeReport {
     /// For a classifier, the number of inputs with the reference's class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub same_class: Option<usize>,
+    /// The first operation that differs, if the outputs differ.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub diagnosis: Option<Diagnosis>,
     /// The error, if the runtime failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -146,15 +152,17 @@ impl VerificationReport {
     pub fn failures(&self) -> String {
         let describe = |r: &RuntimeReport| match &r.error {
             Some(error) => error.clone(),
-            None => format!(
-                "{} {} differs from {} by up to {:.2e}, {:.1} times the tolerance{}",
-                r.runtime,
-                r.version,
-                self.reference,
-                r.max_absolute_error,
-                r.tolerance_used,
-                r.trajectory_psnr.map_or(String::new(), |db| format!(", trajectory {db:.1} dB")),
-            ),
+            None => {
+                format!(
+                    "{} {} differs from {} by up to {:.2e}, {:.1} times the tolerance{}",
+                    r.runtime,
+                    r.version,
+                    self.reference,
+                    r.max_absolute_error,
+                    r.tolerance_used,
+                    r.trajectory_psnr.map_or(String::new(), |db| format!(", trajectory {db:.1} dB")),
+                ) + &r.diagnosis.as_ref().map_or(String::new(), |diagnosis| format!("; {diagnosis}"))
+            }
         };
         let rounding = self.rounding.iter().filter(|r| !r.passed).map(RoundingReport::to_string);
         let runtimes = self.runtimes.iter().filter(|r| !r.passed).map(describe);
@@ -290,7 +298,12 @@ pub fn verify_cases(
                 ));
             }
             Ok(version) => {
-                let found = compare(&model, kind, &cases, &expected, trajectory);
+                let (mut found, worst) = compare(&model, kind, &cases, &expected, trajectory);
+                if let (None, Some(case)) = (&found.error, worst) {
+                    // A search that fails does not hide the difference.
+                    let held = held_weights(reference)?;
+                    found.diagnosis = diagnose(kind, &exported_meta, &held, file, &cases[case]).ok();
+                }
                 runtimes.push(RuntimeReport { version, ..found });
             }
         }
@@ -323,6 +336,11 @@ pub fn verify_cases(
         runtimes,
         skipped,
     })
+}
+
+/// Returns the weights that an export of `reference` holds.
+fn held_weights(reference: &Model) -> Result<Weights> {
+    Ok(export_form(reference.meta(), &reference.weights()?)?.1)
 }
 
 /// The outputs of a network for all cases, and its sampled images.
@@ -365,13 +383,15 @@ fn argmax(row: &[f32]) -> Option<usize> {
     (0..row.len()).max_by(|&i, &j| row[i].total_cmp(&row[j]))
 }
 
+/// Compares a runtime with the definition. Returns the report, and the number of the case that differs most, if one exceeds the tolerance.
 fn compare(
     model: &Model,
     kind: RuntimeKind,
     cases: &[Case],
     expected: &Outputs,
     trajectory: bool,
-) -> RuntimeReport {
+) -> (RuntimeReport, Option<usize>) {
+    let mut worst = (1.0, None);
     let mut report = RuntimeReport {
         runtime: kind.to_string(),
         version: String::new(),
@@ -380,13 +400,14 @@ fn compare(
         tolerance_used: 0.0,
         trajectory_psnr: None,
         same_class: None,
+        diagnosis: None,
         error: None,
         passed: false,
     };
     let mut run = || -> Result<()> {
         let mut network = LoadedModel::new(model, kind)?;
         let largest = expected.outputs.iter().flat_map(Array::data).fold(0f32, |max, v| max.max(v.abs()));
-        for (case, expected) in cases.iter().zip(&expected.outputs) {
+        for (number, (case, expected)) in cases.iter().zip(&expected.outputs).enumerate() {
             let found = network.run(case)?;
             if found.dims() != expected.dims() {
                 let (expected, found) = (expected.dims(), found.dims());
@@ -401,7 +422,11 @@ fn compare(
                 let error = if found.is_finite() { (found - expected).abs() } else { f32::MAX };
                 let allowed = TOLERANCE.allowed(*expected, scale);
                 report.max_absolute_error = report.max_absolute_error.max(error);
-                report.tolerance_used = report.tolerance_used.max((error / allowed).min(f32::MAX));
+                let used = (error / allowed).min(f32::MAX);
+                report.tolerance_used = report.tolerance_used.max(used);
+                if used > worst.0 {
+                    worst = (used, Some(number));
+                }
             }
         }
         report.max_relative_error =
@@ -416,7 +441,7 @@ fn compare(
     report.passed = report.error.is_none()
         && report.tolerance_used <= 1.0
         && report.trajectory_psnr.is_none_or(|ratio| ratio >= MIN_PSNR);
-    report
+    (report, worst.1)
 }
 
 /// Returns the minimum [`psnr`] of all pairs of images.

@@ -2,6 +2,7 @@
 
 mod convolution;
 mod element;
+pub(crate) mod elementwise;
 pub(crate) mod ops;
 pub(crate) mod precision;
 pub(crate) mod spatial;

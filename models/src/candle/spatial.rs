@@ -12,7 +12,7 @@ use super::{
     windows::{self, Windows},
 };
 use crate::{
-    Error, Result,
+    Conv2dOptions, Error, Result,
     kernels::{
         batch_norm,
         conv::{self, Conv},
@@ -20,21 +20,24 @@ use crate::{
         product::Factor,
         window::Window,
     },
-    shape,
 };
 
-fn window(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Window> {
+/// Returns the windows of `kernel` pixels on the planes of `x`.
+pub(super) fn windows_of(x: &Tensor, kernel: [usize; 2], options: Conv2dOptions) -> Result<Window> {
     let (_, _, height, width) = x.dims4()?;
-    let count = |n| {
-        shape::windows(n, kernel, stride, padding)
-            .ok_or_else(|| Error::shape("windows", format!("at least {kernel} pixels"), x.dims()))
-    };
-    Ok(Window { height, width, kernel, stride, padding, rows: count(height)?, cols: count(width)? })
+    Window::new([height, width], kernel, options)
+        .ok_or_else(|| Error::shape("windows", format!("at least {kernel:?} pixels"), x.dims()))
 }
 
-fn conv(x: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Conv> {
-    let (out, channels, kernel, _) = weight.dims4()?;
-    Ok(Conv { channels, out, window: window(x, kernel, stride, padding)? })
+/// Returns square windows.
+fn window(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Window> {
+    windows_of(x, [kernel; 2], Conv2dOptions::square(stride, padding))
+}
+
+fn conv(x: &Tensor, weight: &Tensor, options: Conv2dOptions) -> Result<Conv> {
+    let (out, _, height, width) = weight.dims4()?;
+    let window = windows_of(x, [height, width], options)?;
+    Ok(Conv { channels: x.dim(1)?, out, groups: options.groups, window })
 }
 
 /// Returns the shape of a result: the items of `x`, with `channels` planes of one value for each window.
@@ -48,8 +51,7 @@ pub(crate) fn conv2d(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
-    stride: usize,
-    padding: usize,
+    options: Conv2dOptions,
     training: bool,
 ) -> Result<Tensor> {
     fn kernel<P: Factor>(
@@ -68,15 +70,15 @@ pub(crate) fn conv2d(
     }
     if computes_in_f32(x) {
         let bias = bias.map(wide).transpose()?;
-        let y = conv2d(rounding, &wide(x)?, &wide(weight)?, bias.as_ref(), stride, padding, training)?;
+        let y = conv2d(rounding, &wide(x)?, &wide(weight)?, bias.as_ref(), options, training)?;
         return convert(&y, x.dtype());
     }
     let [x, weight] = contiguous([x, weight])?;
     if uses_kernels(&x) {
-        let conv = conv(&x, &weight, stride, padding)?;
+        let conv = conv(&x, &weight, options)?;
         return by_factor!(x, rounding, kernel(&x, &weight, bias, conv, training));
     }
-    convolution::forward(&x, &weight, bias, stride, padding)
+    convolution::forward(&x, &weight, bias, options)
 }
 
 /// Computes the gradients of `x` (if needed) and `weight`; that of the bias is [`sum_channels`].
@@ -85,8 +87,7 @@ pub(crate) fn conv2d_backward(
     x: &Tensor,
     weight: &Tensor,
     grad: &Tensor,
-    stride: usize,
-    padding: usize,
+    options: Conv2dOptions,
     need_x: bool,
 ) -> Result<(Option<Tensor>, Tensor)> {
     fn kernel<P: Factor>(
@@ -106,17 +107,16 @@ pub(crate) fn conv2d_backward(
     }
     if computes_in_f32(x) {
         let (wide_x, weight, grad) = (wide(x)?, wide(weight)?, wide(grad)?);
-        let (grad_x, grad_weight) =
-            conv2d_backward(rounding, &wide_x, &weight, &grad, stride, padding, need_x)?;
+        let (grad_x, grad_weight) = conv2d_backward(rounding, &wide_x, &weight, &grad, options, need_x)?;
         let grad_x = grad_x.map(|g| convert(&g, x.dtype())).transpose()?;
         return Ok((grad_x, convert(&grad_weight, x.dtype())?));
     }
     let [x, weight, grad] = contiguous([x, weight, grad])?;
     if uses_kernels(&x) {
-        let conv = conv(&x, &weight, stride, padding)?;
+        let conv = conv(&x, &weight, options)?;
         return by_factor!(x, rounding, kernel(&x, &weight, &grad, conv, need_x));
     }
-    convolution::backward(&x, &weight, &grad, stride, padding, need_x)
+    convolution::backward(&x, &weight, &grad, options, need_x)
 }
 
 /// Sums each channel.
@@ -231,7 +231,7 @@ pub(crate) fn max_pool2d(
         let window = window(&x, kernel, stride, padding)?;
         return by_type!(x, kernel_(&x, window));
     }
-    Windows::new(&x, kernel, stride, padding)?.max(&x)
+    Windows::new(&x, window(&x, kernel, stride, padding)?)?.max(&x)
 }
 
 /// Computes the gradient of the input `[batch, channels, height, width]` of [`max_pool2d`].
@@ -263,7 +263,7 @@ pub(crate) fn avg_pool2d(x: &Tensor, kernel: usize, stride: usize) -> Result<Ten
         let window = window(&x, kernel, stride, 0)?;
         return by_type!(x, kernel_(&x, window));
     }
-    Windows::new(&x, kernel, stride, 0)?.mean(&x)
+    Windows::new(&x, window(&x, kernel, stride, 0)?)?.mean(&x)
 }
 
 /// Computes the gradient of `x`, which is needed only for its shape.
@@ -276,5 +276,5 @@ pub(crate) fn avg_pool2d_backward(x: &Tensor, grad: &Tensor, kernel: usize, stri
         let window = window(x, kernel, stride, 0)?;
         return by_type!(grad, kernel_(x, &grad, window));
     }
-    Windows::new(x, kernel, stride, 0)?.mean_backward(x, &grad)
+    Windows::new(x, window(x, kernel, stride, 0)?)?.mean_backward(x, &grad)
 }

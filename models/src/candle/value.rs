@@ -5,11 +5,14 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Tensor as CandleTensor};
 
 use super::{
+    elementwise::{self, UnaryFunction},
     ops::{self, Activation, NormKind},
     precision::FactorPrecision,
     spatial, to_device,
 };
-use crate::{Array, BatchNorm, ParamSpec, Result, Source, Tensor, Weights, shape};
+use crate::{
+    Array, BatchNorm, Conv1dOptions, Conv2dOptions, ParamSpec, Result, Source, Tensor, Weights, shape,
+};
 
 /// A value of the candle backend.
 #[derive(Clone, Debug)]
@@ -83,16 +86,26 @@ impl Tensor for CandleValue {
         ops::linear(FactorPrecision::Never, &self.0, weight, bias).map(CandleValue)
     }
 
-    fn conv2d(
+    fn conv2d_with_options(
         &self,
         weight: &CandleTensor,
         bias: Option<&CandleTensor>,
-        stride: usize,
-        padding: usize,
+        options: Conv2dOptions,
     ) -> Result<Self> {
-        shape::conv2d(self.dims(), weight.dims(), bias.map(|b| b.dims()), stride, padding)?;
-        spatial::conv2d(FactorPrecision::Never, &self.0, weight, bias, stride, padding, false)
-            .map(CandleValue)
+        shape::conv2d(self.dims(), weight.dims(), bias.map(|b| b.dims()), options)?;
+        spatial::conv2d(FactorPrecision::Never, &self.0, weight, bias, options, false).map(CandleValue)
+    }
+
+    fn conv1d(
+        &self,
+        weight: &CandleTensor,
+        bias: Option<&CandleTensor>,
+        options: Conv1dOptions,
+    ) -> Result<Self> {
+        shape::conv1d(self.dims(), weight.dims(), bias.map(|b| b.dims()), options)?;
+        let (x, weight) = (self.0.unsqueeze(2)?, weight.unsqueeze(2)?);
+        let y = spatial::conv2d(FactorPrecision::Never, &x, &weight, bias, options.into(), false)?;
+        Ok(Self(y.squeeze(2)?))
     }
 
     fn batch_norm(&self, norm: &BatchNorm<CandleTensor>) -> Result<Self> {
@@ -103,6 +116,17 @@ impl Tensor for CandleValue {
         let scale = (&norm.weight * (&norm.running_var + norm.eps)?.sqrt()?.recip()?)?;
         let shift = (&norm.bias - (&norm.running_mean * &scale)?)?;
         spatial::scale_shift_channels(&self.0, &scale, &shift).map(CandleValue)
+    }
+
+    fn group_norm(
+        &self,
+        groups: usize,
+        affine: Option<(&CandleTensor, &CandleTensor)>,
+        eps: f64,
+    ) -> Result<Self> {
+        let params: Vec<&[usize]> = affine.iter().flat_map(|(w, b)| [w.dims(), b.dims()]).collect();
+        shape::group_norm(self.dims(), groups, &params)?;
+        elementwise::group_norm(&self.0, groups, affine, eps).map(CandleValue)
     }
 
     fn layer_norm(&self, affine: Option<(&CandleTensor, &CandleTensor)>, eps: f64) -> Result<Self> {
@@ -158,6 +182,16 @@ impl Tensor for CandleValue {
         Ok(Self((&self.0 * &other.0)?))
     }
 
+    fn sub(&self, other: &Self) -> Result<Self> {
+        shape::same("sub", self.dims(), other.dims())?;
+        Ok(Self((&self.0 - &other.0)?))
+    }
+
+    fn div(&self, other: &Self) -> Result<Self> {
+        shape::same("div", self.dims(), other.dims())?;
+        Ok(Self((&self.0 / &other.0)?))
+    }
+
     fn affine(&self, factor: f64, offset: f64) -> Result<Self> {
         Ok(Self(self.0.affine(factor, offset)?))
     }
@@ -172,6 +206,35 @@ impl Tensor for CandleValue {
 
     fn relu(&self) -> Result<Self> {
         ops::activation(Activation::Relu, &self.0).map(CandleValue)
+    }
+
+    fn exp(&self) -> Result<Self> {
+        elementwise::unary(UnaryFunction::Exp, &self.0).map(CandleValue)
+    }
+
+    fn log(&self) -> Result<Self> {
+        elementwise::unary(UnaryFunction::Log, &self.0).map(CandleValue)
+    }
+
+    fn sqrt(&self) -> Result<Self> {
+        elementwise::unary(UnaryFunction::Sqrt, &self.0).map(CandleValue)
+    }
+
+    fn sigmoid(&self) -> Result<Self> {
+        elementwise::unary(UnaryFunction::Sigmoid, &self.0).map(CandleValue)
+    }
+
+    fn tanh(&self) -> Result<Self> {
+        elementwise::unary(UnaryFunction::Tanh, &self.0).map(CandleValue)
+    }
+
+    fn softplus(&self) -> Result<Self> {
+        elementwise::unary(UnaryFunction::Softplus, &self.0).map(CandleValue)
+    }
+
+    fn clamp(&self, min: f64, max: f64) -> Result<Self> {
+        shape::check_clamp(min, max)?;
+        elementwise::unary(UnaryFunction::Clamp { min, max }, &self.0).map(CandleValue)
     }
 
     fn swiglu(&self) -> Result<Self> {
@@ -211,6 +274,21 @@ impl Tensor for CandleValue {
         Ok(Self(self.0.narrow(axis + 1, start, len)?.contiguous()?))
     }
 
+    fn pad(&self, axis: usize, before: usize, after: usize) -> Result<Self> {
+        shape::pad(self.dims(), axis, before, after)?;
+        Ok(Self(self.0.pad_with_zeros(axis + 1, before, after)?.contiguous()?))
+    }
+
+    fn sum(&self, axis: usize) -> Result<Self> {
+        shape::sum(self.dims(), axis)?;
+        elementwise::sum(&self.0, axis + 1).map(CandleValue)
+    }
+
+    fn max(&self, axis: usize) -> Result<Self> {
+        shape::max(self.dims(), axis)?;
+        Ok(Self(elementwise::max(&self.0, axis + 1)?.0))
+    }
+
     fn mean(&self, axis: usize) -> Result<Self> {
         shape::mean(self.dims(), axis)?;
         Ok(Self(self.0.mean(axis + 1)?))
@@ -224,6 +302,11 @@ impl Tensor for CandleValue {
     fn avg_pool2d(&self, kernel: usize, stride: usize) -> Result<Self> {
         shape::pool2d(self.dims(), kernel, stride, 0)?;
         spatial::avg_pool2d(&self.0, kernel, stride).map(CandleValue)
+    }
+
+    fn upsample_nearest2d(&self, factor: usize) -> Result<Self> {
+        shape::upsample_nearest2d(self.dims(), factor)?;
+        elementwise::upsample_nearest2d(&self.0, factor).map(CandleValue)
     }
 }
 

@@ -2,49 +2,46 @@
 
 use candle_core::{D, Tensor};
 
-use crate::{Error, Result, shape};
+use crate::{Result, kernels::window::Window};
 
 /// The positions of the windows of a `[height, width]` image.
 #[derive(Clone)]
 pub(crate) struct Windows {
     /// Index in the flattened image for each (position in the window, window); `height·width` means padding.
     index: Tensor,
-    kernel: usize,
+    /// Number of values of a window.
+    len: usize,
     output_dims: (usize, usize),
     pixels: usize,
     padded: bool,
 }
 
 impl Windows {
-    pub(crate) fn new(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Self> {
-        let (_, _, height, width) = x.dims4()?;
-        let output_dims = |n| {
-            shape::windows(n, kernel, stride, padding)
-                .ok_or_else(|| Error::shape("windows", format!("at least {kernel} pixels"), x.dims()))
-        };
-        let output_dims = (output_dims(height)?, output_dims(width)?);
-        let mut index = Vec::with_capacity(kernel * kernel * output_dims.0 * output_dims.1);
-        for (ky, kx) in (0..kernel * kernel).map(|i| (i / kernel, i % kernel)) {
-            for (py, px) in (0..output_dims.0 * output_dims.1).map(|i| (i / output_dims.1, i % output_dims.1))
-            {
-                let (y, x) = (py * stride + ky, px * stride + kx);
-                let inside =
-                    (padding..height + padding).contains(&y) && (padding..width + padding).contains(&x);
-                index.push(if inside { (y - padding) * width + x - padding } else { height * width } as u32);
+    /// Creates the positions of `window` on the planes of `x`.
+    pub(crate) fn new(x: &Tensor, window: Window) -> Result<Self> {
+        let Window { height, width, kernel, stride, padding, dilation, rows, cols } = window;
+        let (len, output_dims) = (kernel[0] * kernel[1], (rows, cols));
+        let mut index = Vec::with_capacity(len * rows * cols);
+        for (ky, kx) in (0..len).map(|i| (i / kernel[1], i % kernel[1])) {
+            for (py, px) in (0..rows * cols).map(|i| (i / cols, i % cols)) {
+                let y = (py * stride[0] + ky * dilation[0]).checked_sub(padding[0]).filter(|&y| y < height);
+                let x = (px * stride[1] + kx * dilation[1]).checked_sub(padding[1]).filter(|&x| x < width);
+                index.push(y.zip(x).map_or(height * width, |(y, x)| y * width + x) as u32);
             }
         }
         let n = index.len();
         Ok(Self {
             index: Tensor::from_vec(index, n, x.device())?,
-            kernel,
+            len,
             output_dims,
             pixels: height * width,
-            padded: padding > 0,
+            padded: padding != [0; 2],
         })
     }
 
-    /// Gathers windows: `[batch, channels, height, width]` → `[batch·channels, kernel², windows]`, with `fill` for padding.
-    fn gather(&self, x: &Tensor, fill: f64) -> Result<Tensor> {
+    /// Gathers windows: `[batch, channels, height, width]` → `[batch·channels, values of a window, windows]`, with `fill` for
+    /// padding.
+    pub(super) fn gather(&self, x: &Tensor, fill: f64) -> Result<Tensor> {
         let (batch, channels, _, _) = x.dims4()?;
         let mut flat = x.contiguous()?.reshape((batch * channels, self.pixels))?;
         if self.padded {
@@ -52,15 +49,11 @@ impl Windows {
             flat = Tensor::cat(&[&flat, &edge], 1)?;
         }
         let output_dims = self.output_dims.0 * self.output_dims.1;
-        Ok(flat.index_select(&self.index, 1)?.reshape((
-            batch * channels,
-            self.kernel * self.kernel,
-            output_dims,
-        ))?)
+        Ok(flat.index_select(&self.index, 1)?.reshape((batch * channels, self.len, output_dims))?)
     }
 
     /// Sums windows into an image with the shape of `like`: the transpose of [`gather`](Self::gather).
-    fn scatter(&self, windows: &Tensor, like: &Tensor) -> Result<Tensor> {
+    pub(super) fn scatter(&self, windows: &Tensor, like: &Tensor) -> Result<Tensor> {
         let (batch, channels, _, _) = like.dims4()?;
         let n = self.index.elem_count();
         let flat = windows.contiguous()?.reshape((batch * channels, n))?;
@@ -93,7 +86,7 @@ impl Windows {
     }
 
     pub(crate) fn mean_backward(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
-        let (rows, square) = (x.dim(0)? * x.dim(1)?, self.kernel * self.kernel);
+        let (rows, square) = (x.dim(0)? * x.dim(1)?, self.len);
         let grad = grad.contiguous()?.reshape((rows, 1, self.output_dims.0 * self.output_dims.1))?;
         let output_dims = grad.dim(2)?;
         self.scatter(&(grad.broadcast_as((rows, square, output_dims))? / square as f64)?, x)

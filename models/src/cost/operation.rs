@@ -73,6 +73,14 @@ impl<'a> Operation<'a> {
         self
     }
 
+    /// Saves a mask of one byte for each of `dims` values for each item.
+    pub(super) fn saves_mask(mut self, dims: &[usize]) -> Self {
+        let counter = &self.x.counter;
+        self.saved.push(Memory::new(counter.bytes(dims) / 4, &counter.0.meter));
+        self.buffer_bytes += bytes(dims) / 4;
+        self
+    }
+
     /// Sets whether the result is in half precision.
     pub(super) fn half(self, half: bool) -> Self {
         Self { half, ..self }

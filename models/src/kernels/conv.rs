@@ -6,7 +6,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{
-    Real,
+    Real, grouped,
     product::{Factor, Strides, product},
     sum_partials,
     window::Window,
@@ -19,6 +19,8 @@ use crate::tiling::{self, TILE};
 pub(crate) struct Conv {
     pub(crate) channels: usize,
     pub(crate) out: usize,
+    /// Number of groups of channels.
+    pub(crate) groups: usize,
     pub(crate) window: Window,
 }
 
@@ -32,7 +34,7 @@ struct Tile {
 impl Conv {
     /// Returns the number of values of a column.
     fn column_len(self) -> usize {
-        self.channels * self.window.kernel * self.window.kernel
+        self.channels * self.window.kernel[0] * self.window.kernel[1]
     }
 
     /// Returns the number of input values of an item.
@@ -106,10 +108,10 @@ impl Conv {
                     row[..valid.start].fill(F::from_f64(0.0));
                     row[valid.end..].fill(F::from_f64(0.0));
                     let row = &mut row[valid];
-                    if self.window.stride == 1 {
+                    if self.window.stride[1] == 1 {
                         row.copy_from_slice(&x[first..first + row.len()]);
                     } else {
-                        let source = x[first..].iter().step_by(self.window.stride);
+                        let source = x[first..].iter().step_by(self.window.stride[1]);
                         row.iter_mut().zip(source).for_each(|(to, &from)| *to = from);
                     }
                 }
@@ -126,10 +128,10 @@ impl Conv {
             self.for_each_row(k, tile, |from, to| {
                 let Some((valid, first)) = to else { return };
                 let row = &row[from][valid];
-                if self.window.stride == 1 {
+                if self.window.stride[1] == 1 {
                     x[first..first + row.len()].iter_mut().zip(row).for_each(|(to, &from)| *to += from);
                 } else {
-                    let target = x[first..].iter_mut().step_by(self.window.stride);
+                    let target = x[first..].iter_mut().step_by(self.window.stride[1]);
                     target.zip(row).for_each(|(to, &from)| *to += from);
                 }
             });
@@ -146,7 +148,8 @@ impl Conv {
         mut f: impl FnMut(Range<usize>, Option<(Range<usize>, usize)>),
     ) {
         let w = self.window;
-        let (channel, ky, kx) = (k / (w.kernel * w.kernel), k / w.kernel % w.kernel, k % w.kernel);
+        let [height, width] = w.kernel;
+        let (channel, ky, kx) = (k / (height * width), k / width % height, k % width);
         let (valid, first) = w.valid_columns(kx);
         let mut at = 0;
         for item in tile.items.clone() {
@@ -171,7 +174,8 @@ impl Conv {
     }
 }
 
-/// Computes `weight ⋆ x + bias`: `x` is `[items, channels, height, width]`, `weight` `[out, channels, kernel, kernel]`.
+/// Computes `weight ⋆ x + bias`: `x` is `[items, channels, height, width]`, `weight` is
+/// `[out, channels / groups, kernel height, kernel width]`.
 ///
 /// With `training`, it uses Winograd's minimal filtering where that is faster. Its rounding errors are about ten times larger, and it
 /// multiplies the numbers unrounded, whatever `P` is.
@@ -182,13 +186,16 @@ pub(crate) fn forward<P: Factor>(
     bias: Option<&[P::Number]>,
     training: bool,
 ) -> Vec<P::Number> {
+    if conv.groups > 1 {
+        return grouped::forward::<P>(conv, x, weight, bias);
+    }
     if training && winograd::is_worthwhile(conv, x.len() / conv.input_len()) {
         return winograd::forward(conv, x, weight, bias);
     }
     forward_im2col::<P>(conv, x, weight, bias)
 }
 
-/// [`forward`] by im2col.
+/// [`forward`] by im2col, for one group.
 pub(super) fn forward_im2col<P: Factor>(
     conv: Conv,
     x: &[P::Number],
@@ -240,13 +247,16 @@ pub(crate) fn backward<P: Factor>(
     grad: &[P::Number],
     need_x: bool,
 ) -> (Option<Vec<P::Number>>, Vec<P::Number>) {
+    if conv.groups > 1 {
+        return grouped::backward::<P>(conv, x, weight, grad, need_x);
+    }
     if winograd::is_worthwhile(conv, x.len() / conv.input_len()) {
         return winograd::backward(conv, x, weight, grad, need_x);
     }
     backward_im2col::<P>(conv, x, weight, grad, need_x)
 }
 
-/// [`backward`] by im2col.
+/// [`backward`] by im2col, for one group.
 pub(super) fn backward_im2col<P: Factor>(
     conv: Conv,
     x: &[P::Number],
@@ -292,19 +302,17 @@ pub(super) fn backward_im2col<P: Factor>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::noise;
+    use crate::{Conv2dOptions, random::noise};
 
     /// The sizes have more inner indices than one partial sum, a bias, and planes so small that a tile holds several items.
     #[test]
     fn the_result_of_an_item_does_not_depend_on_the_batch() {
-        let (kernel, padding, stride) = (3, 1, 1);
         let sizes = [(32, 4), (40, 7), (30, 16), (32, 20)];
         // Fewer items and sizes under Miri, which is slow.
         let (sizes, items) = if cfg!(miri) { (&[(5, 4)][..], 2) } else { (&sizes[..], 7) };
         for &(channels, side) in sizes {
-            let window =
-                Window { height: side, width: side, kernel, stride, padding, rows: side, cols: side };
-            let conv = Conv { channels, out: 5, window };
+            let window = Window::new([side; 2], [3; 2], Conv2dOptions::square(1, 1)).unwrap();
+            let conv = Conv { channels, out: 5, groups: 1, window };
             let (weight, bias) = (noise(1, 0, conv.out * conv.column_len()), noise(1, 1, conv.out));
             let x = noise(1, 2, items * conv.input_len());
             let together = forward::<f32>(conv, &x, &weight, Some(&bias), false);

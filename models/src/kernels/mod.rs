@@ -8,6 +8,8 @@
 pub(crate) mod attention;
 pub(crate) mod batch_norm;
 pub(crate) mod conv;
+pub(crate) mod elementwise;
+mod grouped;
 pub(crate) mod linear;
 mod memory;
 pub(crate) mod norm;
@@ -15,8 +17,10 @@ pub(crate) mod pointwise;
 pub(crate) mod pool;
 pub(crate) mod product;
 mod real;
+pub(crate) mod reduce;
 pub(crate) mod rounding;
 mod simd;
+pub(crate) mod upsample;
 pub(crate) mod window;
 mod winograd;
 

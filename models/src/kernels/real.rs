@@ -25,6 +25,10 @@ pub(crate) trait Real:
     fn from_f64(x: f64) -> Self;
     fn exp(self) -> Self;
     fn sqrt(self) -> Self;
+    fn ln(self) -> Self;
+    /// Computes `ln(1 + x)` for `x` from 0 to 1.
+    fn ln_1p(self) -> Self;
+    fn tanh(self) -> Self;
     fn erf(self) -> Self;
     /// Calls `f` with `len` values of this thread's scratch memory, which holds arbitrary numbers.
     fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [Self]) -> R) -> R;
@@ -39,6 +43,15 @@ impl Real for f64 {
     }
     fn sqrt(self) -> Self {
         f64::sqrt(self)
+    }
+    fn ln(self) -> Self {
+        libm::log(self)
+    }
+    fn ln_1p(self) -> Self {
+        libm::log1p(self)
+    }
+    fn tanh(self) -> Self {
+        libm::tanh(self)
     }
     fn erf(self) -> Self {
         libm::erf(self)
@@ -72,6 +85,36 @@ impl Real for f32 {
 
     fn sqrt(self) -> Self {
         f32::sqrt(self)
+    }
+
+    fn ln(self) -> Self {
+        libm::logf(self)
+    }
+
+    /// Computes `ln(1 + x)` for `x` from 0 to 1 without a branch, by the series of `2·artanh(x/(2 + x))`.
+    #[inline(always)]
+    fn ln_1p(self) -> Self {
+        let z = self / (2.0 + self);
+        let square = z * z;
+        let mut p = 2.0 / 17.0;
+        for c in [2.0 / 15.0, 2.0 / 13.0, 2.0 / 11.0, 2.0 / 9.0, 2.0 / 7.0, 2.0 / 5.0, 2.0 / 3.0, 2.0] {
+            p = p * square + c;
+        }
+        p * z
+    }
+
+    /// Computes the hyperbolic tangent without a branch: near 0 the polynomial of Cephes, else `1 − 2/(e²ˣ + 1)`.
+    #[inline(always)]
+    fn tanh(self) -> Self {
+        let x = self.abs();
+        let square = x * x;
+        let mut p = -5.704_988_7e-3;
+        for c in [2.063_908_8e-2, -5.373_971_6e-2, 0.133_314_42, -0.333_332_8] {
+            p = p * square + c;
+        }
+        let small = p * square * x + x;
+        let large = 1.0 - 2.0 / (Real::exp(2.0 * x) + 1.0);
+        (if x < 0.625 { small } else { large }).copysign(self)
     }
 
     /// Computes the error function within 4e-7, without a branch: the form of Abramowitz and Stegun, 7.1.26, with newly fitted coefficients.

@@ -75,12 +75,15 @@ pub(crate) use vectorized;
 mod tests {
     use super::*;
     use crate::{
+        Conv2dOptions,
         kernels::{
             attention, batch_norm,
             conv::{self, Conv},
+            elementwise::{self, UnaryFunction},
             norm::{self, NormKind},
             pointwise::{self, Activation},
             product::{Bf16, Factor, Strides, product_with_bias},
+            reduce::{self, Axis},
             window::Window,
         },
         random::noise,
@@ -115,15 +118,33 @@ mod tests {
         outputs.extend([y, means, vars]);
         // Large enough for Winograd's minimal filtering, except under Miri.
         let (channels, out, side) = if cfg!(miri) { (3, 4, 5) } else { (16, 16, 9) };
-        let window =
-            Window { height: side, width: side, kernel: 3, stride: 1, padding: 1, rows: side, cols: side };
-        let conv = Conv { channels, out, window };
+        let window = Window::new([side; 2], [3; 2], Conv2dOptions::square(1, 1)).unwrap();
+        let conv = Conv { channels, out, groups: 1, window };
         let images = noise(1, 2, 4 * channels * side * side);
         let weight = noise(1, 3, out * channels * 9);
         let y = conv::forward::<f32>(conv, &images, &weight, None, true);
         let (grad_x, grad_weight) = conv::backward::<f32>(conv, &images, &weight, &y, true);
         outputs.extend([y, grad_weight]);
         outputs.extend(grad_x);
+        let depthwise = Conv { out: channels, groups: channels, ..conv };
+        let y = conv::forward::<f32>(depthwise, &images, &weight, None, true);
+        let (grad_x, grad_weight) =
+            conv::backward::<f32>(depthwise, &images, &weight[..channels * 9], &y, true);
+        outputs.extend([y, grad_weight]);
+        outputs.extend(grad_x);
+        for function in [
+            UnaryFunction::Exp,
+            UnaryFunction::Sigmoid,
+            UnaryFunction::Tanh,
+            UnaryFunction::Softplus,
+            UnaryFunction::Clamp { min: -0.5, max: 0.5 },
+        ] {
+            let y = elementwise::unary(function, &x);
+            outputs.extend([elementwise::unary_backward(function, &y, &g), y]);
+        }
+        outputs.extend([elementwise::sub(&x, &g), elementwise::div(&x, &g)]);
+        let axis = Axis { len: 2 * width, inner: 1 };
+        outputs.extend([reduce::sum(axis, &x), reduce::max(axis, &x).0]);
         let sizes = attention::Sizes { tokens: tokens / 2, heads: 2, d: width };
         let [q, k, v] = [&x, &g, &x[sizes.tokens..]].map(|values| &values[..2 * (tokens / 2) * width]);
         let (y, probabilities) = attention::forward::<f32>(q, k, v, sizes);

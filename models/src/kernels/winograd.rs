@@ -260,9 +260,9 @@ impl Tiles {
                 for (padded, x) in
                     padded.chunks_exact_mut(self.plane_len).zip(planes(x, channel, channels, w.input_len()))
                 {
-                    let rows = padded.chunks_exact_mut(self.width).skip(w.padding);
+                    let rows = padded.chunks_exact_mut(self.width).skip(w.padding[0]);
                     for (to, from) in rows.zip(x.chunks_exact(w.width)) {
-                        to[w.padding..w.padding + w.width].copy_from_slice(from);
+                        to[w.padding[1]..w.padding[1] + w.width].copy_from_slice(from);
                     }
                 }
                 let (mut tile, mut lanes) = (zeros(), zeros());
@@ -302,9 +302,9 @@ impl Tiles {
                     }
                 }
                 for (x, padded) in x.into_iter().zip(padded.chunks_exact(self.plane_len)) {
-                    let rows = padded.chunks_exact(self.width).skip(w.padding);
+                    let rows = padded.chunks_exact(self.width).skip(w.padding[0]);
                     for (to, from) in x.chunks_exact_mut(w.width).zip(rows) {
-                        to.copy_from_slice(&from[w.padding..w.padding + w.width]);
+                        to.copy_from_slice(&from[w.padding[1]..w.padding[1] + w.width]);
                     }
                 }
             });
@@ -408,7 +408,8 @@ fn transform_weights_backward<F: Real>(conv: Conv, values: &[F]) -> Vec<F> {
 /// True if a convolution of `items` can use this algorithm, and is faster with it.
 pub(super) fn is_worthwhile(conv: Conv, items: usize) -> bool {
     let w = conv.window;
-    tiling::uses_winograd([conv.out, conv.channels, w.kernel], w.stride, tiles_per_item(w), items)
+    let strides = [w.stride, w.dilation];
+    tiling::uses_winograd([conv.out, conv.channels], w.kernel, strides, tiles_per_item(w), items)
 }
 
 /// Returns the number of items of a block, and the number of values of V and M for a block.
@@ -505,7 +506,10 @@ pub(super) fn backward<F: Real>(
 #[cfg(test)]
 mod tests {
     use super::{super::conv, *};
-    use crate::random::{Purpose, Stream};
+    use crate::{
+        Conv2dOptions,
+        random::{Purpose, Stream},
+    };
 
     fn values<F: Real>(stream: u64, n: usize) -> Vec<F> {
         let mut s = Stream::new(5, Purpose::Synthetic, stream);
@@ -545,8 +549,8 @@ mod tests {
     }
 
     fn conv([channels, out]: [usize; 2], [height, width]: [usize; 2], padding: usize) -> Conv {
-        let (rows, cols) = (height + 2 * padding - 2, width + 2 * padding - 2);
-        Conv { channels, out, window: Window { height, width, kernel: 3, stride: 1, padding, rows, cols } }
+        let options = Conv2dOptions::square(1, padding);
+        Conv { channels, out, groups: 1, window: Window::new([height, width], [3; 2], options).unwrap() }
     }
 
     #[test]

@@ -1,12 +1,16 @@
-use crate::{Array, BatchNorm, Error, Init, Result, Scope, Tensor, Weights};
+use crate::{Array, BatchNorm, Conv1dOptions, Conv2dOptions, Error, Init, Result, Scope, Tensor, Weights};
 
-/// Options of a [`Conv2d`].
+/// Options of a [`Conv2d`] or [`Conv1d`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ConvOptions {
     /// Distance between neighboring windows, in pixels.
     pub stride: usize,
     /// Number of zeros on each side.
     pub padding: usize,
+    /// Distance between neighboring pixels of a window.
+    pub dilation: usize,
+    /// Number of groups of channels. Each output depends on the input channels of its group only.
+    pub groups: usize,
     /// True if a bias is added.
     pub bias: bool,
     /// Initial values of the weight. A bias starts at zero.
@@ -14,18 +18,26 @@ pub struct ConvOptions {
 }
 
 impl Default for ConvOptions {
-    /// Stride 1, no padding, a bias, Kaiming initialization.
+    /// Stride 1, no padding, no dilation, one group, a bias, Kaiming initialization.
     fn default() -> Self {
-        Self { stride: 1, padding: 0, bias: true, init: Init::KaimingOut }
+        Self { stride: 1, padding: 0, dilation: 1, groups: 1, bias: true, init: Init::KaimingOut }
     }
 }
 
-/// A 2-D convolution with the parameters `weight` `[output, input, kernel, kernel]` and `bias` `[output]`.
+/// Returns the number of input channels of a group.
+fn group_channels(input: usize, output: usize, groups: usize) -> Result<usize> {
+    if groups == 0 || !input.is_multiple_of(groups) || !output.is_multiple_of(groups) {
+        let message = format!("expected a divisor of {input} and {output} channels, found {groups}");
+        return Err(Error::Config { field: "groups", message });
+    }
+    Ok(input / groups)
+}
+
+/// A 2-D convolution with the parameters `weight` `[output, input / groups, kernel height, kernel width]` and `bias` `[output]`.
 pub struct Conv2d<T: Tensor> {
     weight: T::Param,
     bias: Option<T::Param>,
-    stride: usize,
-    padding: usize,
+    options: Conv2dOptions,
     path: String,
 }
 
@@ -38,21 +50,40 @@ impl<T: Tensor> Conv2d<T> {
         Self::with_options(scope, input, output, kernel, ConvOptions::default())
     }
 
-    /// Builds a convolution from `input` to `output` channels.
+    /// Builds a convolution from `input` to `output` channels with a square kernel.
     ///
     /// # Errors
-    /// The errors of the parameters' source.
+    /// [`Error::Config`] if the groups do not divide the channels, and the errors of the parameters' source.
     pub fn with_options(
-        mut scope: Scope<T>,
+        scope: Scope<T>,
         input: usize,
         output: usize,
         kernel: usize,
         options: ConvOptions,
     ) -> Result<Self> {
-        let ConvOptions { stride, padding, bias, init } = options;
-        let weight = scope.matrix("weight", [output, input, kernel, kernel], init)?;
+        let ConvOptions { stride, padding, dilation, groups, bias, init } = options;
+        let options =
+            Conv2dOptions { dilation: [dilation; 2], groups, ..Conv2dOptions::square(stride, padding) };
+        Self::with_kernel(scope, [input, output], [kernel; 2], options, bias, init)
+    }
+
+    /// Builds a convolution from `input` to `output` channels with a kernel `[height, width]` and options for each axis. It adds a bias if
+    /// `bias` is true; `init` initializes the weight.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the groups do not divide the channels, and the errors of the parameters' source.
+    pub fn with_kernel(
+        mut scope: Scope<T>,
+        [input, output]: [usize; 2],
+        [height, width]: [usize; 2],
+        options: Conv2dOptions,
+        bias: bool,
+        init: Init,
+    ) -> Result<Self> {
+        let channels = group_channels(input, output, options.groups)?;
+        let weight = scope.matrix("weight", [output, channels, height, width], init)?;
         let bias = bias.then(|| scope.param("bias", [output], Init::Zeros)).transpose()?;
-        Ok(Self { weight, bias, stride, padding, path: scope.path().to_owned() })
+        Ok(Self { weight, bias, options, path: scope.path().to_owned() })
     }
 
     /// Computes `[input, height, width]` → `[output, rows, columns]`.
@@ -60,7 +91,52 @@ impl<T: Tensor> Conv2d<T> {
     /// # Errors
     /// [`Error::Shape`] for other channels, or an image smaller than the kernel.
     pub fn forward(&self, x: &T) -> Result<T> {
-        x.scoped(&self.path).conv2d(&self.weight, self.bias.as_ref(), self.stride, self.padding)
+        x.scoped(&self.path).conv2d_with_options(&self.weight, self.bias.as_ref(), self.options)
+    }
+}
+
+/// A 1-D convolution with the parameters `weight` `[output, input / groups, kernel]` and `bias` `[output]`.
+pub struct Conv1d<T: Tensor> {
+    weight: T::Param,
+    bias: Option<T::Param>,
+    options: Conv1dOptions,
+    path: String,
+}
+
+impl<T: Tensor> Conv1d<T> {
+    /// Builds a convolution with the default options.
+    ///
+    /// # Errors
+    /// The errors of the parameters' source.
+    pub fn new(scope: Scope<T>, input: usize, output: usize, kernel: usize) -> Result<Self> {
+        Self::with_options(scope, input, output, kernel, ConvOptions::default())
+    }
+
+    /// Builds a convolution from `input` to `output` channels.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the groups do not divide the channels, and the errors of the parameters' source.
+    pub fn with_options(
+        mut scope: Scope<T>,
+        input: usize,
+        output: usize,
+        kernel: usize,
+        options: ConvOptions,
+    ) -> Result<Self> {
+        let ConvOptions { stride, padding, dilation, groups, bias, init } = options;
+        let channels = group_channels(input, output, groups)?;
+        let weight = scope.matrix("weight", [output, channels, kernel], init)?;
+        let bias = bias.then(|| scope.param("bias", [output], Init::Zeros)).transpose()?;
+        let options = Conv1dOptions { stride, padding, dilation, groups };
+        Ok(Self { weight, bias, options, path: scope.path().to_owned() })
+    }
+
+    /// Computes `[input, length]` → `[output, windows]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for other channels, or a sequence shorter than the kernel.
+    pub fn forward(&self, x: &T) -> Result<T> {
+        x.scoped(&self.path).conv1d(&self.weight, self.bias.as_ref(), self.options)
     }
 }
 

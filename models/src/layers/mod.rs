@@ -32,14 +32,16 @@
 
 mod attention;
 mod conv;
+mod dropout;
 mod embedding;
 mod linear;
 mod mlp;
 mod norm;
 
 pub use attention::{Attention, AttentionOptions};
-pub use conv::{BATCH_NORM_EPS, Conv2d, ConvBn, ConvOptions, fold_batch_norms};
+pub use conv::{BATCH_NORM_EPS, Conv1d, Conv2d, ConvBn, ConvOptions, fold_batch_norms};
+pub use dropout::Dropout;
 pub use embedding::{Embedding, sincos_positions_2d};
 pub use linear::{Linear, LinearOptions};
 pub use mlp::{Mlp, SwiGlu};
-pub use norm::{LayerNorm, Norm, RmsNorm};
+pub use norm::{GroupNorm, LayerNorm, Norm, RmsNorm};

@@ -1,4 +1,4 @@
-use crate::{Init, Result, Scope, Tensor};
+use crate::{Error, Init, Result, Scope, Tensor};
 
 /// Layer normalization over the last axis (arXiv 1607.06450), with the parameters `weight` and `bias` `[width]`.
 pub struct LayerNorm<T: Tensor> {
@@ -19,9 +19,39 @@ impl<T: Tensor> LayerNorm<T> {
     /// Normalizes `[.., width]`.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) for another last axis.
+    /// [`Error::Shape`] for another last axis.
     pub fn forward(&self, x: &T) -> Result<T> {
         x.layer_norm(Some((&self.affine.0, &self.affine.1)), self.eps)
+    }
+}
+
+/// Group normalization (arXiv 1803.08494), with the parameters `weight` and `bias` `[channels]`.
+pub struct GroupNorm<T: Tensor> {
+    groups: usize,
+    affine: (T::Param, T::Param),
+    eps: f64,
+}
+
+impl<T: Tensor> GroupNorm<T> {
+    /// Builds the layer for `groups` groups of consecutive channels; `eps` is added to the variance.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if `groups` does not divide `channels`, and the errors of the parameters' source.
+    pub fn new(mut scope: Scope<T>, groups: usize, channels: usize, eps: f64) -> Result<Self> {
+        if groups == 0 || !channels.is_multiple_of(groups) {
+            let message = format!("expected a divisor of {channels} channels, found {groups}");
+            return Err(Error::Config { field: "groups", message });
+        }
+        let weight = scope.param("weight", [channels], Init::Ones)?;
+        Ok(Self { groups, affine: (weight, scope.param("bias", [channels], Init::Zeros)?), eps })
+    }
+
+    /// Normalizes `[channels, ..]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for other channels.
+    pub fn forward(&self, x: &T) -> Result<T> {
+        x.group_norm(self.groups, Some((&self.affine.0, &self.affine.1)), self.eps)
     }
 }
 
@@ -43,7 +73,7 @@ impl<T: Tensor> RmsNorm<T> {
     /// Normalizes `[.., width]`.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) for another last axis.
+    /// [`Error::Shape`] for another last axis.
     pub fn forward(&self, x: &T) -> Result<T> {
         x.rms_norm(Some(&self.weight), self.eps)
     }
@@ -63,7 +93,7 @@ impl<T: Tensor> Norm<T> {
     /// Normalizes the last axis.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) for another last axis.
+    /// [`Error::Shape`] for another last axis.
     pub fn forward(&self, x: &T) -> Result<T> {
         match self {
             Self::PlainRms(eps) => x.rms_norm(None, *eps),

@@ -6,11 +6,16 @@
 //! With [`TapeOptions`] the tape recomputes blocks rather than keeping their activations, and rounds factors to half precision. The
 //! [cost backend](crate::cost) repeats which activations each operation keeps, to count the memory of a step. Change both together.
 
+mod dropout;
 mod loss;
 mod ops;
 mod slots;
 
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+};
 
 use candle_core::Tensor as CandleTensor;
 
@@ -19,6 +24,8 @@ use crate::{
     Array, Error, ParamSpec, Result, Source,
     candle::{CandleValue, Params, precision::wide_type, to_device},
 };
+pub use dropout::DropoutKey;
+pub use loss::CrossEntropyOptions;
 use slots::{Grad, Slots};
 
 /// Gradients by parameter name.
@@ -48,6 +55,8 @@ struct Record {
     slots: usize,
     leaves: Vec<(String, usize)>,
     statistics: Vec<BatchStatistics>,
+    /// Number of dropouts so far.
+    dropouts: usize,
     /// True if operations compute and are not recorded, because they are inside a block that is recomputed later.
     paused: bool,
 }
@@ -59,6 +68,7 @@ pub struct Tape(Rc<Shared>);
 #[derive(Default)]
 struct Shared {
     options: TapeOptions,
+    dropout: Cell<Option<DropoutKey>>,
     record: RefCell<Record>,
 }
 
@@ -86,7 +96,7 @@ impl Tape {
 
     /// Creates an empty tape with `options`.
     pub fn with_options(options: TapeOptions) -> Self {
-        Self(Rc::new(Shared { options, record: RefCell::default() }))
+        Self(Rc::new(Shared { options, ..Shared::default() }))
     }
 
     /// Takes the record, and leaves the tape empty.

@@ -7,9 +7,10 @@ use super::{
     slots::{Grad, Slots},
 };
 use crate::{
-    BatchNorm, Error, Result, Tensor,
+    BatchNorm, Conv1dOptions, Conv2dOptions, Error, Result, Tensor,
     candle::{
         CandleValue,
+        elementwise::{self, UnaryFunction},
         ops::{self, Activation, NormKind},
         precision::{FactorPrecision, convert, wide, wide_type},
         spatial,
@@ -49,7 +50,7 @@ impl Var {
     }
 
     /// Records an operation on one value; `backward` computes the input's gradient from the result's.
-    fn unary_op(
+    pub(super) fn unary_op(
         &self,
         value: CandleValue,
         backward: impl FnOnce(&CandleTensor) -> Result<CandleTensor> + 'static,
@@ -62,6 +63,45 @@ impl Var {
         let x = self.value.clone();
         let y = CandleValue::new(convert(&ops::activation(kind, &wide(&x)?)?, x.dtype())?);
         self.unary_op(y, move |grad| ops::activation_backward(kind, &wide(&x)?, grad))
+    }
+
+    /// Convolves images, or sequences, which are images of one row.
+    fn conv(&self, weight: &Param, bias: Option<&Param>, options: Conv2dOptions) -> Result<Var> {
+        fn image(x: &CandleTensor) -> Result<CandleTensor> {
+            Ok(if x.rank() == 3 { x.unsqueeze(2)? } else { x.clone() })
+        }
+        let rounding = self.rounding();
+        let (x_shape, w_shape) = (self.value.shape().clone(), weight.value.shape().clone());
+        let (x, w) = (image(&rounding.factor(&self.value)?)?, image(&weight.value)?);
+        let b = bias.map(|b| rounding.factor(&b.value)).transpose()?;
+        let mut y = spatial::conv2d(rounding, &x, &rounding.factor(&w)?, b.as_ref(), options, true)?;
+        if x_shape.rank() == 3 {
+            y = y.squeeze(2)?;
+        }
+        let (slot, weight_slot, bias_slot) = (self.slot, weight.slot, bias.and_then(|b| b.slot));
+        Ok(self.record(y, &[slot, weight_slot, bias_slot], move |grad, slots| {
+            let grad = image(&grad)?;
+            if bias_slot.is_some() {
+                slots.add(bias_slot, spatial::sum_channels(&grad)?)?;
+            }
+            let (w, grad) = (rounding.factor(&w)?, rounding.factor(&grad)?);
+            let (grad_x, grad_weight) =
+                spatial::conv2d_backward(rounding, &x, &w, &grad, options, slot.is_some())?;
+            slots.add(weight_slot, wide(&grad_weight)?.reshape(w_shape)?)?;
+            grad_x.map_or(Ok(()), |g| slots.add(slot, wide(&g)?.reshape(x_shape)?))
+        }))
+    }
+
+    fn unary(&self, function: UnaryFunction) -> Result<Var> {
+        let x = self.value.clone();
+        let mut y = elementwise::unary(function, &wide(&x)?)?;
+        if !function.is_wide() {
+            y = convert(&y, x.dtype())?;
+        }
+        let saved = if function.has_slope_of_result() { y.clone() } else { x };
+        self.unary_op(CandleValue::new(y), move |grad| {
+            elementwise::unary_backward(function, &wide(&saved)?, grad)
+        })
     }
 
     fn norm(
@@ -114,9 +154,10 @@ impl Tensor for Var {
         else {
             return block(inputs);
         };
+        let dropouts = tape.0.record.borrow().dropouts;
         let y = tape.unrecorded(|| block(inputs))?.value;
         let inputs = inputs.map(|x| (x.value.clone(), x.slot));
-        Ok(tape.record(y, true, move |grad, slots| slots.replay(inputs, block, grad)))
+        Ok(tape.record(y, true, move |grad, slots| slots.replay(inputs, block, dropouts, grad)))
     }
 
     fn linear(&self, weight: &Param, bias: Option<&Param>) -> Result<Self> {
@@ -137,23 +178,19 @@ impl Tensor for Var {
         }))
     }
 
-    fn conv2d(&self, weight: &Param, bias: Option<&Param>, stride: usize, padding: usize) -> Result<Self> {
-        let (rounding, w) = (self.rounding(), weight.value.clone());
-        crate::shape::conv2d(self.dims(), w.dims(), bias.map(|b| b.value.dims()), stride, padding)?;
-        let x = rounding.factor(&self.value)?;
-        let b = bias.map(|b| rounding.factor(&b.value)).transpose()?;
-        let y = spatial::conv2d(rounding, &x, &rounding.factor(&w)?, b.as_ref(), stride, padding, true)?;
-        let (slot, weight_slot, bias_slot) = (self.slot, weight.slot, bias.and_then(|b| b.slot));
-        Ok(self.record(y, &[slot, weight_slot, bias_slot], move |grad, slots| {
-            if bias_slot.is_some() {
-                slots.add(bias_slot, spatial::sum_channels(&grad)?)?;
-            }
-            let (w, grad) = (rounding.factor(&w)?, rounding.factor(&grad)?);
-            let (grad_x, grad_weight) =
-                spatial::conv2d_backward(rounding, &x, &w, &grad, stride, padding, slot.is_some())?;
-            slots.add(weight_slot, wide(&grad_weight)?)?;
-            grad_x.map_or(Ok(()), |g| slots.add(slot, wide(&g)?))
-        }))
+    fn conv2d_with_options(
+        &self,
+        weight: &Param,
+        bias: Option<&Param>,
+        options: Conv2dOptions,
+    ) -> Result<Self> {
+        crate::shape::conv2d(self.dims(), weight.value.dims(), bias.map(|b| b.value.dims()), options)?;
+        self.conv(weight, bias, options)
+    }
+
+    fn conv1d(&self, weight: &Param, bias: Option<&Param>, options: Conv1dOptions) -> Result<Self> {
+        crate::shape::conv1d(self.dims(), weight.value.dims(), bias.map(|b| b.value.dims()), options)?;
+        self.conv(weight, bias, options.into())
     }
 
     fn batch_norm(&self, norm: &BatchNorm<Param>) -> Result<Self> {
@@ -177,6 +214,23 @@ impl Tensor for Var {
             slots.add(slot, grad_x)?;
             slots.add(weight_slot, grad_weight)?;
             slots.add(bias_slot, grad_bias)
+        }))
+    }
+
+    fn group_norm(&self, groups: usize, affine: Option<(&Param, &Param)>, eps: f64) -> Result<Self> {
+        let y = self.to_candle()?.group_norm(groups, affine.map(|(w, b)| (&w.value, &b.value)), eps)?;
+        let (x, slot) = (self.value.clone(), self.slot);
+        let weight = affine.map(|(weight, _)| weight.value.clone());
+        let [weight_slot, bias_slot] = affine.map_or([None; 2], |(w, b)| [w.slot, b.slot]);
+        Ok(self.record(y.into_inner(), &[slot, weight_slot, bias_slot], move |grad, slots| {
+            let (grad_x, params) =
+                elementwise::group_norm_backward(&wide(&x)?, groups, weight.as_ref(), &grad, eps)?;
+            slots.add(slot, grad_x)?;
+            if let Some((grad_weight, grad_bias)) = params {
+                slots.add(weight_slot, grad_weight)?;
+                slots.add(bias_slot, grad_bias)?;
+            }
+            Ok(())
         }))
     }
 
@@ -279,6 +333,32 @@ impl Tensor for Var {
         }))
     }
 
+    fn sub(&self, other: &Self) -> Result<Self> {
+        let y =
+            convert(&self.to_candle()?.sub(&other.to_candle()?)?.into_inner(), self.promoted_type(other))?;
+        let (slot, other_slot) = (self.slot, other.slot);
+        Ok(self.record(y, &[slot, other_slot], move |grad, slots| {
+            if other_slot.is_some() {
+                slots.add(other_slot, grad.neg()?)?;
+            }
+            slots.pass(slot, grad)
+        }))
+    }
+
+    fn div(&self, other: &Self) -> Result<Self> {
+        let y =
+            convert(&self.to_candle()?.div(&other.to_candle()?)?.into_inner(), self.promoted_type(other))?;
+        let (divisor, quotient) = (other.value.clone(), y.clone());
+        let (slot, other_slot) = (self.slot, other.slot);
+        Ok(self.record(y, &[slot, other_slot], move |grad, slots| {
+            let grad = (&*grad / wide(&divisor)?)?;
+            if other_slot.is_some() {
+                slots.add(other_slot, (&grad * wide(&quotient)?)?.neg()?)?;
+            }
+            slots.add(slot, grad)
+        }))
+    }
+
     fn affine(&self, factor: f64, offset: f64) -> Result<Self> {
         let y = convert(&self.to_candle()?.affine(factor, offset)?.into_inner(), self.value.dtype())?;
         self.unary_op(CandleValue::new(y), move |grad| Ok((grad * factor)?))
@@ -301,6 +381,35 @@ impl Tensor for Var {
         })
     }
 
+    fn exp(&self) -> Result<Self> {
+        self.unary(UnaryFunction::Exp)
+    }
+
+    fn log(&self) -> Result<Self> {
+        self.unary(UnaryFunction::Log)
+    }
+
+    fn sqrt(&self) -> Result<Self> {
+        self.unary(UnaryFunction::Sqrt)
+    }
+
+    fn sigmoid(&self) -> Result<Self> {
+        self.unary(UnaryFunction::Sigmoid)
+    }
+
+    fn tanh(&self) -> Result<Self> {
+        self.unary(UnaryFunction::Tanh)
+    }
+
+    fn softplus(&self) -> Result<Self> {
+        self.unary(UnaryFunction::Softplus)
+    }
+
+    fn clamp(&self, min: f64, max: f64) -> Result<Self> {
+        crate::shape::check_clamp(min, max)?;
+        self.unary(UnaryFunction::Clamp { min, max })
+    }
+
     fn swiglu(&self) -> Result<Self> {
         let x = self.value.clone();
         let y = convert(&self.to_candle()?.swiglu()?.into_inner(), x.dtype())?;
@@ -311,6 +420,10 @@ impl Tensor for Var {
         let y = self.to_candle()?.softmax()?;
         let result = y.clone().into_inner();
         self.unary_op(y, move |grad| ops::softmax_backward(&result, grad))
+    }
+
+    fn dropout(&self, p: f64) -> Result<Self> {
+        self.apply_dropout(p)
     }
 
     fn reshape(&self, dims: &[usize]) -> Result<Self> {
@@ -367,6 +480,31 @@ impl Tensor for Var {
         self.movement_op(y, move |grad| Ok(grad.pad_with_zeros(axis + 1, start, rest)?.contiguous()?))
     }
 
+    fn pad(&self, axis: usize, before: usize, after: usize) -> Result<Self> {
+        let y = self.as_candle().pad(axis, before, after)?;
+        let len = self.dims()[axis];
+        self.unary_op(y, move |grad| Ok(grad.narrow(axis + 1, before, len)?.copy()?))
+    }
+
+    fn sum(&self, axis: usize) -> Result<Self> {
+        let y = self.to_candle()?.sum(axis)?;
+        let shape = self.value.shape().clone();
+        let backward =
+            move |grad: &CandleTensor| Ok(grad.unsqueeze(axis + 1)?.broadcast_as(shape)?.contiguous()?);
+        // Over one position the gradient is the result's own memory.
+        if self.dims()[axis] == 1 { self.movement_op(y, backward) } else { self.unary_op(y, backward) }
+    }
+
+    fn max(&self, axis: usize) -> Result<Self> {
+        crate::shape::max(self.dims(), axis)?;
+        let (y, indices) = elementwise::max(&wide(&self.value)?, axis + 1)?;
+        let y = convert(&y, self.value.dtype())?;
+        let len = self.dims()[axis];
+        self.unary_op(CandleValue::new(y), move |grad| {
+            elementwise::max_backward(&indices, grad, axis + 1, len)
+        })
+    }
+
     fn mean(&self, axis: usize) -> Result<Self> {
         let shape = self.value.shape().clone();
         let n = self.dims().get(axis).copied().unwrap_or(1) as f64;
@@ -391,5 +529,10 @@ impl Tensor for Var {
         self.unary_op(CandleValue::new(y), move |grad| {
             spatial::avg_pool2d_backward(&wide(&x)?, grad, kernel, stride)
         })
+    }
+
+    fn upsample_nearest2d(&self, factor: usize) -> Result<Self> {
+        let y = self.as_candle().upsample_nearest2d(factor)?;
+        self.unary_op(y, move |grad| elementwise::upsample_nearest2d_backward(grad, factor))
     }
 }

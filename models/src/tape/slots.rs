@@ -75,15 +75,20 @@ impl Slots {
     }
 
     /// Recomputes a block from the values of its inputs and the slots of their gradients, then computes its backward. The values
-    /// recorded meanwhile get the slots after all others. Statistics are dropped, because the first pass has reported them.
+    /// recorded meanwhile get the slots after all others. `dropouts` is the number of dropouts before the block, so that it gets the same
+    /// masks. Statistics are dropped, because the first pass has reported them.
     pub(super) fn replay<const N: usize>(
         &mut self,
         inputs: [(CandleTensor, Option<usize>); N],
         block: impl Fn([&Var; N]) -> Result<Var>,
+        dropouts: usize,
         grad: Grad,
     ) -> Result<()> {
         let first = self.grads.len();
-        self.tape.0.record.borrow_mut().slots = first;
+        {
+            let mut record = self.tape.0.record.borrow_mut();
+            (record.slots, record.dropouts) = (first, dropouts);
+        }
         let slot = {
             let inputs = inputs.map(|(value, slot)| Var { value, slot, tape: self.tape.clone() });
             block(inputs.each_ref())?.slot
