@@ -477,6 +477,7 @@ mod tests {
             trajectory_psnr: db,
             same_class: None,
             error: None,
+            diagnosis: None,
             passed,
         };
         let report = |runtimes: Vec<RuntimeReport>| VerificationReport {

@@ -61,6 +61,7 @@ pub fn calibrate(
             workload.accumulation,
             position,
             1.0,
+            None,
         )?;
         drop(params);
         // The optimizer step reads the norm of the gradients, which waits for all kernels.

@@ -4,7 +4,11 @@ use std::{path::PathBuf, time::Instant};
 
 use candle_core::Device;
 use serde_json::{Value, json};
-use tiny_cats_models::{TapeOptions, candle::Params, tape::Tape};
+use tiny_cats_models::{
+    TapeOptions,
+    candle::Params,
+    tape::{DropoutKey, Tape},
+};
 
 use super::{
     AdamW, Control, Error, Event, Loader, ProcessGroup, Result, Schedule, Score, Step, StepGradients, Task,
@@ -364,8 +368,17 @@ pub(super) fn forward_backward_all(
 ) -> Result<(f64, StepGradients)> {
     let per_step = options.per_step();
     let accumulation = per_step as usize / (loader.size() * group.size());
-    let local =
-        forward_backward(task, options.tape, &mut params, loader, accumulation, step * per_step, scale);
+    let dropout = DropoutKey { seed: options.seed, step, first_item: 0 };
+    let local = forward_backward(
+        task,
+        options.tape,
+        &mut params,
+        loader,
+        accumulation,
+        step * per_step,
+        scale,
+        Some(dropout),
+    );
     drop(params);
     group.all_reduce(local)
 }
@@ -373,7 +386,8 @@ pub(super) fn forward_backward_all(
 /// Computes the mean loss and the gradients of `accumulation` micro-batches.
 ///
 /// The micro-batches start at `position`, the number of items drawn before. The gradients are those of the loss times `scale`. A
-/// [sharded](Loader::sharded) loader yields its share of both.
+/// [sharded](Loader::sharded) loader yields its share of both. `dropout` is the key of the step's first item; without it, dropout is the
+/// identity.
 ///
 /// # Errors
 /// Returns errors of the task.
@@ -385,11 +399,15 @@ pub fn forward_backward(
     accumulation: usize,
     position: u64,
     scale: f64,
+    dropout: Option<DropoutKey>,
 ) -> Result<(f64, StepGradients)> {
     let share = 1.0 / (accumulation * loader.shards()) as f64;
     let (mut loss, mut gradients) = (0.0, StepGradients::default());
     for micro in 0..accumulation {
-        let tape = Tape::with_options(tape);
+        let mut tape = Tape::with_options(tape);
+        if let Some(key) = dropout {
+            tape = tape.with_dropout(DropoutKey { first_item: key.first_item + loader.offset(micro), ..key });
+        }
         let batch = loader.load(position + loader.offset(micro))?;
         let value = task.loss(&tape, params, &batch)?;
         loss += share * f64::from(value.value().to_scalar::<f32>()?);
