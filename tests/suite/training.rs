@@ -133,7 +133,7 @@ fn a_run_from_a_training_state_releases_the_same_files() {
     let state = state_path(&dir.join("from-dit"), "dit_step_00000003.safetensors");
     let resume = ["--runs-dir", "longer", "--resume", &state];
     let log = succeeds(CATS, dir, &trained::dit_args("longer", &[&resume[..], &["--steps", "13"]].concat()));
-    assert!(log.contains("schedule.steps changed from 12 to 13"), "{log}");
+    assert!(log.contains("the schedule changed: --steps changed from 12 to 13"), "{log}");
     // A finished run can continue at the floor of its learning rate, or at a rate that rises again.
     let last = state_path(&dir.join("from-dit"), "dit_step_00000012.safetensors");
     let extend = |steps| {
