@@ -67,10 +67,10 @@ fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
     let (mut folder, mut size, mut workers) = (None, 128, 2);
     while let Some(argument) = arguments.next() {
-        let mut number = || arguments.next().and_then(|n| n.parse().ok()).context("expected a number");
+        let mut parse_next = || arguments.next().and_then(|n| n.parse().ok()).context("expected a number");
         match argument.as_str() {
-            "--size" => size = number()?,
-            "--workers" => workers = number()?,
+            "--size" => size = parse_next()?,
+            "--workers" => workers = parse_next()?,
             _ => folder = Some(PathBuf::from(argument)),
         }
     }

@@ -223,7 +223,7 @@ impl Case {
     }
 
     /// Returns the planned memory of a step on a GPU, in bytes, without CUDA's own.
-    fn planned(&self, tape: TapeOptions) -> Result<u64> {
+    fn planned_memory(&self, tape: TapeOptions) -> Result<u64> {
         let side = match &self.network {
             CaseNetwork::TinyDit(config) => config.image_size,
             CaseNetwork::ResNet(_) => PHOTO_SIZE,
@@ -243,7 +243,7 @@ impl Case {
     }
 
     /// Returns the images per second of the median step, and the peak memory of a GPU in bytes.
-    fn time(&self, device: &Device, options: TapeOptions) -> Result<(f64, Option<u64>)> {
+    fn measure(&self, device: &Device, options: TapeOptions) -> Result<(f64, Option<u64>)> {
         let mut task = self.task(device)?;
         let (specs, weights) = self.weights()?;
         let mut optimizer = Optimizer::new(self.optimizer(), &specs, &weights, device)?;
@@ -355,11 +355,11 @@ fn main() -> Result<()> {
             case.write(folder)?;
             continue;
         }
-        let (speed, peak) = case.time(&device, options)?;
+        let (speed, peak) = case.measure(&device, options)?;
         let mut line = json!({"name": case.name, "images_per_second": speed});
         if let Some(peak) = peak {
             line["peak_bytes"] = peak.into();
-            line["planned_bytes"] = case.planned(options)?.into();
+            line["planned_bytes"] = case.planned_memory(options)?.into();
         }
         println!("{line}");
     }

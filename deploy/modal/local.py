@@ -1,9 +1,9 @@
-"""A small imitation of Modal that runs the container code, run.py, in local processes.
+"""A small simulation of Modal that runs the container code, run.py, in local processes.
 
     python deploy/modal/local.py --root DIR --binary target/release/tiny-cats \\
         train dit data/cats --run-id ID --timeout 3600 --max-retries 3 --steps=1000
 
-DIR/data and DIR/outputs imitate the volumes. Each attempt is a process with its own folder in DIR/containers, which
+DIR/data and DIR/outputs stand for the volumes. Each attempt is a process with its own folder in DIR/containers, which
 starts with a copy of the volume; only committed changes are kept. An interrupted (SIGINT, SIGTERM) or killed attempt
 restarts with the same input, which does not count as a retry. A failed or timed out attempt is retried with backoff.
 """
@@ -37,12 +37,12 @@ def sync(source, target, known):
         with contextlib.suppress(FileNotFoundError):
             if path.is_symlink() or path.is_file():
                 current[path.relative_to(source)] = (path.lstat().st_mtime_ns, path.lstat().st_size)
-    new = target.parent / f".copy-{os.getpid()}"
+    temporary = target.parent / f".copy-{os.getpid()}"
     for name in [name for name, stat in current.items() if known.get(name) != stat]:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            shutil.copy2(source / name, new, follow_symlinks=False)
-            os.replace(new, target / name)
+            shutil.copy2(source / name, temporary, follow_symlinks=False)
+            os.replace(temporary, target / name)
     for name in known.keys() - current.keys():
         (target / name).unlink(missing_ok=True)
     return current
@@ -72,7 +72,7 @@ class Container:
 
 
 def attempt(call):
-    """Runs one attempt; its process imitates a container."""
+    """Runs one attempt; its process stands for a container."""
     run.SETTINGS["time"].update(call["time"])
     container = Container(call)
     try:
@@ -160,12 +160,12 @@ class LocalCall:
         while True:
             # Check before reading the result: the supervisor exits after writing it.
             supervisor = run.read_json(self.folder / "pid")
-            is_dead = supervisor is not None and state_and_parent(Path(f"/proc/{supervisor}/stat"))[0] == "Z"
+            has_exited = supervisor is not None and state_and_parent(Path(f"/proc/{supervisor}/stat"))[0] == "Z"
             if (answer := run.read_json(self.folder / "result.json")) is not None:
                 if "error" in answer:
                     raise run.PermanentError(answer["error"])
                 return answer["result"]
-            if is_dead:
+            if has_exited:
                 raise run.EngineKilled("the supervisor of this call was killed")
             if time.monotonic() >= end:
                 raise TimeoutError
@@ -195,17 +195,17 @@ def sweep(args, common):
         shutil.rmtree(container.workspace.root, ignore_errors=True)
 
 
-def main(words):
-    if words[:1] == ["--attempt"]:
+def main(arguments):
+    if arguments[:1] == ["--attempt"]:
         return attempt(json.load(sys.stdin))
-    if words[:1] == ["--supervise"]:
-        return supervise(json.loads(Path(words[1]).read_text("utf8")))
+    if arguments[:1] == ["--supervise"]:
+        return supervise(json.loads(Path(arguments[1]).read_text("utf8")))
     parser = options.Parser(prog="local.py", add_help=False)
     parser.add_argument("--root", required=True)
     parser.add_argument("--binary", required=True)
     parser.add_argument("--heartbeat", type=float, default=run.SETTINGS["time"]["heartbeat_s"])
     parser.add_argument("--initial-delay", type=float, default=run.SETTINGS["retries"]["initial_delay_s"])
-    local, rest = parser.parse_known_args(words)
+    local, rest = parser.parse_known_args(arguments)
     args = options.parse(rest)
     common = {
         "id": secrets.token_hex(4),

@@ -90,10 +90,10 @@ class Fuzzer:
         path.write_bytes(data)
         return [self.programs.get(a, a) if i == 0 else a for i, a in enumerate(target.arguments)], file
 
-    def run(self, folder, target, command, limit):
+    def run(self, folder, target, command, timeout):
         if target.mode == "serve":
-            return server.start_and_stop(command, folder, limit)
-        return process.run(command, folder, limit)
+            return server.start_and_stop(command, folder, timeout)
+        return process.run(command, folder, timeout)
 
     def output_digest(self, folder, target, result):
         """The digest of the results of a run."""
@@ -131,7 +131,7 @@ class Fuzzer:
             command, file = self.prepare(folder, target, seed, data)
             result = self.run(folder, target, command, max(MIN_LIMIT_S, LIMIT_FACTOR * before.seconds))
             if result.timed_out:
-                # The machine may be busy: measure the undamaged file again and retry with a longer limit.
+                # The machine may be busy: measure the undamaged file again and retry with a longer timeout.
                 with self.lock:
                     self.baselines.pop((target.name, seed), None)
                 before = self.baseline(folder, target, seed)
@@ -159,23 +159,23 @@ class Fuzzer:
     def find_silent_damage(self, folder, target, seed, data, is_sound, before, result):
         """Returns a problem if the program did not detect damage that a checksum shows."""
         original = (self.seeds / seed).read_bytes()
-        if target.guard is None or is_sound or data == original:
+        if target.integrity_check is None or is_sound or data == original:
             return []
-        if target.guard == "repaired":
+        if target.integrity_check == "repaired":
             if not self.is_complete(target, before, result):
                 return ["silent: a damaged cache stops the run"]
             return [] if self.output_digest(folder, target, result) == before.output_digest else ["silent: another result from a damaged cache"]
         if not self.is_complete(target, before, result) or b"unchecked" in result.output:
             return []
-        if target.guard == "bytes" and checksum_entry(original) in data:
+        if target.integrity_check == "bytes" and checksum_entry(original) in data:
             return ["silent: a file with a wrong checksum was used"]
-        if target.guard == "initializers":
+        if target.integrity_check == "initializers":
             if differ_only_in(original, data, formats.weight_ranges(original)):
                 return ["silent: a file with changed weights was used"]
             digest = digest_entry(original)
             if digest and digest in data and target.mode == "command" and self.output_digest(folder, target, result) != before.output_digest:
                 return ["silent: another result although the file has a digest"]
-        if target.guard == "entries" and formats.has_checksums(data) and self.output_digest(folder, target, result) != before.output_digest:
+        if target.integrity_check == "entries" and formats.has_checksums(data) and self.output_digest(folder, target, result) != before.output_digest:
             return ["silent: another result from a damaged archive"]
         return []
 
@@ -207,17 +207,17 @@ class Fuzzer:
         if target.command == "HTTP generate":
             status, body = self.request(running, "/v1/generate", data, server.TYPES["json"])
         else:
-            kind = server.TYPES[target.file.rsplit(".", 1)[1]]
+            content_type = server.TYPES[target.file.rsplit(".", 1)[1]]
             # Send half of the files as forms.
-            data, kind = server.multipart(target.file, data) if data and data[-1] % 2 else (data, kind)
-            status, body = self.request(running, "/v1/classify", data, kind)
+            data, content_type = server.multipart(target.file, data) if data and data[-1] % 2 else (data, content_type)
+            status, body = self.request(running, "/v1/classify", data, content_type)
         if status is None:
             return [f"server: no response: {body}"]
         return server.find_problems(status, body, process.MAX_MESSAGE_LINE)
 
-    def request(self, running, path, data, kind):
+    def request(self, running, path, data, content_type):
         try:
-            return running.request("POST", path, data, kind)
+            return running.request("POST", path, data, content_type)
         except (OSError, server.http.client.HTTPException) as error:
             # The server may respond and close the connection before the whole body is sent.
             if isinstance(error, (BrokenPipeError, ConnectionResetError)) and not running.ended.wait(0.5):

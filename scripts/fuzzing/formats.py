@@ -113,7 +113,7 @@ def weight_ranges(data):
     return ranges
 
 
-def foreign_generator(data):
+def third_party_generator(data):
     """A generator's ONNX file as the Python project wrote it: without metadata, with other input names."""
     names = {b"x": b"noise", b"t": b"timestep", b"label": b"breed"}
     model = [field for field in parse(data) if field[0] != 14]
@@ -128,7 +128,7 @@ def foreign_generator(data):
     return serialize(model)
 
 
-def foreign_classifier(data):
+def third_party_classifier(data):
     """A classifier's ONNX file without metadata."""
     return serialize([field for field in parse(data) if field[0] != 14])
 

@@ -78,8 +78,8 @@ def reap(process):
     return process.returncode, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def run(command, folder, limit):
-    """Runs a command in a folder with a time limit in seconds."""
+def run(command, folder, timeout):
+    """Runs a command in a folder with a timeout in seconds."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         start_time = time.monotonic()
         process = start(command, folder, out, err)
@@ -89,7 +89,7 @@ def run(command, folder, limit):
             timed_out.set()
             kill_group(process)
 
-        timer = threading.Timer(limit, stop)
+        timer = threading.Timer(timeout, stop)
         timer.start()
         try:
             code, memory = reap(process)

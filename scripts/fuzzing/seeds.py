@@ -130,7 +130,7 @@ def make(programs, folder):
     m.write("name", "Bengal_9.png")
     data(m)
     models(m)
-    foreign(m)
+    third_party(m)
     runs(m)
     m.write("prices.toml", PRICES)
     m.write("config.toml", CONFIG)
@@ -202,26 +202,26 @@ def shrink(released):
     return data.replace(b"0" * 64, hashlib.sha256(data).hexdigest().encode(), 1)
 
 
-def foreign(m):
-    """Writes the same networks like other programs."""
+def third_party(m):
+    """Writes the same networks in the formats of other programs."""
     for name in ("generator", "classifier"):
         header, tensor_data = formats.tensors(m.read(f"{name}.safetensors"))
         header.pop("__metadata__")
-        m.write(f"foreign/{name}.safetensors", formats.safetensors(header, tensor_data))
+        m.write(f"third-party/{name}.safetensors", formats.safetensors(header, tensor_data))
         metadata = {"format": "pt", "image_size": "32", "num_classes": "2", "config": json.dumps({"image_size": 32, "num_heads": 1.0})}
-        m.write(f"foreign/{name}-hub.safetensors", formats.safetensors({"__metadata__": metadata, **header}, tensor_data))
+        m.write(f"third-party/{name}-hub.safetensors", formats.safetensors({"__metadata__": metadata, **header}, tensor_data))
         weights = {}
         for tensor, entry in header.items():
             begin, end = entry["data_offsets"]
             if entry["dtype"] == "F32":
                 weights[tensor] = (entry["shape"], tensor_data[begin:end])
         for layout, value in formats.layouts().items():
-            m.write(f"foreign/{name}-{layout}.pt", formats.torch(value, weights))
-    m.write("foreign/generator.onnx", formats.foreign_generator(m.read("generator.onnx")))
-    m.write("foreign/classifier.onnx", formats.foreign_classifier(m.read("classifier.onnx")))
-    graph, weights = formats.external(m.read("foreign/classifier.onnx"), "model.onnx.data")
-    m.write("foreign/external.onnx", graph)
-    m.write("foreign/external.onnx.data", weights)
+            m.write(f"third-party/{name}-{layout}.pt", formats.torch(value, weights))
+    m.write("third-party/generator.onnx", formats.third_party_generator(m.read("generator.onnx")))
+    m.write("third-party/classifier.onnx", formats.third_party_classifier(m.read("classifier.onnx")))
+    graph, weights = formats.external(m.read("third-party/classifier.onnx"), "model.onnx.data")
+    m.write("third-party/external.onnx", graph)
+    m.write("third-party/external.onnx.data", weights)
 
 
 def runs(m):

@@ -34,9 +34,9 @@ class Server:
         # pread, because a read would move the position at which the server writes.
         return os.pread(file.fileno(), 16 << 20, 0)
 
-    def wait_until_ready(self, limit):
-        """Waits until the server is ready (True) or has exited (False); returns None after `limit` seconds."""
-        while time.monotonic() - self.start < limit:
+    def wait_until_ready(self, timeout):
+        """Waits until the server is ready (True) or has exited (False); returns None after `timeout` seconds."""
+        while time.monotonic() - self.start < timeout:
             if self.ended.wait(0.01):
                 return False
             if b"ready after" in self.read(self.err):
@@ -44,32 +44,32 @@ class Server:
                 return True
         return None
 
-    def request(self, method, path, body=None, kind=None, limit=150):
+    def request(self, method, path, body=None, content_type=None, timeout=150):
         """Sends a request; returns the status and body of the response."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=limit)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
-            connection.request(method, path, body, {"Content-Type": kind} if kind else {})
+            connection.request(method, path, body, {"Content-Type": content_type} if content_type else {})
             response = connection.getresponse()
             return response.status, response.read()
         finally:
             connection.close()
 
-    def stop(self, limit, number=signal.SIGTERM):
+    def stop(self, timeout, signum=signal.SIGTERM):
         """Stops the server and returns its result."""
         timed_out = False
         if not self.ended.is_set():
-            self.process.send_signal(number)
-            if not self.ended.wait(limit):
+            self.process.send_signal(signum)
+            if not self.ended.wait(timeout):
                 timed_out = True
                 process.end(self.process)
                 self.ended.wait()
         return process.Result(self.code, self.read(self.out), self.read(self.err), time.monotonic() - self.start, self.memory, timed_out)
 
 
-def start_and_stop(command, folder, limit):
+def start_and_stop(command, folder, timeout):
     """Starts a server and stops it when it is ready; its list of models is part of the output."""
     server = Server(command, folder)
-    ready = server.wait_until_ready(limit)
+    ready = server.wait_until_ready(timeout)
     models = b""
     if ready:
         try:
@@ -82,7 +82,7 @@ def start_and_stop(command, folder, limit):
     return result
 
 
-def find_problems(status, body, limit):
+def find_problems(status, body, max_bytes):
     """Returns the problems of a response to a damaged request."""
     if status >= 500:
         return [f"server: status {status}: {body[:200]!r}"]
@@ -96,7 +96,7 @@ def find_problems(status, body, limit):
     character = process.find_unprintable(detail)
     if character is not None or "\n" in detail:
         problems.append(f"server: the detail contains the control character U+{ord(character or chr(10)):04X}")
-    if len(detail.encode()) > limit:
+    if len(detail.encode()) > max_bytes:
         problems.append(f"server: a detail of {len(detail.encode())} bytes")
     return problems
 

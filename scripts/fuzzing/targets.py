@@ -25,7 +25,7 @@ class Target:
     # Output files to compare with those of the undamaged file.
     outputs: tuple = ()
     # The protection of the file: a checksum of `bytes`, `initializers` (ONNX) or `entries` (zip); or `repaired` if the program repairs damage.
-    guard: str = None
+    integrity_check: str = None
     # The target runs in every nth round.
     period: int = 1
     # Text that the output must contain with any damaged file.
@@ -58,9 +58,9 @@ IMAGES = {
     "webp": ["alpha", "animated", "lossless", "lossy"],
 }
 SUFFIX = {"png": "png", "jpeg": "jpg", "webp": "webp"}
-TWO = {"data/Bengal": "two/Bengal", "data/Siamese": "two/Siamese"}
+TWO_CLASSES = {"data/Bengal": "two/Bengal", "data/Siamese": "two/Siamese"}
 INDEXED = {"data": "two"}
-JUDGE = {"judge.safetensors": "classifier.safetensors"}
+EVAL_CLASSIFIER = {"eval-classifier.safetensors": "classifier.safetensors"}
 LAYOUTS = ["bare", "state-dict", "training", "namespace", "objects", "nested"]
 GENERATE = [PROGRAM, "generate", *SAMPLES, "-o", "out.png", "--model"]
 EVAL_DIT = [PROGRAM, "eval", "dit", "data", "--split", "all", "--limit-files", "4", "--bootstrap", "2"]
@@ -75,14 +75,14 @@ TRAINED = ("out/*.safetensors",)
 def targets():
     targets = []
 
-    def add(format, command, kind, seeds, file, arguments, **more):
-        targets.append(Target(format, command, kind, seeds, file, arguments, **more))
+    def add(format, command, kind, seeds, file, arguments, **kwargs):
+        targets.append(Target(format, command, kind, seeds, file, arguments, **kwargs))
 
     for format, names in IMAGES.items():
         suffix = SUFFIX[format]
         seeds, file, inside = [f"images/{name}.{suffix}" for name in names], f"image.{suffix}", f"data/Bengal/image.{suffix}"
-        classify = [PROGRAM, "classify", file, "valid.png", "--model", "judge.safetensors"]
-        add(format, "classify", format, seeds, file, classify, extra_files=JUDGE | {"valid.png": "valid.png"}, required_output=b"valid.png", is_verbose=True)
+        classify = [PROGRAM, "classify", file, "valid.png", "--model", "eval-classifier.safetensors"]
+        add(format, "classify", format, seeds, file, classify, extra_files=EVAL_CLASSIFIER | {"valid.png": "valid.png"}, required_output=b"valid.png", is_verbose=True)
         add(
             format,
             "classify --json",
@@ -90,25 +90,25 @@ def targets():
             seeds,
             file,
             [*classify, "--json"],
-            extra_files=JUDGE | {"valid.png": "valid.png"},
+            extra_files=EVAL_CLASSIFIER | {"valid.png": "valid.png"},
             required_output=b"valid.png",
             is_verbose=True,
         )
-        more = {"extra_files": TWO, "required_output": b"Bengal"}
-        add(format, "data index", format, seeds, inside, [PROGRAM, "data", "index", "data"], **more)
-        add(format, "data stats", format, seeds, inside, [PROGRAM, "data", "stats", "data"], **more)
+        kwargs = {"extra_files": TWO_CLASSES, "required_output": b"Bengal"}
+        add(format, "data index", format, seeds, inside, [PROGRAM, "data", "index", "data"], **kwargs)
+        add(format, "data stats", format, seeds, inside, [PROGRAM, "data", "stats", "data"], **kwargs)
         add(
             format,
             "data prepare",
             format,
             seeds,
             inside,
-            [PROGRAM, "data", "prepare", "data", "made", "--crop", "centre", "--size", "16"],
-            **more,
+            [PROGRAM, "data", "prepare", "data", "prepared", "--crop", "center", "--size", "16"],
+            **kwargs,
         )
-        add(format, "train", format, seeds, inside, [*TRAIN_CLASSIFIER, "--epochs", "1", "--no-cache"], period=4, **more)
-        evaluate = [PROGRAM, "eval", "classifier", "data", "--split", "all", "--model", "judge.safetensors"]
-        add(format, "eval classifier", format, seeds, inside, evaluate, extra_files=TWO | JUDGE, required_output=b"Bengal")
+        add(format, "train", format, seeds, inside, [*TRAIN_CLASSIFIER, "--epochs", "1", "--no-cache"], period=4, **kwargs)
+        evaluate = [PROGRAM, "eval", "classifier", "data", "--split", "all", "--model", "eval-classifier.safetensors"]
+        add(format, "eval classifier", format, seeds, inside, evaluate, extra_files=TWO_CLASSES | EVAL_CLASSIFIER, required_output=b"Bengal")
         evaluate_images = [
             *EVAL_DIT,
             "--images",
@@ -116,9 +116,9 @@ def targets():
             "--image-size",
             "32",
             "--features",
-            "judge.safetensors",
+            "eval-classifier.safetensors",
             "--classifier",
-            "judge.safetensors",
+            "eval-classifier.safetensors",
         ]
         add(
             format,
@@ -127,38 +127,38 @@ def targets():
             seeds,
             f"generated/{file}",
             evaluate_images,
-            extra_files=TWO | JUDGE | {"generated/Bengal": "two/Bengal"},
+            extra_files=TWO_CLASSES | EVAL_CLASSIFIER | {"generated/Bengal": "two/Bengal"},
             required_output=b"Bengal",
             period=2,
         )
         add(format, "HTTP classify", format, seeds, file, [], mode="http")
     add("request", "HTTP generate", "json", ["generate.json"], "generate.json", [], mode="http")
 
-    for format, kind, guard in [("safetensors", "safetensors", "bytes"), ("pt", "zip", "entries"), ("onnx", "onnx", "initializers")]:
-        file, more = f"generator.{format}", {"guard": guard}
+    for format, kind, integrity_check in [("safetensors", "safetensors", "bytes"), ("pt", "zip", "entries"), ("onnx", "onnx", "initializers")]:
+        file, kwargs = f"generator.{format}", {"integrity_check": integrity_check}
         # The .pt file has the smallest network that can be trained, the others an even smaller one.
         pt_period = 8 if format == "pt" else 1
         seeds = [file]
-        add(format, "generate", kind, seeds, file, [*GENERATE, file], outputs=("out.png",), period=min(pt_period, 2), **more)
-        extra_files = INDEXED | JUDGE
-        judges = ["--features", "judge.safetensors", "--classifier", "judge.safetensors"]
+        add(format, "generate", kind, seeds, file, [*GENERATE, file], outputs=("out.png",), period=min(pt_period, 2), **kwargs)
+        extra_files = INDEXED | EVAL_CLASSIFIER
+        evaluators = ["--features", "eval-classifier.safetensors", "--classifier", "eval-classifier.safetensors"]
         add(
             format,
             "eval dit",
             kind,
             seeds,
             file,
-            [*EVAL_DIT, *SAMPLING, *judges, "--model", file],
+            [*EVAL_DIT, *SAMPLING, *evaluators, "--model", file],
             extra_files=extra_files,
             period=max(2, pt_period),
             is_verbose=True,
-            **more,
+            **kwargs,
         )
-        gate = [*GATE, "--classifier", "judge.safetensors", "--model", file]
-        add(format, "eval gate", kind, seeds, file, gate, extra_files=extra_files, period=8, is_verbose=True, completion_pattern=b"runtimes:", **more)
+        gate = [*GATE, "--classifier", "eval-classifier.safetensors", "--model", file]
+        add(format, "eval gate", kind, seeds, file, gate, extra_files=extra_files, period=8, is_verbose=True, completion_pattern=b"runtimes:", **kwargs)
         if format != "pt":
             tract = [*GENERATE, file, "--runtime", "tract"]
-            add(format, "generate --runtime tract", kind, seeds, file, tract, outputs=("out.png",), **more)
+            add(format, "generate --runtime tract", kind, seeds, file, tract, outputs=("out.png",), **kwargs)
             add(
                 format,
                 "serve --model",
@@ -169,11 +169,11 @@ def targets():
                 mode="serve",
                 period=2,
                 is_verbose=True,
-                **more,
+                **kwargs,
             )
         if format != "onnx":
-            add(format, "verify-checkpoint", kind, seeds, file, [VERIFY, file], period=min(pt_period, 2), **more)
-            add(format, "export", kind, seeds, file, [PROGRAM, "export", file, "-o", "out.onnx"], outputs=("out.onnx",), period=pt_period, **more)
+            add(format, "verify-checkpoint", kind, seeds, file, [VERIFY, file], period=min(pt_period, 2), **kwargs)
+            add(format, "export", kind, seeds, file, [PROGRAM, "export", file, "-o", "out.onnx"], outputs=("out.onnx",), period=pt_period, **kwargs)
             nano = ["nano.safetensors"] if format == "safetensors" else seeds
             add(
                 format,
@@ -186,12 +186,12 @@ def targets():
                 outputs=TRAINED,
                 period=8,
                 is_verbose=True,
-                **more,
+                **kwargs,
             )
         else:
             verify = [VERIFY, "valid.safetensors", "--onnx", file]
             add(
-                format, "verify-checkpoint --onnx", kind, seeds, file, verify, extra_files={"valid.safetensors": "generator.safetensors"}, **more
+                format, "verify-checkpoint --onnx", kind, seeds, file, verify, extra_files={"valid.safetensors": "generator.safetensors"}, **kwargs
             )
 
         file = f"classifier.{format}"
@@ -204,12 +204,12 @@ def targets():
             file,
             [PROGRAM, "classify", "valid.png", "--model", file],
             extra_files={"valid.png": "valid.png"},
-            **more,
+            **kwargs,
         )
         evaluate = [PROGRAM, "eval", "classifier", "data", "--split", "all", "--model", file]
-        add(format, "eval classifier", kind, seeds, file, evaluate, extra_files=INDEXED, is_verbose=True, **more)
-        features = [*EVAL_DIT, "--images", "data", "--image-size", "32", "--classifier", "judge.safetensors", "--features", file]
-        add(format, "eval dit --features", kind, seeds, file, features, extra_files=INDEXED | JUDGE, period=2, is_verbose=True, **more)
+        add(format, "eval classifier", kind, seeds, file, evaluate, extra_files=INDEXED, is_verbose=True, **kwargs)
+        features = [*EVAL_DIT, "--images", "data", "--image-size", "32", "--classifier", "eval-classifier.safetensors", "--features", file]
+        add(format, "eval dit --features", kind, seeds, file, features, extra_files=INDEXED | EVAL_CLASSIFIER, period=2, is_verbose=True, **kwargs)
         if format != "pt":
             add(
                 format,
@@ -221,16 +221,16 @@ def targets():
                 mode="serve",
                 period=2,
                 is_verbose=True,
-                **more,
+                **kwargs,
             )
         if format != "onnx":
-            add(format, "verify-checkpoint", kind, seeds, file, [VERIFY, file], **more)
-            add(format, "export", kind, seeds, file, [PROGRAM, "export", file, "-o", "out.onnx"], outputs=("out.onnx",), period=2, **more)
+            add(format, "verify-checkpoint", kind, seeds, file, [VERIFY, file], **kwargs)
+            add(format, "export", kind, seeds, file, [PROGRAM, "export", file, "-o", "out.onnx"], outputs=("out.onnx",), period=2, **kwargs)
             train = [*TRAIN_CLASSIFIER, "--epochs", "1", "--init", file]
-            add(format, "train classifier --init", kind, seeds, file, train, extra_files=INDEXED, outputs=TRAINED, period=4, is_verbose=True, **more)
+            add(format, "train classifier --init", kind, seeds, file, train, extra_files=INDEXED, outputs=TRAINED, period=4, is_verbose=True, **kwargs)
         else:
             tract = [PROGRAM, "classify", "valid.png", "--runtime", "tract", "--model", file]
-            add(format, "classify --runtime tract", kind, seeds, file, tract, extra_files={"valid.png": "valid.png"}, **more)
+            add(format, "classify --runtime tract", kind, seeds, file, tract, extra_files={"valid.png": "valid.png"}, **kwargs)
             verify = [VERIFY, "valid.safetensors", "--onnx", file]
             add(
                 format,
@@ -240,11 +240,11 @@ def targets():
                 file,
                 verify,
                 extra_files={"valid.safetensors": "classifier.safetensors"},
-                **more,
+                **kwargs,
             )
 
-    state, more = ["classifier-state.safetensors"], {"guard": "bytes"}
-    add("state", "verify-checkpoint", "safetensors", state, "state.safetensors", [VERIFY, "state.safetensors"], **more)
+    state, kwargs = ["classifier-state.safetensors"], {"integrity_check": "bytes"}
+    add("state", "verify-checkpoint", "safetensors", state, "state.safetensors", [VERIFY, "state.safetensors"], **kwargs)
     for weights in ("raw", "ema"):
         export = [PROGRAM, "export", "state.safetensors", "--weights", weights, "-o", "out.onnx"]
         add(
@@ -256,7 +256,7 @@ def targets():
             export,
             outputs=("out.onnx",),
             period=4,
-            **more,
+            **kwargs,
         )
     add(
         "state",
@@ -266,7 +266,7 @@ def targets():
         "state.safetensors",
         [PROGRAM, "classify", "valid.png", "--model", "state.safetensors"],
         extra_files={"valid.png": "valid.png"},
-        **more,
+        **kwargs,
     )
     resume = [PROGRAM, "train", "classifier", "data", *CLASSIFIER, "--epochs", "2", "--resume", "state.safetensors"]
     add(
@@ -280,7 +280,7 @@ def targets():
         outputs=TRAINED,
         period=4,
         is_verbose=True,
-        **more,
+        **kwargs,
     )
     resume = [PROGRAM, "train", "dit", "data", *DIT, "--steps", "2", "--resume", "state.safetensors"]
     add(
@@ -294,7 +294,7 @@ def targets():
         outputs=TRAINED,
         period=8,
         is_verbose=True,
-        **more,
+        **kwargs,
     )
     add(
         "state",
@@ -304,22 +304,22 @@ def targets():
         "state.safetensors",
         [VERIFY, "state.safetensors"],
         period=8,
-        **more,
+        **kwargs,
     )
 
-    add_foreign(add)
+    add_third_party(add)
     add_texts(add)
     return targets
 
 
-def add_foreign(add):
+def add_third_party(add):
     """Adds targets for models that other programs wrote."""
     for format, kind, files in [
-        ("foreign pt", "pickle", [f"{layout}.pt" for layout in LAYOUTS]),
-        ("foreign safetensors", "safetensors", [".safetensors", "hub.safetensors"]),
+        ("third-party pt", "pickle", [f"{layout}.pt" for layout in LAYOUTS]),
+        ("third-party safetensors", "safetensors", [".safetensors", "hub.safetensors"]),
     ]:
         suffix = files[0].split(".")[-1]
-        seeds = {name: [f"foreign/{name}{'' if file[0] == '.' else '-'}{file}" for file in files] for name in ("generator", "classifier")}
+        seeds = {name: [f"third-party/{name}{'' if file[0] == '.' else '-'}{file}" for file in files] for name in ("generator", "classifier")}
         file = f"model.{suffix}"
         add(format, "verify-checkpoint", kind, seeds["generator"] + seeds["classifier"], file, [VERIFY, file])
         add(format, "export", kind, seeds["generator"] + seeds["classifier"], file, [PROGRAM, "export", file, "-o", "out.onnx"])
@@ -339,13 +339,13 @@ def add_foreign(add):
         add(format, "train classifier --init", kind, seeds["classifier"], file, train, extra_files=INDEXED, period=4, is_verbose=True)
     # Changes of the archive itself, not only of a valid pickle in it.
     add(
-        "foreign pt", "verify-checkpoint", "zip", [f"foreign/generator-{layout}.pt" for layout in LAYOUTS], "model.pt", [VERIFY, "model.pt"]
+        "third-party pt", "verify-checkpoint", "zip", [f"third-party/generator-{layout}.pt" for layout in LAYOUTS], "model.pt", [VERIFY, "model.pt"]
     )
 
-    generator, classifier, file = ["foreign/generator.onnx"], ["foreign/classifier.onnx"], "model.onnx"
-    add("foreign onnx", "generate", "onnx", generator, file, [*GENERATE, file, "--runtime", "tract"])
+    generator, classifier, file = ["third-party/generator.onnx"], ["third-party/classifier.onnx"], "model.onnx"
+    add("third-party onnx", "generate", "onnx", generator, file, [*GENERATE, file, "--runtime", "tract"])
     add(
-        "foreign onnx",
+        "third-party onnx",
         "classify --model",
         "onnx",
         classifier,
@@ -360,23 +360,23 @@ def add_foreign(add):
         "--image-size",
         "32",
         "--classifier",
-        "judge.safetensors",
+        "eval-classifier.safetensors",
         "--runtime",
         "tract",
         "--features",
         file,
     ]
-    add("foreign onnx", "eval dit --features", "onnx", classifier, file, features, extra_files=INDEXED | JUDGE, period=2, is_verbose=True)
+    add("third-party onnx", "eval dit --features", "onnx", classifier, file, features, extra_files=INDEXED | EVAL_CLASSIFIER, period=2, is_verbose=True)
     verify = [VERIFY, "valid.safetensors", "--onnx", file]
     valid = {"valid.safetensors": "classifier.safetensors"}
-    add("foreign onnx", "verify-checkpoint --onnx", "onnx", classifier, file, verify, extra_files=valid)
-    graph, weights = "foreign/external.onnx", "foreign/external.onnx.data"
+    add("third-party onnx", "verify-checkpoint --onnx", "onnx", classifier, file, verify, extra_files=valid)
+    graph, weights = "third-party/external.onnx", "third-party/external.onnx.data"
     for format, kind, seed, file, other in [
         ("onnx, external", "onnx", graph, "model.onnx", {"model.onnx.data": weights}),
         ("onnx.data", "bytes", weights, "model.onnx.data", {"model.onnx": graph}),
     ]:
         for command, arguments in [("eval dit --features", features), ("verify-checkpoint --onnx", verify)]:
-            extra_files = other | (valid if command.startswith("verify") else INDEXED | JUDGE)
+            extra_files = other | (valid if command.startswith("verify") else INDEXED | EVAL_CLASSIFIER)
             add(
                 format,
                 command,
@@ -394,8 +394,8 @@ def add_foreign(add):
 def add_texts(add):
     """Adds targets for text files."""
     index, file, named = ["index.json"], "data/index.json", {"names": ("index.json", "data")}
-    add("index.json", "data stats", "json", index, file, [PROGRAM, "data", "stats", "data"], extra_files=TWO, **named)
-    add("index.json", "data index", "json", index, file, [PROGRAM, "data", "index", "data"], extra_files=TWO, **named)
+    add("index.json", "data stats", "json", index, file, [PROGRAM, "data", "stats", "data"], extra_files=TWO_CLASSES, **named)
+    add("index.json", "data index", "json", index, file, [PROGRAM, "data", "index", "data"], extra_files=TWO_CLASSES, **named)
     add(
         "index.json",
         "data index --held-out",
@@ -403,20 +403,20 @@ def add_texts(add):
         index,
         "held.json",
         [PROGRAM, "data", "index", "data", "--held-out", "held.json"],
-        extra_files=TWO,
+        extra_files=TWO_CLASSES,
         names=("held.json", "data"),
     )
-    add("index.json", "plan", "json", index, file, [PROGRAM, "plan", "train", "dit", "data", "--config", "smoke"], extra_files=TWO, **named)
-    add("index.json", "train", "json", index, file, [*TRAIN_CLASSIFIER, "--epochs", "1"], extra_files=TWO, period=4, is_verbose=True, **named)
-    evaluate = [PROGRAM, "eval", "classifier", "data", "--model", "judge.safetensors"]
-    add("index.json", "eval classifier", "json", index, file, evaluate, extra_files=TWO | JUDGE, is_verbose=True, **named)
+    add("index.json", "plan", "json", index, file, [PROGRAM, "plan", "train", "dit", "data", "--config", "smoke"], extra_files=TWO_CLASSES, **named)
+    add("index.json", "train", "json", index, file, [*TRAIN_CLASSIFIER, "--epochs", "1"], extra_files=TWO_CLASSES, period=4, is_verbose=True, **named)
+    evaluate = [PROGRAM, "eval", "classifier", "data", "--model", "eval-classifier.safetensors"]
+    add("index.json", "eval classifier", "json", index, file, evaluate, extra_files=TWO_CLASSES | EVAL_CLASSIFIER, is_verbose=True, **named)
 
     for format, seed, file, boxes in [
         ("boxes.csv", "heads.csv", "heads.csv", "heads.csv"),
         ("boxes.xml", "xmls/Bengal_00000.xml", "xmls/Bengal_00000.xml", "xmls"),
     ]:
-        prepare = [PROGRAM, "data", "prepare", "data", "made", "--crop", "head", "--size", "16", "--boxes", boxes]
-        add(format, "data prepare", "text", [seed], file, prepare, extra_files=TWO, names=(boxes, "data"))
+        prepare = [PROGRAM, "data", "prepare", "data", "prepared", "--crop", "head", "--size", "16", "--boxes", boxes]
+        add(format, "data prepare", "text", [seed], file, prepare, extra_files=TWO_CLASSES, names=(boxes, "data"))
     add(
         "SYNTHETIC.json",
         "data synth",
@@ -444,14 +444,14 @@ def add_texts(add):
         )
     cloud = [PROGRAM, "cloud", "train", "dit", "data/cats", "--dry-run", "--config", file]
     add("config.toml", "cloud train --dry-run", "text", config, file, cloud)
-    without = lambda arguments: [a for i, a in enumerate(arguments) if "--config" not in arguments[max(0, i - 1) : i + 1]]
+    drop_config_flag = lambda arguments: [a for i, a in enumerate(arguments) if "--config" not in arguments[max(0, i - 1) : i + 1]]
     add(
         "config.toml",
         "train dit",
         "text",
         config,
         file,
-        [*without(TRAIN_DIT), *limits, "--config", file],
+        [*drop_config_flag(TRAIN_DIT), *limits, "--config", file],
         extra_files=INDEXED,
         period=8,
         is_verbose=True,
@@ -462,7 +462,7 @@ def add_texts(add):
         "text",
         config,
         file,
-        [*without(TRAIN_CLASSIFIER), *limits, "--epochs", "1", "--config", file],
+        [*drop_config_flag(TRAIN_CLASSIFIER), *limits, "--epochs", "1", "--config", file],
         extra_files=INDEXED,
         period=2,
         is_verbose=True,
@@ -520,7 +520,7 @@ def add_texts(add):
                 "2",
                 "--no-cache",
             ]
-            more = {"runs/stopped/classifier_step_00000002.safetensors": "classifier-state.safetensors"}
+            state_files = {"runs/stopped/classifier_step_00000002.safetensors": "classifier-state.safetensors"}
             add(
                 format,
                 "train --resume",
@@ -528,7 +528,7 @@ def add_texts(add):
                 [f"stopped/{name}"],
                 file,
                 resume,
-                extra_files=extra_files | more | INDEXED,
+                extra_files=extra_files | state_files | INDEXED,
                 names=(name, "stopped"),
                 period=4,
                 is_verbose=True,
@@ -546,20 +546,20 @@ def add_texts(add):
         [PROGRAM, "plan", "train", "dit", "data", "--config", "smoke", "--prices", "prices.toml"],
         extra_files=INDEXED,
     )
-    serve = [*SERVE, "--no-generator", "--classifier", "judge.safetensors", "--token-file", "token.txt"]
-    add("token", "serve --token-file", "text", ["token.txt"], "token.txt", serve, extra_files=JUDGE, mode="serve", period=4, is_verbose=True)
+    serve = [*SERVE, "--no-generator", "--classifier", "eval-classifier.safetensors", "--token-file", "token.txt"]
+    add("token", "serve --token-file", "text", ["token.txt"], "token.txt", serve, extra_files=EVAL_CLASSIFIER, mode="serve", period=4, is_verbose=True)
 
     # Names of broken images and of runs.
-    inside, broken_image = "data/Bengal/{name}", {"contents": "truncated.png", "names": ("data",), "extra_files": TWO}
+    inside, broken_image = "data/Bengal/{name}", {"contents": "truncated.png", "names": ("data",), "extra_files": TWO_CLASSES}
     for arguments in (
         ["data", "index", "data"],
         ["data", "stats", "data"],
-        ["data", "prepare", "data", "made", "--crop", "centre", "--size", "16"],
+        ["data", "prepare", "data", "prepared", "--crop", "center", "--size", "16"],
     ):
         add("file name", " ".join(arguments[:2]), "name", ["name"], inside, [PROGRAM, *arguments], **broken_image)
     for arguments in (
-        ["classify", "data", "--model", "judge.safetensors"],
-        ["eval", "classifier", "data", "--split", "all", "--model", "judge.safetensors"],
+        ["classify", "data", "--model", "eval-classifier.safetensors"],
+        ["eval", "classifier", "data", "--split", "all", "--model", "eval-classifier.safetensors"],
     ):
         add(
             "file name",
@@ -568,7 +568,7 @@ def add_texts(add):
             ["name"],
             inside,
             [PROGRAM, *arguments],
-            **broken_image | {"extra_files": TWO | JUDGE},
+            **broken_image | {"extra_files": TWO_CLASSES | EVAL_CLASSIFIER},
             is_verbose=True,
         )
     for command in (["runs"], ["runs", "show"]):
@@ -595,5 +595,5 @@ def add_texts(add):
         outputs=TRAINED,
         period=2,
         is_verbose=True,
-        guard="repaired",
+        integrity_check="repaired",
     )

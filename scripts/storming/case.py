@@ -42,7 +42,7 @@ class Case:
     def log(self, text):
         self.history.append(f"{time.monotonic() - self.start_time:7.3f} s  {text}")
 
-    def problem(self, text):
+    def add_problem(self, text):
         self.log(f"PROBLEM: {text}")
         self.problems.append(text)
 
@@ -70,15 +70,15 @@ class Case:
         self.log(f"start {self.starts}: {' '.join([*selection, *more])}")
         return run
 
-    def moment(self, run, only=None):
+    def wait_for_moment(self, run, only=None):
         """Waits for a random moment; True if the program is still running. The random numbers do not depend on its progress."""
         share, delay_share, choice = self.random.random(), self.random.random(), self.random.random()
         names = only or ["start", "worker", "record", "step", "step", "state", "writing", "writing", "released", "finished", "output", "finished_message"]
         name = names[int(choice * len(names))]
-        happened, text = getattr(self, f"at_{name}")(run, share)
-        short = {"start": 0.05, "worker": 0.1, "released": 0.05, "finished": 0.02, "output": 0.02, "finished_message": 0.02}
-        delay = delay_share**2 * short.get(name, 1.2 * self.storm.step_seconds[self.task.name])
-        is_running = run.wait_until(happened, delay)
+        condition, text = getattr(self, f"at_{name}")(run, share)
+        max_delays = {"start": 0.05, "worker": 0.1, "released": 0.05, "finished": 0.02, "output": 0.02, "finished_message": 0.02}
+        delay = delay_share**2 * max_delays.get(name, 1.2 * self.storm.step_seconds[self.task.name])
+        is_running = run.wait_until(condition, delay)
         self.log(f"{text} + {1000 * delay:.1f} ms{'' if is_running else ': too late, the program has exited'}")
         return is_running
 
@@ -170,29 +170,29 @@ class Case:
         text = err.decode("utf-8", "replace")
         self.log(f"exit code {code}" + "".join(f"\n           | {line}" for line in text.splitlines()[-12:]))
         if code is None:
-            self.problem(f"start {self.starts}: still running after {limit} s")
+            self.add_problem(f"start {self.starts}: still running after {limit} s")
             raise CaseFailed
         codes = set(codes)
         if code < 0 and run.signalled == (-code, False):
             # The signal arrived before the handler was installed.
             codes.add(code)
         if code == 0 and 0 not in codes and not self.folder.is_finished():
-            self.problem(f"start {self.starts}: exit code 0, but the run is not finished")
+            self.add_problem(f"start {self.starts}: exit code 0, but the run is not finished")
         elif code != 0 and code not in codes:
-            self.problem(f"start {self.starts}: exit code {code}, expected {' or '.join(map(str, sorted(codes | {0})))}: {last_line(text)}")
+            self.add_problem(f"start {self.starts}: exit code {code}, expected {' or '.join(map(str, sorted(codes | {0})))}: {last_line(text)}")
         if run.output == "files":
             self.problems += text_problems(out, MAX_OUTPUT_LINE, "output") + text_problems(err, MAX_MESSAGE_LINE, "message")
         crash = next((crash for crash in CRASHES if crash in text), None)
         if crash:
-            self.problem(f"start {self.starts}: {crash}: {last_line(text)}")
+            self.add_problem(f"start {self.starts}: {crash}: {last_line(text)}")
         messages = [line for line in text.splitlines() if line.startswith("error: ")]
         expected = errors if errors is not None else {1: [1], EXIT_TRANSIENT: range(0, 8)}.get(code, [0])
         if len(messages) not in expected:
-            self.problem(f"start {self.starts}: {len(messages)} errors with exit code {code}: {' / '.join(messages)[:300]}")
+            self.add_problem(f"start {self.starts}: {len(messages)} errors with exit code {code}: {' / '.join(messages)[:300]}")
         if code in (1, EXIT_TRANSIENT) and not text.strip():
-            self.problem(f"start {self.starts}: exit code {code} without a message")
+            self.add_problem(f"start {self.starts}: exit code {code} without a message")
         if code == EXIT_STOPPED and "stopped" not in text and errors is None:
-            self.problem(f"start {self.starts}: exit code {EXIT_STOPPED} without a message that the run was stopped: {last_line(text)}")
+            self.add_problem(f"start {self.starts}: exit code {EXIT_STOPPED} without a message that the run was stopped: {last_line(text)}")
         return code
 
     def wait_for_orphan(self, worker):
@@ -200,7 +200,7 @@ class Case:
         code = reap(worker, RESPONSE_LIMIT)
         self.log(f"orphaned training process: exit code {code}")
         if code is None and os.path.exists(f"/proc/{worker}/stat"):
-            self.problem(f"a training process whose parent was killed is still running after {RESPONSE_LIMIT} s")
+            self.add_problem(f"a training process whose parent was killed is still running after {RESPONSE_LIMIT} s")
             send(worker, signal.SIGKILL)
         return code
 
@@ -227,20 +227,20 @@ class Case:
         self.wait_for_orphans()
         alive = find_in(self.folder.path)
         if alive:
-            self.problem(f"{len(alive)} processes of the run remain")
+            self.add_problem(f"{len(alive)} processes of the run remain")
         for path in self.own_files:
             path.unlink(missing_ok=True)
         for text in self.reference.differences(self.folder, self.exact, self.is_same_call):
-            self.problem(text)
+            self.add_problem(text)
         states = self.folder.states(next(iter(run for run in self.folder.runs() if self.folder.is_finished(run)), None))
         if len(states) > MAX_STATES + self.damaged:
-            self.problem(f"{len(states)} training states remain, expected at most {MAX_STATES}")
+            self.add_problem(f"{len(states)} training states remain, expected at most {MAX_STATES}")
         self.check_list()
         stray_runs = [run for run in self.folder.runs() if not self.folder.is_finished(run)]
         for run in stray_runs:
             # Before it has a configuration, a run cannot be resumed, and the command starts another one.
             if self.mode == "id" or self.folder.states(run):
-                self.problem(f"another run was started: {run.name}")
+                self.add_problem(f"another run was started: {run.name}")
         self.storm.stray_runs += len(stray_runs)
         if self.random.random() < 0.3 and not self.problems:
             self.call_again()
@@ -248,11 +248,11 @@ class Case:
     def check_list(self):
         runs = self.storm.call(self.folder.path, self.environment, "runs", "--json")
         if runs.returncode:
-            self.problem(f"`runs` exited with {runs.returncode}: {last_line(runs.stderr.decode('utf-8', 'replace'))}")
+            self.add_problem(f"`runs` exited with {runs.returncode}: {last_line(runs.stderr.decode('utf-8', 'replace'))}")
             return
         finished = [run for run in json.loads(runs.stdout) if run["status"] == "finished"]
         if len(finished) != 1 or (self.exact and finished[0]["loss"]["value"] != [m["loss"] for m in self.reference.metrics if "loss" in m][-1]):
-            self.problem(f"`runs` does not list one finished run with the loss of the last step: {[run['status'] for run in finished]}")
+            self.add_problem(f"`runs` does not list one finished run with the loss of the last step: {[run['status'] for run in finished]}")
 
     def call_again(self):
         """Calls the same command again, which must not change the output."""
@@ -262,7 +262,7 @@ class Case:
         self.wait(self.start(mode=mode), [0])
         after = {path: digest(path) for path in self.folder.output.iterdir() if path.is_file()}
         if before != after:
-            self.problem("the same command after the end changed the released files")
+            self.add_problem("the same command after the end changed the released files")
 
 
 def last_line(text):

@@ -45,9 +45,9 @@ def damaged_newest(case):
     case.wait(run, [0])
     message = run.read_output()[1].decode("utf-8", "replace")
     if kind_of_damage != "removed" and states[-1].name not in message:
-        case.problem(f"{states[-1].name} was {kind_of_damage}, without a warning that names it: {message[:300]}")
+        case.add_problem(f"{states[-1].name} was {kind_of_damage}, without a warning that names it: {message[:300]}")
     if kind_of_damage != "removed" and len(states) == 1 and "the run restarts" not in message:
-        case.problem(f"the only training state was {kind_of_damage}, without a warning that the run restarts: {message[:300]}")
+        case.add_problem(f"the only training state was {kind_of_damage}, without a warning that the run restarts: {message[:300]}")
 
 
 @kind
@@ -62,7 +62,7 @@ def damaged_all(case):
     case.wait(run, [0])
     message = run.read_output()[1].decode("utf-8", "replace")
     if "the run restarts" not in message:
-        case.problem(f"all training states were {', '.join(kinds_of_damage)}, without a warning that the run restarts: {message[:300]}")
+        case.add_problem(f"all training states were {', '.join(kinds_of_damage)}, without a warning that the run restarts: {message[:300]}")
 
 
 @kind
@@ -77,7 +77,7 @@ def damaged_best(case):
     kind_of_damage = damage(case, best_states[0])
     code = case.wait(case.start(), [0])
     if code != 0:
-        case.problem(f"the best training state, {best_states[0].name}, was {kind_of_damage}: the run cannot be finished")
+        case.add_problem(f"the best training state, {best_states[0].name}, was {kind_of_damage}: the run cannot be finished")
         raise CaseFailed
 
 
@@ -97,7 +97,7 @@ def damaged_record(case):
     run = case.start()
     if case.wait(run, [0, 1] if path.name == "config.toml" else [0]) == 1:
         if path.name not in run.read_output()[1].decode("utf-8", "replace"):
-            case.problem(f"the error does not name {path.name}")
+            case.add_problem(f"the error does not name {path.name}")
         path.unlink()
 
 
@@ -159,11 +159,11 @@ def clock_jumps(case):
     for _ in case.rounds():
         clock.set(case.random.choice(jumps))
         run = case.start()
-        if case.moment(run, ["step", "state", "writing"]):
+        if case.wait_for_moment(run, ["step", "state", "writing"]):
             clock.set(case.random.choice(jumps))
             case.disturbed += 1
             case.log(f"the clock jumps to {clock.shift:+} s")
-        if not case.moment(run):
+        if not case.wait_for_moment(run):
             case.wait(run, [0])
         elif case.random.random() < 0.5:
             case.power_off(run)
@@ -187,7 +187,7 @@ def leftovers(case):
         run = case.start(before=before)
         case.disturbed += 1
         case.own_files += [folder / f".writing-{run.pid}.tmp" for folder in [root, root / RUNS, root / RUNS / ID, case.folder.output]]
-        if not is_last and case.moment(run):
+        if not is_last and case.wait_for_moment(run):
             case.power_off(run)
         else:
             case.wait(run, [0])
@@ -211,7 +211,7 @@ def full_disk(case):
     filler = folder / "filler"
     for _ in case.rounds(2):
         run = case.start()
-        if case.moment(run, ["worker", "record", "step", "state", "writing", "released", "output"]):
+        if case.wait_for_moment(run, ["worker", "record", "step", "state", "writing", "released", "output"]):
             free = int(case.random.choice([0, 0.001, 0.01, 0.3, 0.99]) * case.reference.state_bytes)
             fill(filler, free)
             case.disturbed += 1
@@ -221,11 +221,11 @@ def full_disk(case):
         code = case.wait(run, [1, EXIT_STOPPED])
         error = next((line for line in run.read_output()[1].decode("utf-8", "replace").splitlines() if line.startswith("error: ")), "")
         if code == 1 and folder.name not in error:
-            case.problem(f"the error does not name the full folder: {error}")
+            case.add_problem(f"the error does not name the full folder: {error}")
         filler.unlink(missing_ok=True)
         temporary = [name for name in case.folder.temporary_files() if not name.endswith(f".writing-{run.pid}.tmp")]
         if code == 1 and temporary:
-            case.problem(f"temporary files remain after a full disk: {', '.join(temporary)}")
+            case.add_problem(f"temporary files remain after a full disk: {', '.join(temporary)}")
     case.own_files.append(filler)
 
 
@@ -258,7 +258,7 @@ def closed_output(case):
     """The reader of the output closes its pipes."""
     for _ in case.rounds(2):
         run = case.start(output="pipes")
-        if case.moment(run):
+        if case.wait_for_moment(run):
             run.close()
             case.disturbed += 1
             case.log("the pipes are closed")
@@ -271,7 +271,7 @@ def terminal(case):
     for _ in case.rounds():
         action = case.random.choice(["Ctrl-C", "Ctrl-Z", "Ctrl-\\", "closed", "closed under nohup"])
         run = case.start(output="terminal", ignored=[HUP] if "nohup" in action else [])
-        is_running = case.moment(run, ["worker", "record", "step", "step", "state", "writing", "writing", "released", "finished", "output"])
+        is_running = case.wait_for_moment(run, ["worker", "record", "step", "step", "state", "writing", "writing", "released", "finished", "output"])
         worker = run.worker()
         if not is_running or worker is None:
             case.wait(run, [0])

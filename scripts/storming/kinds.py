@@ -27,7 +27,7 @@ def stop_program(case):
     """SIGTERM, SIGINT or SIGHUP to the program."""
     for _ in case.rounds():
         run = case.start()
-        if case.moment(run):
+        if case.wait_for_moment(run):
             case.stop(run)
         case.wait(run, [EXIT_STOPPED])
 
@@ -37,7 +37,7 @@ def stop_worker(case):
     """The same signals to the training process. Before it has a handler, a signal kills it, and it is restarted."""
     for _ in case.rounds():
         run = case.start()
-        if case.moment(run):
+        if case.wait_for_moment(run):
             case.stop(run, targets=["worker"])
         case.wait(run, [EXIT_STOPPED])
 
@@ -47,7 +47,7 @@ def stop_all(case):
     """The same signals to all processes, as from systemd and Slurm, or to the process group, as from a terminal."""
     for _ in case.rounds():
         run = case.start()
-        if case.moment(run):
+        if case.wait_for_moment(run):
             case.stop(run, targets=["all", "group"])
         case.wait(run, [EXIT_STOPPED])
 
@@ -58,7 +58,7 @@ def stop_twice(case):
     for _ in case.rounds(2):
         run, wait = case.start(), case.random.choice([0, 0.02, 0.3, 1.3])
         second = case.random.choice([TERM, INT])
-        if case.moment(run):
+        if case.wait_for_moment(run):
             if wait > SIGNAL_WINDOW:
                 # Pause it, so that it cannot exit between the signals.
                 worker = run.worker()
@@ -76,7 +76,7 @@ def stop_early(case):
     """A signal in the first 50 ms."""
     for _ in range(6):
         run = case.start()
-        if case.moment(run, ["start"]):
+        if case.wait_for_moment(run, ["start"]):
             case.stop(run, targets=["program", "all"])
         case.wait(run, [EXIT_STOPPED])
 
@@ -86,7 +86,7 @@ def pause(case):
     """SIGSTOP and SIGCONT to the program, the training process or both; SIGTSTP, as from a terminal."""
     for _ in case.rounds():
         run = case.start()
-        if case.moment(run):
+        if case.wait_for_moment(run):
             number, target = case.random.choice([(STOP, "program"), (STOP, "worker"), (STOP, "all"), (signal.SIGTSTP, "program")])
             worker = case.signal(run, number, target)
             time.sleep(case.random.choice([0, 0.05, 0.5]))
@@ -101,7 +101,7 @@ def pause_and_stop(case):
     """A signal while the training process, or everything, is paused."""
     for _ in case.rounds(2):
         run = case.start()
-        if case.moment(run):
+        if case.wait_for_moment(run):
             worker = case.signal(run, STOP, case.random.choice(["worker", "all"]))
             case.stop(run)
             time.sleep(case.random.choice([0, 0.2]))
@@ -116,14 +116,14 @@ def ignored_signals(case):
     for _ in case.rounds(2):
         ignored = case.random.choice([[HUP], [HUP, INT, QUIT], [INT, QUIT]])
         run, number = case.start(ignored=ignored), case.random.choice(ignored)
-        if case.moment(run):
+        if case.wait_for_moment(run):
             case.signal(run, number, case.random.choice(["program", "worker", "all"]))
             if case.random.random() < 0.5:
                 case.stop(run, [TERM])
         # SIGINT stops a run anyway: according to docs/training.md, only SIGHUP can be ignored.
         case.wait(run, [0, EXIT_STOPPED])
         if run.signalled and run.signalled[0] in (HUP, QUIT) and run.process.returncode == EXIT_STOPPED:
-            case.problem(f"{signal.Signals(run.signalled[0]).name} was ignored at the start, but stopped the run")
+            case.add_problem(f"{signal.Signals(run.signalled[0]).name} was ignored at the start, but stopped the run")
 
 
 # Killed processes.
@@ -139,7 +139,7 @@ def kill_program_only(case, run, number):
         code = case.wait_for_orphan(worker)
         # The orphan notices it within three steps of the fast task.
         if code == 0 and case.task.name == "dit" and step + 4 <= case.task.steps:
-            case.problem(f"a training process whose parent was killed after step {step} continued to the end")
+            case.add_problem(f"a training process whose parent was killed after step {step} continued to the end")
     case.orphan(None if waits else worker)
 
 
@@ -148,7 +148,7 @@ def kill_program(case):
     """SIGKILL to the program; the next command starts while the training process still saves, or later."""
     for _ in case.rounds():
         run = case.start()
-        if case.moment(run):
+        if case.wait_for_moment(run):
             kill_program_only(case, run, KILL)
         else:
             case.wait(run, [0])
@@ -173,7 +173,7 @@ def kill_at_birth(case):
         if worker:
             case.wait_for_orphan(worker)
         if case.is_finished():
-            case.problem("a training process whose parent was killed at its start continued to the end")
+            case.add_problem("a training process whose parent was killed at its start continued to the end")
             break
 
 
@@ -182,7 +182,7 @@ def kill_worker(case):
     """SIGKILL to the training process, which is restarted."""
     run = case.start()
     for _ in range(case.random.randint(1, 3)):
-        if case.moment(run):
+        if case.wait_for_moment(run):
             case.signal(run, KILL, "worker")
     case.wait(run, [0])
 
@@ -191,7 +191,7 @@ def kill_worker(case):
 def kill_worker_always(case):
     """SIGKILL to each training process, until the program gives up."""
     run, killed, end = case.start(), set(), time.monotonic() + 60
-    case.moment(run)
+    case.wait_for_moment(run)
     while not run.has_exited() and time.monotonic() < end:
         worker = run.worker()
         if worker and worker not in killed:
@@ -204,7 +204,7 @@ def kill_worker_always(case):
     code = case.wait(run, [EXIT_TRANSIENT])
     message = run.read_output()[1].decode("utf-8", "replace")
     if code == EXIT_TRANSIENT and f"given up after {RETRIES} retries" not in message:
-        case.problem(f"it gave up without a message: {message[-300:]}")
+        case.add_problem(f"it gave up without a message: {message[-300:]}")
 
 
 @kind
@@ -212,7 +212,7 @@ def kill_all(case):
     """SIGKILL to all processes, as in a power failure."""
     for _ in case.rounds():
         run = case.start()
-        if case.moment(run):
+        if case.wait_for_moment(run):
             case.power_off(run)
         else:
             case.wait(run, [0])
@@ -223,7 +223,7 @@ def quit_program(case):
     """SIGQUIT to the program, to the training process, or both."""
     for _ in case.rounds():
         run, target = case.start(), case.random.choice(["program", "worker", "all"])
-        if not case.moment(run):
+        if not case.wait_for_moment(run):
             case.wait(run, [0])
         elif target == "program":
             kill_program_only(case, run, QUIT)
@@ -237,7 +237,7 @@ def quit_program(case):
 def wait_for_orphan(case):
     """The program is killed and its training process paused: the next command waits for it, and can be stopped."""
     run = case.start()
-    if not case.moment(run, ["step", "state", "writing"]):
+    if not case.wait_for_moment(run, ["step", "state", "writing"]):
         case.wait(run, [0])
         return
     worker = run.worker()
@@ -261,7 +261,7 @@ def second_command(case):
     """The same command while the run trains: it waits, and then resumes or gives up with exit code 74."""
     case.is_same_call = False
     run = case.start()
-    if not case.moment(run, ["record", "step", "state"]):
+    if not case.wait_for_moment(run, ["record", "step", "state"]):
         case.wait(run, [0])
         return
     mode = "auto" if case.mode == "path" else case.mode
@@ -308,7 +308,7 @@ def mixed(case):
         if case.is_finished():
             break
         run = case.start()
-        if not case.moment(run):
+        if not case.wait_for_moment(run):
             case.wait(run, [0])
             continue
         action = case.random.choice(["stop", "kill", "worker", "power", "quit"])
@@ -319,7 +319,7 @@ def mixed(case):
             kill_program_only(case, run, KILL if action == "kill" else QUIT)
         elif action == "worker":
             case.signal(run, KILL, "worker")
-            if case.moment(run):
+            if case.wait_for_moment(run):
                 case.stop(run)
             case.wait(run, [EXIT_STOPPED])
         else:

@@ -161,9 +161,9 @@ class RunningProgram:
         self.drain()
         return self.process.poll() is not None
 
-    def wait_until(self, happened, delay):
-        """Waits until `happened` returns True, and `delay` seconds more; True if the program is still running."""
-        while not happened():
+    def wait_until(self, condition, delay):
+        """Waits until `condition` returns True, and `delay` seconds more; True if the program is still running."""
+        while not condition():
             if self.has_exited() or time.monotonic() - self.start_time > LIMIT:
                 return False
             time.sleep(POLL_INTERVAL)

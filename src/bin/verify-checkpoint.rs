@@ -70,7 +70,10 @@ fn main() -> ExitCode {
             Err(e) => eprintln!("verify-checkpoint: {e}"),
         }
     } else if let (None, Some(problem)) = (&report.format, report.problems.first()) {
-        eprintln!("verify-checkpoint: {}: {problem}", escape(&report.path.display().to_string(), usize::MAX));
+        let path = report.path.display().to_string();
+        let is_onnx = problem.contains("probably an ONNX file");
+        let hint = if is_onnx { "; pass its checkpoint, and the ONNX file with --onnx" } else { "" };
+        eprintln!("verify-checkpoint: {}: {problem}{hint}", escape(&path, usize::MAX));
     } else {
         println!("{report}");
     }

@@ -12,7 +12,7 @@ use tiny_cats_models::pretrained;
 use walkdir::WalkDir;
 
 use super::common::{ModelContext, Runtime, open_model};
-use crate::data::{is_ignored, printable};
+use crate::data::{can_be_image, printable};
 
 /// Maximum number of files, so that the list of paths fits into memory.
 const MAX_FILES: usize = 1 << 20;
@@ -20,8 +20,8 @@ const MAX_FILES: usize = 1 << 20;
 /// The arguments of `tiny-cats classify`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Images (PNG, JPEG or WebP) and folders. All files in folders are used, except hidden ones and those of operating systems, such as
-    /// Thumbs.db; links to folders in them are not followed
+    /// Images (PNG, JPEG or WebP) and folders. All files in folders are used, except hidden ones, those of operating systems (Thumbs.db)
+    /// and those of this program (index.json); links to folders in them are not followed
     #[arg(required = true, value_name = "IMAGE|DIR")]
     paths: Vec<PathBuf>,
     /// The model: .onnx, .safetensors or .pt [default: the bundled one]
@@ -126,7 +126,7 @@ fn printable_path(path: &Path) -> String {
     printable(path).display().to_string()
 }
 
-/// Finds the files among `paths`, and in folders all files that are not ignored, sorted by name. Also returns paths that cannot be read.
+/// Finds the files among `paths`, and in folders all files that may be images, sorted by name. Also returns paths that cannot be read.
 fn find(paths: &[PathBuf]) -> anyhow::Result<(Vec<PathBuf>, Vec<Skipped>)> {
     let (mut files, mut skipped) = (Vec::new(), Vec::new());
     for path in paths {
@@ -136,7 +136,7 @@ fn find(paths: &[PathBuf]) -> anyhow::Result<(Vec<PathBuf>, Vec<Skipped>)> {
         }
         let before = files.len() + skipped.len();
         let entries = WalkDir::new(path).sort_by_file_name().into_iter();
-        for entry in entries.filter_entry(|entry| entry.depth() == 0 || !is_ignored(entry.file_name())) {
+        for entry in entries.filter_entry(|entry| entry.depth() == 0 || can_be_image(entry.file_name())) {
             match entry {
                 Ok(entry) if !entry.path().is_dir() => files.push(entry.into_path()),
                 Ok(_) => {}

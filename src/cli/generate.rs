@@ -3,7 +3,7 @@
 use std::{
     io::IsTerminal,
     ops::ControlFlow,
-    path::{Path, PathBuf},
+    path::{MAIN_SEPARATOR, Path, PathBuf},
     time::Instant,
 };
 
@@ -18,7 +18,7 @@ use tiny_cats_models::pretrained;
 
 use super::{
     common::{ModelContext, Runtime, interval, open_model},
-    writable::{check_writable, check_writable_folder},
+    writable::{check_writable, check_writable_folder, has_extension},
 };
 
 /// The arguments of `tiny-cats generate`.
@@ -33,13 +33,13 @@ pub struct Args {
     /// Number of images
     #[arg(short = 'n', long = "count", default_value_t = 16, value_name = "N")]
     count: usize,
-    /// Steps from noise to image [default: recommended by the model, 20]
+    /// Steps from noise to image [default: recommended by the model]
     #[arg(long)]
     steps: Option<usize>,
-    /// Sampler: heun, euler or midpoint [default: recommended by the model, heun]
+    /// Sampler: heun, euler or midpoint [default: recommended by the model]
     #[arg(long)]
     sampler: Option<Sampler>,
-    /// Weight of classifier-free guidance; 1 disables it [default: recommended by the model, 2.0]
+    /// Weight of classifier-free guidance; 1 disables it [default: recommended by the model]
     #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true)]
     cfg: Option<f32>,
     /// Interval of times with guidance, from 0 (noise) to 1 (image) [default: recommended by the model]
@@ -72,6 +72,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if is_folder_output {
         check_writable_folder("--output", &args.output)?;
     } else {
+        if !has_extension(&args.output, "png") {
+            let output = args.output.display();
+            bail!(
+                "--output {output}: expected a name that ends in .png, or a folder: {output}{MAIN_SEPARATOR}"
+            );
+        }
         check_writable("--output", &args.output, "png")?;
     }
     let options = LoadOptions { runtime: args.runtime.map(Into::into), batch: args.batch };
@@ -163,7 +169,7 @@ fn denoising_frames(
 }
 
 fn is_folder(path: &Path) -> bool {
-    path.is_dir() || path.to_string_lossy().ends_with(std::path::MAIN_SEPARATOR)
+    path.is_dir() || path.to_string_lossy().ends_with(MAIN_SEPARATOR)
 }
 
 /// Writes one image to its own file.

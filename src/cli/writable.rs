@@ -31,12 +31,17 @@ pub fn check_can_write(folder: &Path) -> io::Result<()> {
     file.sync_all()
 }
 
+/// True if the name of `path` ends in this extension, in any case.
+pub fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension))
+}
+
 /// Checks that a file with this `extension` can be written to `path`, the value of `flag`.
 ///
 /// # Errors
 /// If the extension differs, the folder does not exist, or it is not writable.
 pub fn check_writable(flag: &str, path: &Path, extension: &str) -> anyhow::Result<()> {
-    if path.extension().is_none_or(|e| !e.eq_ignore_ascii_case(extension)) {
+    if !has_extension(path, extension) {
         bail!("{flag} {}: expected a name that ends in .{extension}", path.display());
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -26,7 +26,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// A folder holds the unpacked archives of the Oxford-IIIT Pet data set: all breeds in one folder.
-    #[error("{0}: expected class folders, found `images` and `annotations` of the Oxford-IIIT Pet data set; make class folders of them with `tiny-cats data prepare {0} NEW_FOLDER --crop centre --size 160`", path.display())]
+    #[error("{0}: expected class folders, found `images` and `annotations` of the Oxford-IIIT Pet data set; make class folders of them with `tiny-cats data prepare {0} NEW_FOLDER --crop center --size 160`", path.display())]
     Oxford {
         /// The folder that contains `images`.
         path: PathBuf,

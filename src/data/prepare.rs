@@ -22,9 +22,9 @@ use super::{
 };
 
 /// The file that lists the output images of a folder and their sources.
-const PREPARED: &str = "PREPARED.json";
+pub(super) const PREPARED: &str = "PREPARED.json";
 /// The file with the source and license of the images; it is copied along with them.
-const SOURCE: &str = "SOURCE.md";
+pub(super) const SOURCE: &str = "SOURCE.md";
 /// The largest source file that is copied, in bytes.
 const MAX_SOURCE_BYTES: u64 = 1 << 20;
 const OXFORD: &str = "\
@@ -45,7 +45,8 @@ pub enum Crop {
     /// The square around the head, of 1.6 times the longer side of its box, moved inside the photograph.
     Head,
     /// The largest square in the middle.
-    #[value(name = "centre", alias = "center")]
+    #[value(name = "center", alias = "centre")]
+    // PREPARED.json keeps the spelling of its format.
     #[serde(rename = "centre")]
     Center,
     /// The whole photograph; the shorter side gets the size.

@@ -9,7 +9,11 @@ use std::{
 
 use tiny_cats_export::is_class_name;
 
-use super::{Error, OTHER, Result, Split};
+use super::{
+    Error, INDEX, OTHER, Result, Split,
+    prepare::{PREPARED, SOURCE},
+    synth::MANIFEST,
+};
 
 /// The largest number of files: labels and positions in an order have 32 bits.
 const MAX_FILES: usize = u32::MAX as usize;
@@ -141,11 +145,16 @@ fn oxford(canonical_root: &Path, root: &Path) -> Option<PathBuf> {
 }
 
 /// True if a file or folder of this name is hidden or belongs to an operating system.
-pub(crate) fn is_ignored(name: &OsStr) -> bool {
+fn is_ignored(name: &OsStr) -> bool {
     let system_files = ["Thumbs.db", "ehthumbs.db", "desktop.ini", "Icon\r"];
     let bytes = name.as_encoded_bytes();
     bytes.starts_with(b".")
         || system_files.iter().any(|system_files| bytes.eq_ignore_ascii_case(system_files.as_bytes()))
+}
+
+/// True unless a file or folder of this name [is ignored](is_ignored), or is a file that this program writes next to images.
+pub(crate) fn can_be_image(name: &OsStr) -> bool {
+    !is_ignored(name) && [INDEX, MANIFEST, PREPARED, SOURCE].iter().all(|file| name != *file)
 }
 
 /// The names in a folder, sorted, without those that are [ignored](is_ignored).

@@ -12,7 +12,7 @@ use super::{
 const SUBSET: usize = 1000;
 const SUBSETS: usize = 100;
 /// The number of the random stream for halves, far from the streams for resamples and subsets.
-const HALVES_STREAM: u64 = 1 << 48;
+const SPLIT_STREAM: u64 = 1 << 48;
 
 /// The options of [`compare`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -98,12 +98,13 @@ pub fn compare(real: &Features, generated: &Features, options: &CompareOptions) 
     })
 }
 
-/// Two random disjoint halves of a set. Their distance is about the lowest that generated images can reach, for half as many images.
+/// Splits a set at random into two parts of half its size. Their distance is about the lowest that generated images can reach, for half
+/// as many images.
 ///
 /// # Errors
 /// [`Shape`](super::Error::Shape) if there is only one image.
-pub fn random_halves(features: &Features, seed: u64) -> Result<[Features; 2]> {
-    let order = Stream::new(seed, Purpose::Evaluation, HALVES_STREAM).permutation(features.len());
+pub fn split_randomly(features: &Features, seed: u64) -> Result<[Features; 2]> {
+    let order = Stream::new(seed, Purpose::Evaluation, SPLIT_STREAM).permutation(features.len());
     let order: Vec<usize> = order.into_iter().map(|index| index as usize).collect();
     let (a, b) = order.split_at(features.len() / 2);
     Ok([features.select(a)?, features.select(b)?])
@@ -148,12 +149,12 @@ mod tests {
     }
 
     #[test]
-    fn random_halves_partition_the_images() {
+    fn random_parts_contain_each_image_once() {
         let all = normal(1, 21, 2, 0.0);
-        let halves = random_halves(&all, 5).unwrap();
-        assert_eq!([halves[0].len(), halves[1].len()], [10, 11]);
+        let parts = split_randomly(&all, 5).unwrap();
+        assert_eq!([parts[0].len(), parts[1].len()], [10, 11]);
         let rows = |f: &Features| (0..f.len()).map(|i| f.row(i).to_vec()).collect::<Vec<_>>();
-        let mut joined: Vec<Vec<f32>> = halves.iter().flat_map(rows).collect();
+        let mut joined: Vec<Vec<f32>> = parts.iter().flat_map(rows).collect();
         let mut expected = rows(&all);
         joined.sort_by(|a, b| a[0].total_cmp(&b[0]));
         expected.sort_by(|a, b| a[0].total_cmp(&b[0]));

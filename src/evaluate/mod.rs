@@ -22,7 +22,7 @@ mod neighbors;
 pub use bootstrap::{Interval, wilson_interval};
 pub use calibration::{BINS, Bin, Calibration};
 pub use classification::ClassificationResults;
-pub use comparison::{CompareOptions, Comparison, compare, proportional, random_halves};
+pub use comparison::{CompareOptions, Comparison, compare, proportional, split_randomly};
 pub use confusion::Confusion;
 pub use error::{Error, Result};
 pub use features::{Features, MAX_FEATURES};

@@ -45,6 +45,8 @@ pub struct StoppedRun<'a> {
     ///
     /// `None` if nothing was saved: the run has not started, or a step failed midway. The run then resumes from the previous state.
     pub at: Option<(u64, PathBuf)>,
+    /// True if the run had begun to train.
+    pub has_started: bool,
     /// True if the run had already ended.
     pub was_finished: bool,
     _held: MutexGuard<'a, Phase>,
@@ -57,6 +59,7 @@ impl Control {
     /// Returns an error if the state cannot be written.
     pub fn stop(&self) -> Result<StoppedRun<'_>> {
         let mut held = self.lock();
+        let has_started = !matches!(*held, Phase::NotStarted);
         let (at, was_finished) = match &mut *held {
             Phase::NotStarted => (None, false),
             // The previous training state is intact.
@@ -64,7 +67,7 @@ impl Control {
             Phase::Training(active) => (Some(active.stop()?), false),
             Phase::Ended => (None, true),
         };
-        Ok(StoppedRun { at, was_finished, _held: held })
+        Ok(StoppedRun { at, has_started, was_finished, _held: held })
     }
 
     pub(super) fn set(&self, phase: Phase) {

@@ -44,6 +44,13 @@ pub enum Event<'a> {
     },
     /// A file was written.
     Wrote(&'a Path),
+    /// The schedule differs from that of the state that the run resumes from.
+    ScheduleChanged {
+        /// The field, such as `steps`.
+        field: &'a str,
+        /// Both values: `changed from 20 to 30`.
+        change: &'a str,
+    },
     /// A message for the user.
     Note(&'a str),
 }

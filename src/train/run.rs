@@ -185,8 +185,10 @@ impl RunFiles {
         if step > options.schedule.steps {
             return Err(fail(format!("is at step {step}, beyond --steps {}", options.schedule.steps)));
         }
-        if let Some(field) = difference("schedule", &state.meta["schedule"], &self.schedule) {
-            observe(Event::Note(&format!("the schedule changed: {field}")));
+        if let Some(difference) = difference("schedule", &state.meta["schedule"], &self.schedule) {
+            let difference = difference.strip_prefix("schedule.").unwrap_or(&difference);
+            let (field, change) = difference.split_once(' ').unwrap_or((difference, ""));
+            observe(Event::ScheduleChanged { field, change });
             let previous: Option<Schedule> = serde_json::from_value(state.meta["schedule"].clone()).ok();
             if let Some(warning) = previous.and_then(|previous| options.schedule.change_note(&previous, step))
             {

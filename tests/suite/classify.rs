@@ -140,6 +140,10 @@ fn predictions_are_printed_in_aligned_columns() {
     for name in ["Thumbs.db", "thumbs.db", "desktop.ini", ".DS_Store", "._2.png", "c/Desktop.ini"] {
         write_file(images.path(), &format!("b/{name}"), b"not an image");
     }
+    // Files that this program writes next to images.
+    for name in ["index.json", "SYNTHETIC.json", "PREPARED.json", "SOURCE.md"] {
+        write_file(images.path(), &format!("b/{name}"), b"not an image");
+    }
     write_file(images.path(), "b/3 of mine", &encoded(ImageFormat::Jpeg));
     let (folder, single) = (images.path().join("b"), images.path().join("a.png"));
     let output = classify(&[single.to_str().unwrap(), folder.to_str().unwrap(), "--top-k", "2"]);
@@ -180,10 +184,12 @@ fn camera_jpegs_are_classified() {
     let items = json_items(&output);
     assert_eq!(items.len(), 4);
     assert!(items.iter().all(|item| item["top"] == items[0]["top"]), "{items:?}");
-    write_file(work.path(), "desktop.ini", b"[.ShellClassInfo]");
-    let named = work.path().join("desktop.ini");
-    let error = fails(CATS, dir, &["classify", "--model", MODEL, named.to_str().unwrap()]);
-    assert!(error.contains("desktop.ini: not an image\n"), "{error}");
+    for (name, content) in [("desktop.ini", &b"[.ShellClassInfo]"[..]), ("index.json", b"{}")] {
+        write_file(work.path(), name, content);
+        let path = work.path().join(name);
+        let error = fails(CATS, dir, &["classify", "--model", MODEL, path.to_str().unwrap()]);
+        assert!(error.contains(&format!("{name}: not an image\n")), "{error}");
+    }
 }
 
 #[test]

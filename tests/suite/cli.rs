@@ -180,7 +180,11 @@ fn invalid_generate_arguments_give_one_line_errors() {
         assert!(error(&["--cfg-interval", interval]).contains("two times from 0 to 1 in ascending order"));
     }
     assert!(error(&["--sampler", "rk4"]).contains("sampler"));
-    assert!(fails(CATS, dir, &["generate", "-o", "cat.jpg"]).contains(".png"));
+    for (output, folder) in [("cat.jpg", "cat.jpg/"), ("bs", "bs/")] {
+        let error = fails(CATS, dir, &["generate", "-o", output]);
+        let expected = format!("--output {output}: expected a name that ends in .png, or a folder: {folder}");
+        assert!(error.contains(&expected), "{error}");
+    }
     assert!(
         fails(
             CATS,

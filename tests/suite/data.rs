@@ -96,7 +96,7 @@ fn camera_jpegs_are_used() {
     let (out, err) = succeeds(root, &["index", "cats"]);
     assert!(out.contains("4 images in 1 class, 1 skipped"), "{out}");
     assert!(line(&err, "closed.jpg").contains("a broken JPEG file: its end is missing"), "{err}");
-    let (out, _) = succeeds(root, &["prepare", "cats", "prepared", "--crop", "centre", "--size", "16"]);
+    let (out, _) = succeeds(root, &["prepare", "cats", "prepared", "--crop", "center", "--size", "16"]);
     assert!(out.contains("used only the images in cats/index.json"), "{out}");
     let prepared: Vec<_> =
         fs::read_dir(root.join("prepared/Bengal")).unwrap().map(|e| e.unwrap().path()).collect();

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tiny_cats::{
     checkpoint,
     data::{Cache, Dataset, Images, Split, View},
-    evaluate::{Features, frechet_distance, random_halves},
+    evaluate::{Features, frechet_distance, split_randomly},
 };
 use tiny_cats_export::{
     ModelMeta, image_sizes,
@@ -21,7 +21,7 @@ use tiny_cats_models::{
 
 /// A folder with synthetic images in `synth` and untrained networks: the classifier `classifier` (as .onnx, .safetensors and .pt), the
 /// generator `generator.safetensors`, and `pixels.onnx`, which returns its input.
-static WORK: LazyLock<TempDir> = LazyLock::new(|| {
+static FIXTURE: LazyLock<TempDir> = LazyLock::new(|| {
     let dir = TempDir::new().expect("a temporary folder");
     let path = dir.path();
     succeeds(CATS, path, &["data", "synth", "synth", "--per-class", "6", "--size", "24"]);
@@ -58,12 +58,12 @@ fn read(path: &Path) -> Value {
 }
 
 fn eval(args: &[&str]) -> String {
-    succeeds(CATS, WORK.path(), &[&["eval"], args].concat())
+    succeeds(CATS, FIXTURE.path(), &[&["eval"], args].concat())
 }
 
 #[test]
 fn classifier_metrics_match_single_predictions() {
-    let dir = WORK.path();
+    let dir = FIXTURE.path();
     let data = Dataset::open(dir.join("synth")).unwrap();
     let paths: Vec<String> = data.files.iter().map(|f| format!("synth/{}", f.path.display())).collect();
     let mut args = vec!["classify", "--model", "classifier.onnx", "--json", "--top-k", "13"];
@@ -94,12 +94,12 @@ fn classifier_metrics_match_single_predictions() {
         let results = &report["results"];
         assert_eq!(results["top1"]["correct"], top1, "{output}");
         assert_eq!(results["top3"]["correct"], top3);
-        let near = |field: &str, expected: f64| {
+        let assert_close = |field: &str, expected: f64| {
             let found = results[field].as_f64().unwrap();
             assert!((found - expected).abs() < 1e-4, "{model}: {field} {found}, expected {expected}");
         };
-        near("negative_log_likelihood", likelihood / n);
-        near("expected_calibration_error", gap);
+        assert_close("negative_log_likelihood", likelihood / n);
+        assert_close("expected_calibration_error", gap);
         assert!(
             output.contains(&format!("({top1} of 78;")) && output.contains("expected calibration error"),
             "{output}"
@@ -115,18 +115,18 @@ fn classifier_metrics_match_single_predictions() {
 
 #[test]
 fn a_split_is_evaluated_alone_and_invalid_images_are_reported() {
-    let dir = TempDir::new_in(WORK.path()).unwrap();
-    succeeds(CATS, dir.path(), &["data", "synth", "some", "--per-class", "8", "--size", "24"]);
-    let data = Dataset::open(dir.path().join("some")).unwrap();
+    let dir = TempDir::new_in(FIXTURE.path()).unwrap();
+    succeeds(CATS, dir.path(), &["data", "synth", "cats", "--per-class", "8", "--size", "24"]);
+    let data = Dataset::open(dir.path().join("cats")).unwrap();
     let test = data.part(Split::Test);
     // The damage is after the header, so that only decoding finds it.
-    let bad = dir.path().join("some").join(&test.files[0].path);
-    let mut bytes = fs::read(&bad).unwrap();
+    let damaged_file = dir.path().join("cats").join(&test.files[0].path);
+    let mut bytes = fs::read(&damaged_file).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle..middle + 40].fill(0);
-    fs::write(&bad, bytes).unwrap();
-    fs::write(dir.path().join("some/Bengal/note.txt"), "not an image").unwrap();
-    let args = ["eval", "classifier", "some", "--model", "../classifier.onnx", "--json", "c.json"];
+    fs::write(&damaged_file, bytes).unwrap();
+    fs::write(dir.path().join("cats/Bengal/note.txt"), "not an image").unwrap();
+    let args = ["eval", "classifier", "cats", "--model", "../classifier.onnx", "--json", "c.json"];
     let output = succeeds(CATS, dir.path(), &args);
     let report = read(&dir.path().join("c.json"));
     assert_eq!(report["results"]["pictures"], test.files.len() - 1);
@@ -145,7 +145,7 @@ const DIT: [&str; 8] =
 
 #[test]
 fn classes_are_generated_in_proportion_and_evaluation_is_deterministic() {
-    let dir = WORK.path();
+    let dir = FIXTURE.path();
     let generation =
         ["--model", "generator.safetensors", "--samples", "20", "--steps", "1", "--cfg", "1", "--seed", "7"];
     let mut reports = Vec::new();
@@ -183,7 +183,7 @@ fn classes_are_generated_in_proportion_and_evaluation_is_deterministic() {
     assert!(number("/results/frechet_interval/low") < number("/results/frechet"));
     assert!(number("/results/kernel/interval/low") > 0.0);
     assert!(number("/results/density_coverage/coverage") < 0.5);
-    // Its images are uniformly gray: near to many training images, but copies of none.
+    // Its images are uniformly gray: close to many training images, but copies of none.
     assert_eq!(number("/nearest_training_picture/pixels/copied"), 0.0);
     assert!(image::open(dir.join("d.png")).is_ok());
     for hash in
@@ -195,7 +195,7 @@ fn classes_are_generated_in_proportion_and_evaluation_is_deterministic() {
 
 #[test]
 fn training_images_have_perfect_scores_and_count_as_copied() {
-    let dir = WORK.path();
+    let dir = FIXTURE.path();
     eval(
         &[&DIT[..], &["--images", "synth", "--features", "classifier.onnx", "--json", "same.json"]].concat(),
     );
@@ -222,7 +222,7 @@ fn training_images_have_perfect_scores_and_count_as_copied() {
 /// With a network that returns its input, the expected features are known: both sets are resized to one size and preprocessed alike.
 #[test]
 fn any_onnx_file_can_compute_features_and_both_sets_are_preprocessed_alike() {
-    let dir = WORK.path();
+    let dir = FIXTURE.path();
     let preprocessing =
         ["--features-resize", "8", "--features-mean", "0.5,0.5,0.5", "--features-std", "0.5,0.5,0.5"];
     let data = Dataset::open(dir.join("synth")).unwrap();
@@ -260,7 +260,7 @@ fn any_onnx_file_can_compute_features_and_both_sets_are_preprocessed_alike() {
         let expected = frechet_distance(&real, &features(&bengals)).unwrap();
         let found = report["results"]["frechet"].as_f64().unwrap();
         assert!((found - expected).abs() < 1e-4 * expected, "{runtime}: {found}, expected {expected}");
-        let [a, b] = random_halves(&real, 0).unwrap();
+        let [a, b] = split_randomly(&real, 0).unwrap();
         let expected = frechet_distance(&a, &b).unwrap();
         let found = report["real_halves"]["frechet"].as_f64().unwrap();
         assert!((found - expected).abs() < 1e-4 * expected, "{runtime}: {found}, expected {expected}");
@@ -271,7 +271,7 @@ fn any_onnx_file_can_compute_features_and_both_sets_are_preprocessed_alike() {
 
 #[test]
 fn invalid_arguments_and_models_give_one_line_errors() {
-    let dir = WORK.path();
+    let dir = FIXTURE.path();
     let nan = Weights::from([("bias".to_owned(), Array::new([768], vec![f32::NAN; 768]).unwrap())]);
     let damaged = {
         let graph = OnnxGraph::new(DEFAULT_OPSET).unwrap();

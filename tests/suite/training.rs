@@ -133,7 +133,7 @@ fn a_run_from_a_training_state_releases_the_same_files() {
     let state = state_path(&dir.join("from-dit"), "dit_step_00000003.safetensors");
     let resume = ["--runs-dir", "longer", "--resume", &state];
     let log = succeeds(CATS, dir, &trained::dit_args("longer", &[&resume[..], &["--steps", "13"]].concat()));
-    assert!(log.contains("schedule.steps changed from 12 to 13"), "{log}");
+    assert!(log.contains("the schedule changed: --steps changed from 12 to 13"), "{log}");
     // A finished run can continue at the floor of its learning rate, or at a rate that rises again.
     let last = state_path(&dir.join("from-dit"), "dit_step_00000012.safetensors");
     let extend = |steps| {
@@ -303,6 +303,28 @@ fn a_run_resumes_after_a_power_failure() {
     }
 }
 
+/// Waits for `event`, and panics if it does not happen for five minutes.
+#[cfg(target_os = "linux")]
+fn wait_until(event: &str, mut happened: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !happened() {
+        assert!(start.elapsed() < Duration::from_secs(300), "{event}: not within five minutes");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// True if `signal_number` has reached a stopped process: it is pending, or a thread blocks it while its handler runs.
+#[cfg(target_os = "linux")]
+fn has_received(process: i32, signal_number: i32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let statuses = threads.filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok());
+    let has_signal = |line: &str| {
+        let mask = ["SigPnd:", "ShdPnd:", "SigBlk:"].iter().find_map(|name| line.strip_prefix(name))?;
+        Some(u64::from_str_radix(mask.trim(), 16).ok()? >> (signal_number - 1) & 1 == 1)
+    };
+    statuses.into_iter().any(|status| status.lines().filter_map(has_signal).any(|received| received))
+}
+
 /// A signal to the program saves the last finished step, even in the middle of another one, and gives its own exit code. So does a signal
 /// to all processes, as from systemd, which reaches the worker twice.
 #[cfg(target_os = "linux")]
@@ -318,22 +340,27 @@ fn a_stopped_run_reports_it_and_resumes() {
     ] {
         let output = format!("stopped-{}-{signal_number}", task.name());
         let arguments = task.arguments(&output, &["--resume", "auto"]);
-        // A run that ends before the signal is repeated: a busy machine may delay this process for as long as a run takes.
-        let attempts = std::iter::repeat_with(|| {
+        // A run that ends before it stands still is repeated: a busy machine may delay this process for as long as a run takes.
+        let mut attempts = std::iter::repeat_with(|| {
             let _ = fs::remove_dir_all(test_dir.path().join(&output));
             let mut run = test_dir.start(&arguments, &output);
             run.wait_for_states(1);
-            let worker = run.worker().filter(|_| all);
-            signal(run.child.id() as i32, signal_number);
-            if let Some(worker) = worker {
-                signal(worker, signal_number);
+            if let Some(worker) = run.worker() {
+                // Training continues only when the signal has arrived.
+                signal(worker, libc::SIGSTOP);
+                signal(run.child.id() as i32, signal_number);
+                if all {
+                    signal(worker, signal_number);
+                }
+                wait_until("the signal arrives", || {
+                    has_received(worker, signal_number) || run.worker().is_none()
+                });
+                signal(worker, libc::SIGCONT);
             }
-            let signaled = Instant::now();
-            let result = run.wait();
-            assert!(signaled.elapsed() < Duration::from_secs(20));
-            result
+            run.wait()
         });
-        let (code, log) = attempts.take(20).find(|(code, _)| *code != Some(0)).expect("a signal in time");
+        let (code, log) =
+            attempts.by_ref().take(20).find(|(code, _)| *code != Some(0)).expect("a stopped run");
         assert_eq!(code, Some(75), "{log}");
         assert!(log.contains("stopped at step") && log.contains("--resume auto to resume"), "{log}");
         let (code, log) = test_dir.start(&arguments, &output).wait();

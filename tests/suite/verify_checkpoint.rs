@@ -118,6 +118,7 @@ fn a_released_model_and_its_onnx_file_are_valid_until_either_changes() {
 
     let onnx = dir.path().join("cat.onnx");
     std::fs::write(&onnx, to_onnx(&meta(&config), &weights, 17).unwrap()).unwrap();
+    assert_rejected(&onnx, &[], "; pass its checkpoint, and the ONNX file with --onnx");
     let report = verify_ok(&path, &[]);
     assert!(report["runtimes"].as_array().unwrap().iter().any(|r| r["runtime"] == "tract"), "{report}");
     assert_eq!(report["parameters"], tiny_cats_models::num_parameters(&weights));

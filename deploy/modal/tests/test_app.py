@@ -381,7 +381,7 @@ class Containers(ServerTestCase):
         code.mkdir()
         for name in ("app.py", "run.py", "options.py", "settings.toml"):
             shutil.copy(MODAL / name, code)
-        # The folder of the test imitates the container's root.
+        # The folder of the test stands for the container's root.
         (self.folder / "outputs").mkdir()
         subprocess.run(
             [BINARY, "data", "synth", self.folder / "data/synth", "--per-class=8", "--size=32"],

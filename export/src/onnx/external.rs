@@ -34,7 +34,7 @@ const RAW_DATA: u32 = 9;
 /// [`Error::File`] with the name of a tensor whose values are not at the stated location, and [`Error::Io`].
 pub fn inline_external_data(bytes: &[u8], file: &str, folder: &Path) -> Result<Vec<u8>> {
     let mut reader = ExternalDataReader { file, folder, files: BTreeMap::new(), total: bytes.len() };
-    let Some(parts) = reader.message(bytes, MessageKind::Model)? else { return Ok(bytes.to_vec()) };
+    let Some(parts) = reader.split_message(bytes, MessageKind::Model)? else { return Ok(bytes.to_vec()) };
     let mut out = Vec::with_capacity(parts.iter().map(Chunk::len).sum());
     for part in parts {
         match part {
@@ -79,9 +79,13 @@ struct ExternalDataReader<'a> {
 
 impl ExternalDataReader<'_> {
     /// Returns the parts of a message; `None` if nothing in it changes.
-    fn message<'b>(&mut self, mut bytes: &'b [u8], kind: MessageKind) -> Result<Option<Vec<Chunk<'b>>>> {
+    fn split_message<'b>(
+        &mut self,
+        mut bytes: &'b [u8],
+        kind: MessageKind,
+    ) -> Result<Option<Vec<Chunk<'b>>>> {
         if kind == MessageKind::Tensor {
-            return self.tensor(bytes);
+            return self.split_tensor(bytes);
         }
         let (mut parts, mut changed) = (Vec::new(), false);
         while !bytes.is_empty() {
@@ -93,7 +97,7 @@ impl ExternalDataReader<'_> {
                 ));
             };
             let content = match (field(kind, raw.number), raw.value) {
-                (Field::Message(kind), WireValue::Bytes(content)) => self.message(content, kind)?,
+                (Field::Message(kind), WireValue::Bytes(content)) => self.split_message(content, kind)?,
                 _ => None,
             };
             match content {
@@ -109,7 +113,8 @@ impl ExternalDataReader<'_> {
         Ok(changed.then_some(parts))
     }
 
-    fn tensor<'b>(&mut self, bytes: &'b [u8]) -> Result<Option<Vec<Chunk<'b>>>> {
+    /// Returns the parts of a tensor; `None` if its values are in the model already.
+    fn split_tensor<'b>(&mut self, bytes: &'b [u8]) -> Result<Option<Vec<Chunk<'b>>>> {
         let tensor = TensorProto::decode(bytes).map_err(|e| Error::file(self.file, "ONNX", e.to_string()))?;
         if tensor.data_location != EXTERNAL {
             return Ok(None);
@@ -205,7 +210,7 @@ impl ExternalDataReader<'_> {
     }
 }
 
-/// An error of reading external data.
+/// An error while reading external data.
 enum ExternalError {
     Invalid(&'static str),
     Io(Error),
@@ -283,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn external_data_are_moved_into_the_model() {
+    fn external_data_is_moved_into_the_model() {
         let dir = tempfile::tempdir().unwrap();
         for location in ["m.onnx.data", "parts/m.data"] {
             let (model, data, weights) = with_external_data(location);
@@ -317,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn external_data_outside_the_folder_or_the_file_are_rejected() {
+    fn external_data_outside_the_folder_or_the_file_is_rejected() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("model");
         fs::create_dir_all(folder.join("folder")).unwrap();
@@ -403,15 +408,15 @@ mod tests {
         let (model, data, _) = with_external_data("m.data");
         fs::write(dir.path().join("m.data"), data).unwrap();
         let bytes = model.encode_to_vec();
-        let mut read = 0;
+        let mut loaded = 0;
         for bit in 0..8 * bytes.len() {
             let mut changed = bytes.clone();
             changed[bit / 8] ^= 1 << (bit % 8);
             match OnnxFile::read(changed, "m", Some(dir.path())).and_then(|file| file.weights()) {
-                Ok(_) => read += 1,
+                Ok(_) => loaded += 1,
                 Err(e) => assert!(!e.to_string().contains(char::is_control), "{e:?}"),
             }
         }
-        assert!(read > 0 && read < 8 * bytes.len());
+        assert!(loaded > 0 && loaded < 8 * bytes.len());
     }
 }

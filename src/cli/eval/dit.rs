@@ -24,7 +24,7 @@ use crate::{
     data::{Cache, Dataset, Images},
     evaluate::{
         COPY_NEIGHBORS, CompareOptions, Comparison, Confusion, Interval, Memorization, compare, memorization,
-        proportional, random_halves,
+        proportional, split_randomly,
     },
 };
 
@@ -171,7 +171,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let baseline = match real.len() {
         ..4 => None,
         _ => {
-            let [a, b] = random_halves(&real_features, args.seed)?;
+            let [a, b] = split_randomly(&real_features, args.seed)?;
             Some(compare(
                 &a,
                 &b,

@@ -15,7 +15,7 @@ use walkdir::WalkDir;
 use super::{labels, progress_bar};
 use crate::{
     cli::common::interval,
-    data::{Dataset, hex, is_ignored},
+    data::{Dataset, can_be_image, hex},
 };
 
 /// Maximum number of files, so that the list of paths fits into memory.
@@ -123,7 +123,7 @@ pub fn generate_each(
 pub fn read_folder(folder: &Path, size: Option<u32>, classes: &[String]) -> anyhow::Result<GeneratedSet> {
     let mut files = Vec::new();
     let entries = WalkDir::new(folder).sort_by_file_name().into_iter();
-    for entry in entries.filter_entry(|entry| entry.depth() == 0 || !is_ignored(entry.file_name())) {
+    for entry in entries.filter_entry(|entry| entry.depth() == 0 || can_be_image(entry.file_name())) {
         let entry =
             entry.map_err(std::io::Error::from).with_context(|| format!("--images {}", folder.display()))?;
         if !entry.path().is_dir() {

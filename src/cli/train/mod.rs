@@ -271,6 +271,7 @@ fn run_training(
     let mut process_group = process_group::create(common)?;
     let reporter = Reporter::new(ReportOptions {
         steps: plan.schedule.steps,
+        task: task.kind(),
         log_interval: plan.log_interval,
         trackers: common.trackers()?,
         log_format: common.log_format,
@@ -284,7 +285,9 @@ fn run_training(
     };
     let deadline = common.deadline.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
     let shared_reporter = reporter.clone();
-    stop::watch(&plan.control, deadline, move || finish_reporter(&shared_reporter, Status::Stopped))?;
+    stop::watch(&plan.control, &plan.folder, deadline, move || {
+        finish_reporter(&shared_reporter, Status::Stopped)
+    })?;
     train::tune_allocator();
     let is_own = released::owned_by_run(&plan.folder, &destinations);
     let result = train::train_distributed(task, plan, &mut process_group, &mut |event| {

@@ -37,6 +37,8 @@ const MAX_EARLY_LINES: usize = 100;
 pub struct ReportOptions {
     /// Total number of steps.
     pub steps: u64,
+    /// The task, which is the name of its subcommand.
+    pub task: &'static str,
     /// Steps between lines.
     pub log_interval: u64,
     /// The trackers to report to.
@@ -45,6 +47,22 @@ pub struct ReportOptions {
     pub log_format: logging::Format,
     /// The device, if it is a GPU whose memory is reported.
     pub device: Option<Device>,
+}
+
+/// The flag that sets a field of the schedule of a task; the field itself if there is none. If the field has another unit than the flag,
+/// both are named.
+fn schedule_flag<'a>(task: &str, field: &'a str) -> &'a str {
+    match (field, task) {
+        ("steps", "dit") => "--steps",
+        ("steps", "classifier") => "steps (--epochs)",
+        ("warmup", "dit") => "--warmup-steps",
+        ("warmup", "classifier") => "steps of the warm-up (--warmup-epochs)",
+        // --lr-scaling scales both rates.
+        ("peak", _) => "learning rate (--lr, --lr-scaling)",
+        ("floor", _) => "learning rate at the end (--min-lr)",
+        ("shape", _) => "--lr-schedule",
+        _ => field,
+    }
 }
 
 /// Reports a run, in constant memory.
@@ -164,11 +182,17 @@ impl Reporter {
                 self.request_plots(PlotRequest { curve: true, samples: Some(step) });
             }
             Event::Wrote(path) => self.print(&format!("wrote {}", path.display())),
-            Event::Note(text) => {
-                logging::eprint_and_log(text);
-                self.buffer_early_line(text);
+            Event::ScheduleChanged { field, change } => {
+                let field = schedule_flag(self.options.task, field);
+                self.note(&format!("the schedule changed: {field} {change}"));
             }
+            Event::Note(text) => self.note(text),
         }
+    }
+
+    fn note(&mut self, text: &str) {
+        logging::eprint_and_log(text);
+        self.buffer_early_line(text);
     }
 
     /// Ends the report with this status. A reporter that is dropped without this call reports a failed run.
@@ -365,6 +389,19 @@ mod tests {
         });
     }
 
+    #[test]
+    fn every_field_of_a_schedule_has_a_flag() {
+        let schedule = crate::train::Schedule::new(Default::default(), 1e-3, 1e-6, None, 0, 10).unwrap();
+        let fields = serde_json::to_value(schedule).unwrap();
+        for field in fields.as_object().unwrap().keys() {
+            for task in ["dit", "classifier"] {
+                let flag = schedule_flag(task, field);
+                assert!(flag.contains("--"), "{task} {field}: {flag}");
+            }
+        }
+        assert_eq!(schedule_flag("dit", "steps"), "--steps");
+    }
+
     /// Logging is global to the process, so a single test covers it.
     #[test]
     fn every_line_is_in_each_log_once_and_trackers_get_the_same_values() {
@@ -377,8 +414,14 @@ mod tests {
         logging::add_file(&log_file, logging::Format::Json).unwrap();
         let (steps, log_interval, format) = (200, 100, logging::Format::Text);
         let trackers: Vec<Box<dyn Tracker>> = vec![Box::new(calls.clone())];
-        let options =
-            ReportOptions { steps, log_interval, trackers, log_format: format, device: Some(Device::Cpu) };
+        let options = ReportOptions {
+            steps,
+            task: "dit",
+            log_interval,
+            trackers,
+            log_format: format,
+            device: Some(Device::Cpu),
+        };
         let mut reporter = Reporter::new(options).unwrap();
         reporter.observe(Event::Note("a note before the folder is known"));
         begin(&mut reporter, &folder, 0, 200);

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::draw;
-use crate::data::{BREEDS, Error, OTHER, Result, folder};
+use crate::data::{BREEDS, Error, INDEX, OTHER, Result, folder};
 
 /// The file with the manifest of a folder.
 pub const MANIFEST: &str = "SYNTHETIC.json";
@@ -75,7 +75,7 @@ fn file_name(class: &str, index: u32) -> String {
 /// Writes the images of `manifest` into class folders of `folder`, with the manifest.
 ///
 /// `progress` is called from several threads, with 1 after each image. The folder appears when all images are written. An existing folder
-/// must be empty, or hold only the output of an earlier call, which is replaced.
+/// must be empty, or hold only the output of an earlier call and its index, which are replaced.
 ///
 /// # Errors
 /// If the folder holds anything else, or cannot be written.
@@ -104,7 +104,7 @@ pub fn write(folder: &Path, manifest: &SynthManifest, progress: impl Fn(u64) + S
     })
 }
 
-/// Finds a file in `folder` that [`write`] did not write.
+/// Finds a file in `folder` that is neither from [`write`] nor the index of the images, which is invalid for new ones.
 fn find_other_file(folder: &Path) -> Result<Option<PathBuf>> {
     let manifest = SynthManifest::read(folder);
     let count = manifest.as_ref().map_or(0, |m| m.count);
@@ -122,7 +122,9 @@ fn find_other_file(folder: &Path) -> Result<Option<PathBuf>> {
                     return Ok(Some(stray));
                 }
             }
-            _ if manifest.is_some() && entry == folder.join(MANIFEST) => {}
+            _ if manifest.is_some()
+                && [MANIFEST, INDEX].iter().any(|name| entry == folder.join(name))
+                && entry.is_file() => {}
             _ => return Ok(Some(entry)),
         }
     }
@@ -132,7 +134,7 @@ fn find_other_file(folder: &Path) -> Result<Option<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::Dataset;
+    use crate::data::{Dataset, Shares};
 
     fn small(seed: u64) -> SynthManifest {
         SynthManifest::new(2, 8, seed).unwrap()
@@ -153,6 +155,10 @@ mod tests {
         assert_eq!(a.fingerprint, after.fingerprint);
         assert_ne!(before.fingerprint, after.fingerprint);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "a temporary file was left");
+        // An index is replaced, too: it lists the old images.
+        Dataset::index(&b, &b.join(INDEX), Shares::default(), None, |_| {}).unwrap();
+        write(&b, &small(2), |_| {}).unwrap();
+        assert!(!b.join(INDEX).exists());
     }
 
     #[test]

@@ -6,7 +6,7 @@ interface Props {
   class?: string;
   text?: string;
   attributes?: Record<string, string>;
-  click?: (event: MouseEvent) => void;
+  onClick?: (event: MouseEvent) => void;
 }
 
 /** Returns the element with this id, which must exist. */
@@ -21,13 +21,13 @@ export function el<K extends keyof HTMLElementTagNameMap>(tag: K, props: Props =
   if (props.class) element.className = props.class;
   if (props.text !== undefined) element.textContent = props.text;
   for (const [name, value] of Object.entries(props.attributes ?? {})) element.setAttribute(name, value);
-  if (props.click) element.addEventListener('click', props.click as EventListener);
+  if (props.onClick) element.addEventListener('click', props.onClick as EventListener);
   element.append(...children);
   return element;
 }
 
-export function button(text: string, click: () => void, className = 'quiet'): HTMLButtonElement {
-  return el('button', { class: className, text, click, attributes: { type: 'button' } });
+export function button(text: string, onClick: () => void, className = 'secondary'): HTMLButtonElement {
+  return el('button', { class: className, text, onClick, attributes: { type: 'button' } });
 }
 
 /** Downloads `blob` as a file. */

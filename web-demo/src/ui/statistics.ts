@@ -35,7 +35,7 @@ export function cells({ what, backend, threads, batch, n, p50, p95, p99 }: Row):
   return [what, backend, String(threads), String(batch), String(n), ...[p50, p95, p99, p50 / batch].map((ms) => ms.toFixed(ms < 100 ? 1 : 0))];
 }
 
-export const HEADINGS = ['what', 'runs on', 'threads', 'at once', 'n', 'p50 ms', 'p95 ms', 'p99 ms', 'p50 ms per image'];
+export const HEADINGS = ['benchmark', 'backend', 'threads', 'batch', 'n', 'p50 ms', 'p95 ms', 'p99 ms', 'p50 ms per image'];
 
 /** A line of a Markdown table, with escaped `|`. */
 const line = (texts: readonly string[]) => `| ${texts.map((text) => text.replaceAll('|', '\\|').replaceAll('\n', ' ')).join(' | ')} |`;
