@@ -261,6 +261,7 @@ impl Case {
                 1,
                 step * self.batch as u64,
                 1.0,
+                None,
             )?;
             let norm = optimizer.step(&gradients, StepOptions { rate: RATE, updates: step, scale: 1.0 })?;
             if !norm.is_finite() {
