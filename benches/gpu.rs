@@ -193,6 +193,7 @@ fn compute_step(network: &impl Network, device: &Device) -> Result<StepResults> 
         1,
         0,
         1.0,
+        None,
     )?;
     let to_host_entry = |(name, gradient): (&String, &Tensor)| Ok((name.clone(), to_host(gradient)?));
     let gradients = step_gradients.gradients.iter().map(to_host_entry).collect::<Result<_>>()?;
@@ -249,6 +250,7 @@ fn overfit<N: Network>(network: &N, device: &Device, limit: Duration) -> Result<
             1,
             step * BATCH as u64,
             1.0,
+            None,
         )?;
         ensure!(loss.is_finite(), "{}: the loss is {loss} at step {step}", N::NAME);
         optimizer.step(
