@@ -21,7 +21,8 @@ use tiny_cats_export::{
     export, register, to_onnx,
 };
 use tiny_cats_models::{
-    Array, Axis, Input, Network, PredictionType, Result, Role, Scope, TapeOptions, Tensor, Weights, init,
+    Array, Axis, Init, Input, Network, PredictionType, Result, Role, Scope, TapeOptions, Tensor, Weights,
+    init,
     layers::{Conv2d, ConvOptions, Embedding, Linear},
 };
 
@@ -41,7 +42,7 @@ struct ConvGeneratorLayers<T: Tensor> {
 }
 
 const PADDED: ConvOptions =
-    ConvOptions { stride: 1, padding: 1, bias: true, init: tiny_cats_models::Init::KaimingOut };
+    ConvOptions { stride: 1, padding: 1, dilation: 1, groups: 1, bias: true, init: Init::KaimingOut };
 
 impl Network for ConvGenerator {
     const KIND: &'static str = "conv-generator";
