@@ -11,7 +11,7 @@ use tiny_cats_models::{
 };
 
 use super::{
-    AdamW, Control, Error, Event, Loader, ProcessGroup, Result, Schedule, Score, Step, StepGradients, Task,
+    AdamW, Control, Error, Event, Loader, LrShape, ProcessGroup, Result, Schedule, Score, Step, StepGradients, Task,
     control::{ActiveRun, Phase},
     metrics::{LOSS, MEAN_LOSS},
     parallel::Start,
@@ -64,6 +64,34 @@ pub struct TrainOptions {
 }
 
 impl TrainOptions {
+    /// Returns the settings of a run of `steps` steps with micro-batches of `batch` items in `folder`, on the CPU: AdamW at a learning rate
+    /// of 1e-3 with a short warm-up and a cosine to zero, a training state and an evaluation every tenth of the run, two loader threads.
+    ///
+    /// # Errors
+    /// Returns [`Error::Setting`] for a run without steps.
+    pub fn new(folder: impl Into<PathBuf>, steps: u64, batch: usize) -> Result<Self> {
+        Ok(Self {
+            folder: folder.into(),
+            from: None,
+            schedule: Schedule::new(LrShape::Cosine, 1e-3, 0.0, None, 100, steps)?,
+            optimizer: AdamW::default(),
+            batch,
+            accumulation: 1,
+            halvings: 0,
+            tape: TapeOptions::default(),
+            workers: 2,
+            save_interval: steps.div_ceil(10),
+            sample_interval: 0,
+            log_interval: 10,
+            early_stopping: None,
+            max_skipped_steps: 10,
+            seed: 0,
+            configuration: String::new(),
+            device: Device::Cpu,
+            control: Control::default(),
+        })
+    }
+
     /// Items in an optimizer step.
     pub(super) fn per_step(&self) -> u64 {
         (self.batch * self.accumulation) as u64

@@ -22,23 +22,32 @@ pub(super) fn smallest_batch(specs: &[ParamSpec]) -> usize {
 
 /// A trainable task. All its random draws depend only on its seed and the position in the data.
 pub trait Task {
-    /// The kind of task, `dit` or `classifier`, which names its runs and training states.
+    /// The kind of task, such as `dit` or `classifier`, which names its runs and training states.
     fn kind(&self) -> &'static str;
 
-    /// The base name of the released files: `NAME.pt`.
-    fn release_name(&self) -> String;
+    /// The base name of the released files: `NAME.pt`. By default it is the kind.
+    fn release_name(&self) -> String {
+        self.kind().into()
+    }
 
-    /// Computes the network's parameters and the training cost of one item.
+    /// Computes the network's parameters and the training cost of one item. By default they are those of the network in the metadata.
     ///
     /// # Errors
     /// Returns an error if the network's settings are not valid.
-    fn cost(&self) -> Result<CostSummary>;
+    fn cost(&self) -> Result<CostSummary> {
+        let meta = self.meta();
+        Ok(meta.config.network()?.cost(&meta.sizes())?)
+    }
 
-    /// Predicts the peak bytes that the forward and backward pass of `batch` items takes, besides weights and batch.
+    /// Predicts the peak bytes that the forward and backward pass of `batch` items takes, besides weights and batch. By default they are
+    /// those of the network in the metadata.
     ///
     /// # Errors
     /// Returns an error if the network's settings are not valid.
-    fn training_bytes(&self, batch: usize, options: TapeOptions) -> Result<u64>;
+    fn training_bytes(&self, batch: usize, options: TapeOptions) -> Result<u64> {
+        let meta = self.meta();
+        Ok(meta.config.network()?.training_bytes(&meta.sizes(), batch, options)?)
+    }
 
     /// Returns the weights at step 0.
     ///
@@ -48,9 +57,9 @@ pub trait Task {
         Ok(init(&self.cost()?.params, seed))
     }
 
-    /// The smallest micro-batch: two or more if the network normalizes it by its own statistics.
+    /// The smallest micro-batch: by default two if the network normalizes it by its own statistics, otherwise one.
     fn smallest_batch(&self) -> usize {
-        1
+        self.cost().map_or(1, |cost| smallest_batch(&cost.params))
     }
 
     /// Returns the source of the batches, which the loader's workers share.
@@ -87,5 +96,7 @@ pub trait Task {
     ///
     /// # Errors
     /// Returns errors of the network.
-    fn sample_grid(&mut self, weights: &Weights) -> Result<Option<RgbImage>>;
+    fn sample_grid(&mut self, _weights: &Weights) -> Result<Option<RgbImage>> {
+        Ok(None)
+    }
 }

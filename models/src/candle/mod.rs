@@ -14,7 +14,7 @@ pub use value::{CandleValue, Params};
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::{Array, Result};
+use crate::{Array, Network, Result, Scope, Weights, main_output};
 
 /// Returns the first NVIDIA GPU if the feature `cuda` is built in and the GPU is usable; the CPU otherwise.
 pub fn best_device() -> Device {
@@ -37,4 +37,21 @@ pub fn to_device(array: &Array, dtype: DType, device: &Device) -> Result<Tensor>
 pub fn to_host(tensor: &Tensor) -> Result<Array> {
     let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     Array::new(tensor.dims(), values)
+}
+
+/// Computes the main output of `network` on the device of `inputs`, which are in the order of the definition. Labels are `u32`. `device` is
+/// that of the inputs.
+///
+/// # Errors
+/// Errors of the parameters and of the network.
+pub fn forward<N: Network>(
+    network: &N,
+    weights: &Weights,
+    inputs: &[Tensor],
+    device: &Device,
+) -> Result<Tensor> {
+    let mut params = Params::new(weights, DType::F32, device)?;
+    let built = network.build(&mut Scope::root(&mut params))?;
+    let inputs: Vec<CandleValue> = inputs.iter().map(|input| CandleValue::new(input.clone())).collect();
+    Ok(main_output(N::forward(&built, &inputs)?)?.into_inner())
 }

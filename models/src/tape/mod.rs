@@ -21,8 +21,9 @@ use candle_core::Tensor as CandleTensor;
 
 pub use crate::options::{Precision, TapeOptions};
 use crate::{
-    Array, Error, ParamSpec, Result, Source,
+    Array, Error, Network, ParamSpec, Result, Scope, Source,
     candle::{CandleValue, Params, precision::wide_type, to_device},
+    main_output,
 };
 pub use dropout::DropoutKey;
 pub use loss::CrossEntropyOptions;
@@ -133,6 +134,22 @@ impl Tape {
     /// Returns a source that supplies `params` to a model as leaves of this tape.
     pub fn params<'a>(&self, params: &'a mut Params) -> TapeParams<'a> {
         TapeParams { tape: self.clone(), params }
+    }
+
+    /// Builds `network` from `params` on this tape, and returns its main output for `inputs`, in the order of the definition. Labels are
+    /// `u32`.
+    ///
+    /// # Errors
+    /// Errors of the parameters and of the network.
+    pub fn forward<N: Network>(
+        &self,
+        network: &N,
+        params: &mut Params,
+        inputs: &[CandleTensor],
+    ) -> Result<Var> {
+        let built = network.build(&mut Scope::root(&mut self.params(params)))?;
+        let inputs: Vec<Var> = inputs.iter().map(|input| self.constant(input.clone())).collect();
+        main_output(N::forward(&built, &inputs)?)
     }
 
     /// Takes the statistics that the batch normalizations of this pass computed.
