@@ -11,7 +11,8 @@ use tiny_cats_models::{
 };
 
 use super::{
-    AdamW, Control, Error, Event, Loader, LrShape, ProcessGroup, Result, Schedule, Score, Step, StepGradients, Task,
+    AdamW, Control, Error, Event, Loader, LrShape, ProcessGroup, Result, Schedule, Score, Step,
+    StepGradients, Task,
     control::{ActiveRun, Phase},
     metrics::{LOSS, MEAN_LOSS},
     parallel::Start,
