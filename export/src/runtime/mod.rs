@@ -213,11 +213,20 @@ fn output_index(session: &dyn Session, output: &str) -> Result<usize> {
 
 /// Runs `file` on every available runtime that supports its operator set, and returns each runtime with its result.
 pub fn run_on_all(file: &OnnxFile, inputs: &[(&str, InputTensor)]) -> Vec<(RuntimeKind, Result<Array>)> {
+    run_on(&RuntimeKind::ALL, file, inputs)
+}
+
+/// Runs `file` as [`run_on_all`] does, on those of `kinds`.
+pub fn run_on(
+    kinds: &[RuntimeKind],
+    file: &OnnxFile,
+    inputs: &[(&str, InputTensor)],
+) -> Vec<(RuntimeKind, Result<Array>)> {
     let is_supported = |kind: &RuntimeKind| {
         kind.can_run_graphs() && file.opset() <= kind.max_opset() && kind.version().is_ok()
     };
     let run = |kind: RuntimeKind| (kind, kind.load(file).and_then(|mut session| session.run(inputs)));
-    RuntimeKind::ALL.into_iter().filter(is_supported).map(run).collect()
+    kinds.iter().copied().filter(is_supported).map(run).collect()
 }
 
 /// Calls `f`, and converts a panic to an error. Runtimes may panic on invalid values in a file.
