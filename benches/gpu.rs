@@ -36,7 +36,8 @@ use tiny_cats_models::{
 mod device;
 use device::PeakMemory;
 
-/// Maximum relative differences from the reference: of the Euclidean norm for outputs and gradients.
+/// Maximum relative differences from the reference. For outputs and gradients, it is the Euclidean norm of the difference divided by that
+/// of the reference.
 const FORWARD_TOLERANCE: f64 = 1e-4;
 const LOSS_TOLERANCE: f64 = 1e-5;
 const GRADIENT_TOLERANCE: f64 = 1e-3;
@@ -146,7 +147,7 @@ impl Network for ResNetCase {
             mixup: 0.0,
             label_smoothing: 0.0,
             seed: 0,
-            name: "judge".into(),
+            name: "resnet18".into(),
             init: None,
         };
         Ok(Box::new(Classification::new(options, photos, None, device.clone())?))
@@ -224,7 +225,7 @@ fn max_relative_error(found: &Weights, expected: &Weights) -> Result<(f64, Strin
 }
 
 /// Returns the parameters whose gradient is zero or not finite.
-fn without_gradient(gradients: &Weights) -> Vec<&str> {
+fn params_without_gradient(gradients: &Weights) -> Vec<&str> {
     let norm = |gradient: &Array| norm(gradient.data().iter().copied());
     let is_invalid = |gradient: &Array| !(norm(gradient).is_finite() && norm(gradient) > 0.0);
     gradients.iter().filter(|(_, gradient)| is_invalid(gradient)).map(|(name, _)| name.as_str()).collect()
@@ -312,7 +313,7 @@ impl Report {
             GRADIENT_TOLERANCE,
             format!("{} gradients, maximum at {parameter}", found.gradients.len()),
         );
-        let missing = without_gradient(&found.gradients);
+        let missing = params_without_gradient(&found.gradients);
         let note = if missing.is_empty() { "all finite and nonzero".into() } else { missing.join(", ") };
         self.check_below(name("parameters without gradient"), missing.len() as f64, 1.0, note);
         let (value, parameter) = max_relative_error(&found.updates, &expected.updates)?;

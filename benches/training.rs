@@ -3,7 +3,7 @@
 //! `cargo bench --bench training [-- [--device cpu|cuda] [--tf32] [--batch N] [--precision f32|bf16|f16] [--checkpoint] NAME…]` times
 //! all cases, or the named ones, and prints a line of JSON for each. With `--write FOLDER` it writes each case as `NAME.safetensors`
 //! instead: weights, a batch, and the outputs and gradients. The PyTorch version (`peers/torch_dit.py`, `peers/torch_resnet.py`) compares
-//! its own with them before it is timed. `scripts/bench` runs all of it; `scripts/gpu/check` runs it on a GPU, with the feature `cuda`.
+//! its own with them before it is timed. `scripts/bench` runs everything; `scripts/gpu/check` runs it on a GPU, with the feature `cuda`.
 
 use std::{
     path::{Path, PathBuf},
@@ -111,13 +111,13 @@ impl Case {
         }
     }
 
-    /// Writes the case: weights, a batch (see [`examples`] and [`photographs`]), and the results of a training step on it (see
+    /// Writes the case: weights, a batch (see [`generator_batch`] and [`classifier_batch`]), and the results of a training step on it (see
     /// [`Case::reference`]).
     fn write(&self, folder: &Path) -> Result<()> {
         let (_, mut weights) = self.weights()?;
         let batch = match &self.network {
-            CaseNetwork::TinyDit(config) => examples(config, self.batch)?,
-            CaseNetwork::ResNet(config) => photographs(config, self.batch)?,
+            CaseNetwork::TinyDit(config) => generator_batch(config, self.batch)?,
+            CaseNetwork::ResNet(config) => classifier_batch(config, self.batch)?,
         };
         let meta = ModelMeta::new(self.network.config()?, image_sizes(PHOTO_SIZE), classes());
         weights.extend(self.reference(&batch)?);
@@ -222,7 +222,7 @@ impl Case {
         })
     }
 
-    /// Returns the planned memory of a step on a GPU, in bytes, without CUDA's own.
+    /// Returns the planned memory of a step on a GPU, in bytes, without the memory of CUDA itself.
     fn planned_memory(&self, tape: TapeOptions) -> Result<u64> {
         let side = match &self.network {
             CaseNetwork::TinyDit(config) => config.image_size,
@@ -278,7 +278,7 @@ impl Case {
 }
 
 /// Returns a generator's batch: `check/x`, `check/t`, `check/label`, `check/target` and `check/weight` (the weight of each item's error).
-fn examples(config: &TinyDitConfig, batch: usize) -> Result<Weights> {
+fn generator_batch(config: &TinyDitConfig, batch: usize) -> Result<Weights> {
     let [channels, height, width] = config.image_dims();
     let len = channels * height * width;
     let null = config.null_label().map(|l| l as u32);
@@ -312,7 +312,7 @@ fn examples(config: &TinyDitConfig, batch: usize) -> Result<Weights> {
 }
 
 /// Returns a classifier's batch: `check/x`, normalized, and `check/target`, the probabilities of all classes.
-fn photographs(config: &ResNetConfig, batch: usize) -> Result<Weights> {
+fn classifier_batch(config: &ResNetConfig, batch: usize) -> Result<Weights> {
     let dims = [batch, 3, PHOTO_SIZE, PHOTO_SIZE];
     let x = Array::new(dims, noise(1, 0, dims.iter().product()))?;
     let n = config.classes;

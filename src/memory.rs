@@ -1,13 +1,13 @@
 //! Memory of this process: current, peak and available; and the memory of a GPU.
 
-use candle_core::Device as Compute;
+use candle_core::Device as CandleDevice;
 
-/// This process's bytes in memory now; `None` if the system does not report it.
+/// The resident memory of this process, in bytes; `None` if the system does not report it.
 pub fn process() -> Option<u64> {
     system::process()
 }
 
-/// The largest number of this process's bytes in memory at one time; `None` if the system does not report it.
+/// The peak resident memory of this process, in bytes; `None` if the system does not report it.
 pub fn peak() -> Option<u64> {
     system::peak()
 }
@@ -31,7 +31,7 @@ pub struct Device {
 
 /// The memory of `device`; `None` for a CPU, and for a GPU that does not report it.
 #[cfg(feature = "cuda")]
-pub fn device(device: &Compute) -> Option<Device> {
+pub fn device(device: &CandleDevice) -> Option<Device> {
     use candle_core::cuda_backend::cudarc::driver::{result, sys::CUmemPool_attribute as Attribute};
     let stream = device.as_cuda_device().ok()?.cuda_stream();
     let context = stream.context();
@@ -59,7 +59,7 @@ pub fn device(device: &Compute) -> Option<Device> {
 
 /// The memory of `device`; `None` for a CPU, and for a GPU that does not report it.
 #[cfg(not(feature = "cuda"))]
-pub fn device(_device: &Compute) -> Option<Device> {
+pub fn device(_device: &CandleDevice) -> Option<Device> {
     None
 }
 
@@ -68,17 +68,17 @@ mod system {
     use std::{fs::File, io::Read, path::Path};
 
     pub fn process() -> Option<u64> {
-        kibibytes(&read("/proc/self/status")?, "VmRSS:")
+        field_bytes(&read("/proc/self/status")?, "VmRSS:")
     }
 
     pub fn peak() -> Option<u64> {
-        kibibytes(&read("/proc/self/status")?, "VmHWM:")
+        field_bytes(&read("/proc/self/status")?, "VmHWM:")
     }
 
     pub fn available() -> Option<u64> {
-        let machine = kibibytes(&read("/proc/meminfo")?, "MemAvailable:");
-        let groups = read("/proc/self/cgroup").and_then(|text| cgroups(&text, Path::new("/sys/fs/cgroup")));
-        [machine, groups, address_space()].into_iter().flatten().min()
+        let machine = field_bytes(&read("/proc/meminfo")?, "MemAvailable:");
+        let cgroup = read("/proc/self/cgroup").and_then(|text| cgroups(&text, Path::new("/sys/fs/cgroup")));
+        [machine, cgroup, address_space()].into_iter().flatten().min()
     }
 
     fn read(path: impl AsRef<Path>) -> Option<String> {
@@ -88,8 +88,8 @@ mod system {
         Some(text)
     }
 
-    /// The number in the line that starts with `name`, in bytes.
-    fn kibibytes(text: &str, name: &str) -> Option<u64> {
+    /// The number in the line that starts with `name`, converted from KiB to bytes.
+    fn field_bytes(text: &str, name: &str) -> Option<u64> {
         let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
         rest.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
     }
@@ -99,7 +99,7 @@ mod system {
         let limits = read("/proc/self/limits")?;
         let limit = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
         let limit: u64 = limit.split_whitespace().next()?.parse().ok()?;
-        Some(limit.saturating_sub(kibibytes(&read("/proc/self/status")?, "VmSize:")?))
+        Some(limit.saturating_sub(field_bytes(&read("/proc/self/status")?, "VmSize:")?))
     }
 
     /// The smallest remaining memory of the groups in `/proc/self/cgroup` and their parents; `None` if none has a limit.
@@ -175,7 +175,7 @@ mod tests {
         drop(allocation);
         assert!(peak().is_none_or(|peak| peak >= initial + size / 2));
         assert!(available().unwrap() > 0);
-        assert_eq!(device(&Compute::Cpu), None);
+        assert_eq!(device(&CandleDevice::Cpu), None);
     }
 
     #[cfg(target_os = "linux")]

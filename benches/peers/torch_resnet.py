@@ -20,7 +20,7 @@ LABEL_SMOOTHING = 0.1
 
 
 class Trainer(peer.Trainer):
-    """Draws batches from images in memory."""
+    """Samples batches of images in memory."""
 
     def __init__(self, model, batch, classes, size):
         super().__init__(model, batch, betas=(0.9, 0.999), weight_decay=0.05, ema=0.999)

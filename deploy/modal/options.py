@@ -187,35 +187,36 @@ RESERVED = ("--runs-dir", "--resume", "--output", "-o", "--max-time", "--run-id"
 
 def parse(words):
     """Parses and checks the arguments; exits with a one-line error if they are invalid."""
-    arguments = parser()
-    words = words[words[:1] == ["--"] :]
-    args, args.rest = arguments.parse_known_args(words)
+    argument_parser = parser()
+    if words[:1] == ["--"]:
+        words = words[1:]
+    args, args.rest = argument_parser.parse_known_args(words)
     try:
         refuse_credentials(words)
     except PermanentError as error:
-        arguments.error(str(error))
+        argument_parser.error(str(error))
     if args.command in ("sample", "check") and args.rest:
-        arguments.error(f"unexpected argument {args.rest[0]!r}")
+        argument_parser.error(f"unexpected argument {args.rest[0]!r}")
     if args.command in ("train", "sweep"):
         for word in args.rest:
             if word.split("=")[0] in RESERVED:
-                arguments.error(f"{word.split('=')[0]} is set in the cloud, so that the run can be resumed")
+                argument_parser.error(f"{word.split('=')[0]} is set in the cloud, so that the run can be resumed")
     args.files = {}
     for name in named_files(args):
         path = Path(name)
         if path.is_absolute() or ".." in path.parts:
-            arguments.error(f"{name}: expected a path below the working directory")
+            argument_parser.error(f"{name}: expected a path below the working directory")
         try:
             args.files[name] = path.read_text("utf8")
         except (OSError, ValueError) as error:
-            arguments.error(f"{name}: {error}")
+            argument_parser.error(f"{name}: {error}")
     if args.command in ("train", "sweep") and args.price_per_hour:
         if args.max_cost or getattr(args, "shares", None):
             priced = {gpu_type(name) for name in args.price_per_hour}
             task = getattr(args, "task", None)
             for gpu in args.gpu or [SETTINGS["gpu"][known] for known in TASKS if known == task]:
                 if gpu_type(gpu) not in priced:
-                    arguments.error(f"--max-cost needs the price of every GPU: --price-per-hour has none for {gpu}")
+                    argument_parser.error(f"--max-cost needs the price of every GPU: --price-per-hour has none for {gpu}")
     return args
 
 
@@ -229,10 +230,10 @@ def named_files(args):
             if isinstance(sweep.get("config"), str) and Path(sweep["config"]).is_file():
                 yield sweep["config"]
     words = args.rest + [""]
-    for word, following in zip(words, words[1:], strict=False):
+    for word, next_word in zip(words, words[1:], strict=False):
         flag, equals, value = word.partition("=")
-        if flag == "--config" and Path(value if equals else following).is_file():
-            yield value if equals else following
+        if flag == "--config" and Path(value if equals else next_word).is_file():
+            yield value if equals else next_word
 
 
 def build_request(args):

@@ -143,15 +143,15 @@ impl Classifier {
     /// Classifies images. Each prediction is independent of the other images.
     ///
     /// # Errors
-    /// [`Error::Request`] with the number of an image without pixels, and errors of the runtime.
+    /// [`Error::Request`] with the index of an image without pixels, and errors of the runtime.
     pub fn classify(&mut self, images: &[RgbImage]) -> Result<Vec<Prediction>> {
         if let Some(i) = images.iter().position(|image| image.is_empty()) {
             return Err(Error::request("images", format!("number {i} has no pixels")));
         }
         let mut predictions = Vec::with_capacity(images.len());
-        for part in images.chunks(self.batch) {
+        for chunk in images.chunks(self.batch) {
             let (preprocessing, size) = (&self.preprocessing, self.meta.image_size);
-            let inputs = part.par_iter().map(|image| preprocessing.apply(image, size)).collect();
+            let inputs = chunk.par_iter().map(|image| preprocessing.apply(image, size)).collect();
             predictions.extend(self.predict(inputs)?);
         }
         Ok(predictions)
@@ -165,16 +165,16 @@ impl Classifier {
     /// still classified.
     pub fn classify_files(&mut self, paths: &[impl AsRef<Path> + Sync]) -> Result<Vec<Result<Prediction>>> {
         let mut results = Vec::with_capacity(paths.len());
-        for part in paths.chunks(self.batch) {
+        for chunk in paths.chunks(self.batch) {
             let (preprocessing, size) = (&self.preprocessing, self.meta.image_size);
             let decode_file = |path: &Path| {
-                decode::decode_with(&decode::read(path)?, |u| preprocessing.apply(&u.image, size))
+                decode::decode_with(&decode::read(path)?, |decoded| preprocessing.apply(&decoded.image, size))
             };
             let load_input = |path: &Path| {
                 decode_file(path).map_err(|reason: String| Error::Image { path: path.to_owned(), reason })
             };
             let loaded: Vec<Result<Vec<f32>>> =
-                part.par_iter().map(|path| load_input(path.as_ref())).collect();
+                chunk.par_iter().map(|path| load_input(path.as_ref())).collect();
             let (mut inputs, mut errors) = (Vec::new(), Vec::new());
             for result in loaded {
                 errors.push(result.map(|input| inputs.push(input)).err());

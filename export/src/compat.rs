@@ -53,8 +53,8 @@ pub fn graph_meta(file: &OnnxFile) -> Result<Option<ModelMeta>> {
     }
 }
 
-/// Derives the metadata of a generator's graph of tiny-cats-model. It has no class for the unconditional pass: the last class takes
-/// its place.
+/// Derives the metadata of a generator's graph of tiny-cats-model. It has no null class, so the last class is used
+/// as one.
 fn predecessor_generator(file: &OnnxFile, image_size: usize) -> Result<ModelMeta> {
     let [image, _, label] = INPUTS;
     let invalid = |message: String| Error::file(file.name(), "graph", message);

@@ -19,7 +19,7 @@ const TEXT_COLOR: Rgb<u8> = Rgb([40, 38, 36]);
 pub fn grid(images: &[RgbImage], columns: usize, labels: Option<&[String]>) -> RgbImage {
     let columns = (columns.max(1)).min(images.len().max(1)) as u32;
     let rows = (images.len() as u32).div_ceil(columns);
-    let largest = images.iter().map(|p| p.width().max(p.height())).max().unwrap_or(1).max(1);
+    let largest = images.iter().map(|image| image.width().max(image.height())).max().unwrap_or(1).max(1);
     let cell = display_size(largest);
     let factor = cell / largest;
     let label = if labels.is_some() { font::HEIGHT + MARGIN / 2 } else { 0 };
@@ -49,9 +49,9 @@ pub fn display_size(size: u32) -> u32 {
 /// Returns a labeled [`grid`] of generated images, with about as many rows as columns; images of one class are adjacent.
 pub fn contact_sheet(generated: &[GeneratedImage]) -> RgbImage {
     let mut order: Vec<&GeneratedImage> = generated.iter().collect();
-    order.sort_by_key(|p| (p.label, p.index));
-    let labels: Vec<String> = order.iter().map(|p| p.class.replace('_', " ")).collect();
-    let images: Vec<_> = order.iter().map(|p| p.image.clone()).collect();
+    order.sort_by_key(|image| (image.label, image.index));
+    let labels: Vec<String> = order.iter().map(|image| image.class.replace('_', " ")).collect();
+    let images: Vec<_> = order.iter().map(|generated| generated.image.clone()).collect();
     let columns = (images.len() as f64).sqrt().ceil() as usize;
     grid(&images, columns, Some(&labels))
 }
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn glyphs_are_distinct_and_keep_the_gap_column() {
+    fn glyphs_are_distinct_and_leave_the_last_column_empty() {
         let bits = |c| (0..font::HEIGHT * 6).map(|i| font::is_set(c, i % 6, i / 6)).collect::<Vec<_>>();
         let glyphs: std::collections::HashSet<_> = (' '..='~').chain(['ü']).map(bits).collect();
         assert_eq!(glyphs.len(), 96);

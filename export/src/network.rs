@@ -49,8 +49,8 @@ mod sealed {
     impl<N: super::NativeNetwork + super::CandleNetwork> Sealed for N {}
 }
 
-/// The object-safe interface of a [`Network`]: see there for the methods of the same names. It is implemented for every network, and only for
-/// networks.
+/// The object-safe interface of a [`Network`], whose documentation describes the methods of the same names. It is implemented for every
+/// network, and only for networks.
 pub trait DynNetwork: sealed::Sealed + fmt::Debug + Send + Sync {
     /// Returns [`Network::KIND`].
     fn kind(&self) -> &'static str;
@@ -160,7 +160,7 @@ pub trait DynNetwork: sealed::Sealed + fmt::Debug + Send + Sync {
     #[cfg(feature = "candle")]
     fn trace_graph(&self, weights: &Weights, sizes: &Sizes, opset: u32) -> Result<Vec<TracedOp<Value>>>;
 
-    /// Returns the network as its own type.
+    /// Returns the network for a downcast to its type.
     fn as_any(&self) -> &dyn Any;
 }
 
@@ -316,7 +316,7 @@ fn trace<N: Network, T: Tensor>(
     Ok(trace.take())
 }
 
-/// The configuration of a network of any kind, as it stands in files: its kind, and its fields. It is enough to build the definition again
+/// The configuration of a network of any kind, as files store it: its kind, and its fields. It is enough to build the definition again
 /// if the kind is [registered](crate::register). Otherwise a program can run exported graphs of the network, and cannot verify them.
 #[derive(Clone)]
 pub struct NetworkConfig {
@@ -363,7 +363,7 @@ impl NetworkConfig {
         self.network.is_some()
     }
 
-    /// Returns the network as its own type, if it is of this type.
+    /// Returns the network as an `N`, if that is its type.
     pub fn downcast<N: Network>(&self) -> Option<&N> {
         self.network.as_deref()?.as_any().downcast_ref()
     }

@@ -31,7 +31,7 @@ pub fn check_can_write(folder: &Path) -> io::Result<()> {
     file.sync_all()
 }
 
-/// True if the name of `path` ends in this extension, in any case.
+/// True if the name of `path` ends in this extension, ignoring case.
 pub fn has_extension(path: &Path, extension: &str) -> bool {
     path.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension))
 }
@@ -84,19 +84,19 @@ mod tests {
     #[test]
     fn checks_leave_no_files() {
         let dir = tempfile::tempdir().unwrap();
-        let names = || std::fs::read_dir(dir.path()).unwrap().count();
+        let count = || std::fs::read_dir(dir.path()).unwrap().count();
         for folder in [dir.path().to_owned(), dir.path().join("a/b/c")] {
             check_can_write(&folder).unwrap();
             check_free_space(&folder, 1).unwrap();
             let error = check_free_space(&folder, u64::MAX).unwrap_err().to_string();
             assert!(error.starts_with("expected 18446744073710 MB of free space"), "{error}");
-            assert_eq!(names(), 0);
+            assert_eq!(count(), 0);
         }
         std::fs::write(dir.path().join("file"), "").unwrap();
         for folder in ["file", "file/", "file/a/b"] {
             let error = check_can_write(&dir.path().join(folder)).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::NotADirectory, "{folder}");
         }
-        assert_eq!(names(), 1);
+        assert_eq!(count(), 1);
     }
 }

@@ -48,7 +48,7 @@ pub struct Attempt {
     /// Start time in seconds since 1970.
     #[serde(rename = "begun")]
     pub started: f64,
-    /// End time in seconds since 1970; `None` while it works.
+    /// End time in seconds since 1970; `None` while it runs.
     pub ended: Option<f64>,
     /// The name that the GPU reports.
     pub gpu: Option<String>,
@@ -60,7 +60,7 @@ impl CloudRecord {
     /// Reads the record in a run's folder, if there is one.
     ///
     /// # Errors
-    /// Returns an error if there is one that cannot be read.
+    /// Returns an error if the record exists but cannot be read.
     pub fn load(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join(RECORD);
         if !path.is_file() {

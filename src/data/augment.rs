@@ -93,12 +93,12 @@ impl View {
     /// The view of a square image of `side` pixels at `position` (of [`Order`](super::Order)) for a generator. It depends only on its
     /// arguments.
     ///
-    /// - [`AugmentLevel::Basic`] mirrors: a mirrored cat is a cat.
+    /// - [`AugmentLevel::Basic`] mirrors half of the images.
     /// - [`AugmentLevel::Medium`] shows a square of 90 to 100 % of the side. This changes size and position less than the heads in cropped
     ///   photographs differ.
-    /// - [`AugmentLevel::Full`] tilts that square by up to 5°, as cats tilt their heads, but keeps all corners inside the image.
-    ///   Brightness, contrast and saturation vary by up to 4 %, like exposure. More would blur the difference between a Russian Blue and a
-    ///   Bombay.
+    /// - [`AugmentLevel::Full`] tilts that square by up to 5°, like cats' heads in photographs, but keeps all corners inside the image.
+    ///   Brightness, contrast and saturation vary by up to 4 %, like exposure. Larger changes would make breeds that differ in
+    ///   color, such as Russian Blue and Bombay, look alike.
     pub fn for_generator(level: AugmentLevel, seed: u64, position: u64, side: u32) -> Self {
         const MIN_SCALE: f32 = 0.9;
         let mut rng = AugmentRng::new(seed, position);
@@ -129,7 +129,7 @@ impl View {
     /// The view of a photograph of this width and height at `position` (of [`Order`](super::Order)) for a classifier. It depends only on
     /// its arguments.
     ///
-    /// - [`AugmentLevel::None`] shows the middle `side` pixels; [`AugmentLevel::Basic`] mirrors half of them.
+    /// - [`AugmentLevel::None`] shows the center square of `side` pixels; [`AugmentLevel::Basic`] mirrors half of them.
     /// - [`AugmentLevel::Medium`] shows a part instead, of 30 to 100 % of the area with an aspect ratio of 3:4 to 4:3 (arXiv 1409.4842).
     /// - [`AugmentLevel::Full`] tilts that part by up to 10° and shifts it by up to 5 % of its sides. Outside of the photograph, it is
     ///   mirrored at the border. Brightness, contrast and saturation vary by up to 30 %.
@@ -183,8 +183,8 @@ mod tests {
         [[-0.5, -0.5], [0.5, -0.5], [-0.5, 0.5], [0.5, 0.5]].map(|[x, y]| {
             let (x, y) = (x * view.extent[0], y * view.extent[1]);
             let (sin, cos) = view.tilt.sin_cos();
-            let middle = [0, 1].map(|i| view.origin[i] + view.extent[i] / 2.0);
-            [middle[0] + x * cos - y * sin, middle[1] + x * sin + y * cos]
+            let center = [0, 1].map(|i| view.origin[i] + view.extent[i] / 2.0);
+            [center[0] + x * cos - y * sin, center[1] + x * sin + y * cos]
         })
     }
 

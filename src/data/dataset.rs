@@ -32,8 +32,8 @@ pub struct ImageFile {
     pub sha256: [u8; 32],
 }
 
-/// The contents of a data folder: each folder in it is a class, each image in that an example. The class folders may be in folders `train`,
-/// `val` (also `valid` or `validation`) and `test`, which then are the parts of the data.
+/// The contents of a data folder: each folder in it is a class, and each image in a class folder is an example. The class folders may be
+/// in folders `train`, `val` (also `valid` or `validation`) and `test`, which then are the parts of the data.
 #[derive(Clone, Debug)]
 pub struct Dataset {
     /// The data folder.
@@ -59,7 +59,7 @@ impl Dataset {
     /// skipped. So are links out of the folder, and files that changed since they were indexed: see [`Dataset::skipped`]. Hidden files,
     /// those of operating systems, such as `Thumbs.db`, and class folders without an image are skipped, too.
     ///
-    /// Of identical files in one class, one is used; [`Dataset::duplicates`] has those in several classes. An index is not filtered: if it
+    /// Of identical files in one class, one is used; [`Dataset::duplicates`] lists those in several classes. An index is not filtered: if it
     /// lists a file and its copy, the data set has both.
     ///
     /// # Errors
@@ -125,7 +125,7 @@ impl Dataset {
                 let splits = shares.split(&names);
                 class.iter_mut().zip(splits).for_each(|(image, split)| image.split = split);
             }
-            keep_identical_together(&mut files);
+            assign_copies_to_one_part(&mut files);
         }
         let fingerprint = fingerprint(&files);
         Ok(Self { root: root.to_path_buf(), index: None, shares, classes, files, skipped, fingerprint })
@@ -187,9 +187,9 @@ fn drop_duplicates(files: &mut Vec<ImageFile>, skipped: &mut Vec<(PathBuf, Strin
     *files = unique;
 }
 
-/// Puts copies of an image in several classes into one part, the earliest of theirs. So a model is not evaluated on images that it was
-/// trained on.
-fn keep_identical_together(files: &mut [ImageFile]) {
+/// Assigns copies of an image in several classes to one part, the earliest of their parts. So a model is not evaluated on images that it
+/// was trained on.
+fn assign_copies_to_one_part(files: &mut [ImageFile]) {
     let mut earliest: HashMap<[u8; 32], Split> = HashMap::new();
     for image in files.iter() {
         let split = earliest.entry(image.sha256).or_insert(image.split);
@@ -238,7 +238,7 @@ mod tests {
         bytes.into_inner()
     }
 
-    fn put(root: &Path, name: &str, bytes: &[u8]) {
+    fn write_file(root: &Path, name: &str, bytes: &[u8]) {
         let path = root.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, bytes).unwrap();
@@ -249,12 +249,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
         let (png, jpeg) = (encoded(ImageFormat::Png, 48), encoded(ImageFormat::Jpeg, 48));
-        put(root, "Other/a.jpg", &png);
-        put(root, "Zebra/a.png", &jpeg);
-        put(root, "Bengal/b", &jpeg);
-        put(root, "Bengal/.hidden.png", &png);
-        put(root, "README.md", b"not a class");
-        put(root, ".git/x.png", &png);
+        write_file(root, "Other/a.jpg", &png);
+        write_file(root, "Zebra/a.png", &jpeg);
+        write_file(root, "Bengal/b", &jpeg);
+        write_file(root, "Bengal/.hidden.png", &png);
+        write_file(root, "README.md", b"not a class");
+        write_file(root, ".git/x.png", &png);
         let mut huge = png.clone();
         huge[16..24].copy_from_slice(&[0x7f, 0xff, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff]);
         let mut many = png.clone();
@@ -262,7 +262,7 @@ mod tests {
         // The size in the header is only used if the header's checksum matches.
         let crc = png_crc(&many[12..29]);
         many[29..33].copy_from_slice(&crc.to_be_bytes());
-        let bad: [(&str, &[u8], &str); 9] = [
+        let invalid: [(&str, &[u8], &str); 9] = [
             ("cut.jpg", &jpeg[..jpeg.len() / 2], "end is missing"),
             ("cut.png", &png[..png.len() / 2], "end is missing"),
             ("head.png", &png[..20], "broken"),
@@ -273,15 +273,15 @@ mod tests {
             ("many.png", &many, "too many"),
             ("folder.png/x.png", &png, "not a file"),
         ];
-        for (name, bytes, _) in bad {
-            put(root, &format!("Empty/{name}"), bytes);
+        for (name, bytes, _) in invalid {
+            write_file(root, &format!("Empty/{name}"), bytes);
         }
         let data = Dataset::open(root).unwrap();
         assert_eq!(data.classes, ["Bengal", "Zebra", "Other"]);
         let files: Vec<_> = data.files.iter().map(|f| (f.path.to_str().unwrap(), f.label)).collect();
         assert_eq!(files, [("Bengal/b", 0), ("Zebra/a.png", 1), ("Other/a.jpg", 2)]);
-        assert_eq!(data.skipped.len(), bad.len() + 1);
-        for (name, _, reason) in bad {
+        assert_eq!(data.skipped.len(), invalid.len() + 1);
+        for (name, _, reason) in invalid {
             let top = name.split('/').next().unwrap();
             let (_, found) = data.skipped.iter().find(|(path, _)| path.ends_with(top)).unwrap();
             assert!(found.contains(reason), "{name}: {found}");
@@ -304,10 +304,10 @@ mod tests {
             error
         };
         assert!(open("missing").contains("No such file") || cfg!(not(unix)));
-        fs::create_dir(root.join("bare")).unwrap();
-        assert!(open("bare").contains("no class folders"));
-        put(root, "hollow/Bengal/a.txt", b"text");
-        assert!(open("hollow").contains("a.txt: not a"));
+        fs::create_dir(root.join("no_classes")).unwrap();
+        assert!(open("no_classes").contains("no class folders"));
+        write_file(root, "no_images/Bengal/a.txt", b"text");
+        assert!(open("no_images").contains("a.txt: not a"));
     }
 
     #[cfg(unix)]
@@ -315,7 +315,7 @@ mod tests {
     fn folders_with_invalid_class_names_are_skipped() {
         let dir = tempfile::tempdir().unwrap();
         for folder in ["Bengal", "two\nlines"] {
-            put(dir.path(), &format!("{folder}/a.png"), &encoded(ImageFormat::Png, 8));
+            write_file(dir.path(), &format!("{folder}/a.png"), &encoded(ImageFormat::Png, 8));
         }
         let data = Dataset::open(dir.path()).unwrap();
         assert_eq!((data.classes, data.files.len()), (vec!["Bengal".to_owned()], 1));
@@ -327,12 +327,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
         let current = || Dataset::open(root).unwrap().fingerprint;
-        put(root, "A/1.png", &encoded(ImageFormat::Png, 8));
+        write_file(root, "A/1.png", &encoded(ImageFormat::Png, 8));
         let first = current();
-        put(root, "A/.DS_Store", b"x");
-        put(root, "A/notes.txt", b"x");
+        write_file(root, "A/.DS_Store", b"x");
+        write_file(root, "A/notes.txt", b"x");
         assert_eq!(first, current());
-        put(root, "A/1.png", &encoded(ImageFormat::Png, 9));
+        write_file(root, "A/1.png", &encoded(ImageFormat::Png, 9));
         let second = current();
         fs::rename(root.join("A/1.png"), root.join("A/2.png")).unwrap();
         assert!(first != second && second != current());
@@ -343,9 +343,9 @@ mod tests {
     fn each_image_is_in_one_part_and_fingerprints_differ() {
         let dir = tempfile::tempdir().unwrap();
         for i in 0..13 {
-            put(dir.path(), &format!("A/{i}.png"), &encoded(ImageFormat::Png, 8 + i));
+            write_file(dir.path(), &format!("A/{i}.png"), &encoded(ImageFormat::Png, 8 + i));
         }
-        put(dir.path(), "B/1.png", &encoded(ImageFormat::Png, 30));
+        write_file(dir.path(), "B/1.png", &encoded(ImageFormat::Png, 30));
         let all = Dataset::open(dir.path()).unwrap();
         let parts = Split::ALL.map(|split| all.part(split));
         assert_eq!(parts.each_ref().map(|part| part.files.len()), [12, 1, 1]);
@@ -360,9 +360,9 @@ mod tests {
         assert_eq!(all.parts(&[Split::Validation, Split::Test]).files.len(), 2);
         assert_eq!(all.parts(&Split::ALL).fingerprint, all.fingerprint);
         // The split is a part of the identity, too.
-        let mut moved = all.files.clone();
-        moved[0].split = Split::Test;
-        assert_ne!(fingerprint(&moved), all.fingerprint);
+        let mut changed = all.files.clone();
+        changed[0].split = Split::Test;
+        assert_ne!(fingerprint(&changed), all.fingerprint);
         assert_eq!(Images::load(&parts[2], 8, None, &Cache::Memory).unwrap().len(), 1);
         assert!(parts[0].part(Split::Test).files.is_empty());
     }
@@ -373,8 +373,8 @@ mod tests {
         use std::os::unix::fs::symlink;
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("data");
-        put(&root, "A/a.png", &encoded(ImageFormat::Png, 8));
-        put(dir.path(), "outside/b.png", &encoded(ImageFormat::Png, 9));
+        write_file(&root, "A/a.png", &encoded(ImageFormat::Png, 8));
+        write_file(dir.path(), "outside/b.png", &encoded(ImageFormat::Png, 9));
         for (link, target, reason) in [
             ("round", ".", "a link back"),
             ("up", "..", "a link back"),
@@ -401,15 +401,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let image = |side| encoded(ImageFormat::Png, side);
         for number in 0..20 {
-            put(dir.path(), &format!("A/cat_{number}.png"), &image(20 + number));
-            put(dir.path(), &format!("B/cat_{number}.png"), &image(60 + number));
+            write_file(dir.path(), &format!("A/cat_{number}.png"), &image(20 + number));
+            write_file(dir.path(), &format!("B/cat_{number}.png"), &image(60 + number));
         }
         let before = Dataset::open(dir.path()).unwrap();
         // Copies in one class, one of which is alphabetically before the others.
         for (copy, side) in
             [("A/a copy.png", 20), ("A/zzz.png", 20), ("A/cat_19 (x).png", 39), ("B/_1.png", 60)]
         {
-            put(dir.path(), copy, &image(side));
+            write_file(dir.path(), copy, &image(side));
         }
         let data = Dataset::open(dir.path()).unwrap();
         let files = |data: &Dataset| data.files.iter().map(|p| (p.path.clone(), p.split)).collect::<Vec<_>>();
@@ -421,7 +421,7 @@ mod tests {
         assert_eq!(reason_of("_1.png"), "the same image as B/cat_0.png");
 
         // Copies in two classes stay, are in one part, and are reported.
-        put(dir.path(), "B/from A.png", &image(20 + 19));
+        write_file(dir.path(), "B/from A.png", &image(20 + 19));
         let data = Dataset::open(dir.path()).unwrap();
         assert_eq!(data.files.len(), 41);
         let repeated = data.files.iter().find(|p| p.path.ends_with("from A.png")).unwrap().sha256;
@@ -450,12 +450,12 @@ mod tests {
         .into_iter()
         .enumerate()
         {
-            put(root, name, &image(10 + i as u32));
+            write_file(root, name, &image(10 + i as u32));
         }
         // A copy of a test image is not trained on, although it sorts first.
-        put(root, "train/A/0.png", &image(14));
-        put(root, "test/notes.txt", b"text");
-        put(root, "extra/A/1.png", &image(30));
+        write_file(root, "train/A/0.png", &image(14));
+        write_file(root, "test/notes.txt", b"text");
+        write_file(root, "extra/A/1.png", &image(30));
         fs::create_dir(root.join("validation")).unwrap();
         assert!(Dataset::is_split_by_folders(root).unwrap());
         let check = |data: &Dataset| {
@@ -488,13 +488,13 @@ mod tests {
         // Folders of these names with images in them are classes.
         let classes = tempfile::tempdir().unwrap();
         for (i, name) in ["train/1.png", "test/1.png", "bus/1.png"].into_iter().enumerate() {
-            put(classes.path(), name, &image(10 + i as u32));
+            write_file(classes.path(), name, &image(10 + i as u32));
         }
         assert!(!Dataset::is_split_by_folders(classes.path()).unwrap());
         assert_eq!(Dataset::open(classes.path()).unwrap().classes, ["bus", "test", "train"]);
         // A single part is enough.
         let alone = tempfile::tempdir().unwrap();
-        put(alone.path(), "train/A/1.png", &image(10));
+        write_file(alone.path(), "train/A/1.png", &image(10));
         let data = Dataset::open(alone.path()).unwrap();
         assert_eq!((&data.classes, data.files[0].split), (&vec!["A".to_owned()], Split::Train));
     }
@@ -503,10 +503,10 @@ mod tests {
     fn images_damaged_after_the_header_are_skipped() {
         let dir = tempfile::tempdir().unwrap();
         let mut png = encoded(ImageFormat::Png, 48);
-        put(dir.path(), "A/good.png", &png);
+        write_file(dir.path(), "A/good.png", &png);
         let middle = png.len() / 2;
         png[middle..middle + 40].fill(0);
-        put(dir.path(), "A/bad.png", &png);
+        write_file(dir.path(), "A/bad.png", &png);
         let images = Images::load(&Dataset::open(dir.path()).unwrap(), 16, None, &Cache::Memory).unwrap();
         assert_eq!((images.len(), images.skipped.len()), (1, 1));
         assert!(images.skipped[0].1.contains("broken PNG"), "{:?}", images.skipped);

@@ -34,7 +34,7 @@ impl InitialWeightsSource {
         &self.path
     }
 
-    /// Returns the name of the file, which the settings of a run hold; `None` if it is not valid Unicode.
+    /// Returns the name of the file, which the settings of a run contain; `None` if it is not valid Unicode.
     pub fn name(&self) -> Option<&str> {
         self.path.file_name()?.to_str()
     }
@@ -53,7 +53,7 @@ impl PartialEq for InitialWeightsSource {
     }
 }
 
-/// Returns the weights at step 0: those of `source`, and new ones for all other parameters.
+/// Returns the weights at step 0: those of `source`, and randomly initialized ones for all other parameters.
 ///
 /// # Errors
 /// If the file cannot be read, or its weights do not fit.

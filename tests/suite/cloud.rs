@@ -491,8 +491,8 @@ fn the_number_of_retries_depends_on_the_timeout() {
         let words = output.split("--max-retries=").nth(1).unwrap();
         words.split(' ').next().unwrap().parse::<u64>().unwrap()
     };
-    let [full, half] = [retries(&[]), retries(&["--timeout", "12h"])];
-    assert!(half > full, "{half} and {full}");
+    let [full_day, half_day] = [retries(&[]), retries(&["--timeout", "12h"])];
+    assert!(half_day > full_day, "{half_day} and {full_day}");
     assert!(test_dir.fails(&[&arguments[..], &["--timeout", "1h"]].concat()).contains("--timeout: "));
     let too_few = [&arguments[..], &["--timeout", "43200", "--max-retries", "0"]].concat();
     let line = test_dir.fails(&too_few);

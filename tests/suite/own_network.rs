@@ -1,4 +1,4 @@
-//! Networks that this project does not know are trained, released, verified and planned as ours are.
+//! Networks that are defined outside of this project are trained, released, verified and planned like its own.
 
 use std::path::Path;
 
@@ -41,7 +41,7 @@ struct ConvGeneratorLayers<T: Tensor> {
     output: Conv2d<T>,
 }
 
-const PADDED: ConvOptions =
+const CONV_OPTIONS: ConvOptions =
     ConvOptions { stride: 1, padding: 1, dilation: 1, groups: 1, bias: true, init: Init::KaimingOut };
 
 impl Network for ConvGenerator {
@@ -68,9 +68,9 @@ impl Network for ConvGenerator {
 
     fn build<T: Tensor>(&self, scope: &mut Scope<T>) -> Result<ConvGeneratorLayers<T>> {
         Ok(ConvGeneratorLayers {
-            input: Conv2d::with_options(scope.sub("input"), 3, self.channels, 3, PADDED)?,
+            input: Conv2d::with_options(scope.sub("input"), 3, self.channels, 3, CONV_OPTIONS)?,
             class: Embedding::new(scope.sub("class"), self.classes + 1, self.channels)?,
-            output: Conv2d::with_options(scope.sub("output"), self.channels, 3, 3, PADDED)?,
+            output: Conv2d::with_options(scope.sub("output"), self.channels, 3, 3, CONV_OPTIONS)?,
         })
     }
 
@@ -111,7 +111,7 @@ impl Network for ConvClassifier {
     }
 
     fn build<T: Tensor>(&self, scope: &mut Scope<T>) -> Result<Self::Built<T>> {
-        let options = ConvOptions { stride: 2, ..PADDED };
+        let options = ConvOptions { stride: 2, ..CONV_OPTIONS };
         Ok((
             Conv2d::with_options(scope.sub("conv"), 3, self.channels, 3, options)?,
             Linear::new(scope.sub("head"), self.channels, self.classes)?,
@@ -175,7 +175,7 @@ fn classifier_task<N: NativeNetwork + CandleNetwork>(
     Classification::new(options, load(), Some(load()), Device::Cpu)
 }
 
-/// Trains for a few steps. Returns the released model, and checks that its file is valid.
+/// Trains for a few steps, checks the released files, and returns the released model.
 fn release(task: &mut dyn Task, dir: &Path) -> Model {
     let options = TrainOptions {
         folder: dir.join(task.release_name()),
@@ -220,7 +220,7 @@ fn release(task: &mut dyn Task, dir: &Path) -> Model {
 }
 
 #[test]
-fn a_generator_of_another_kind_is_trained_released_and_sampled() {
+fn a_custom_generator_is_trained_released_and_sampled() {
     register::<ConvGenerator>().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let network = ConvGenerator { channels: 8, classes: 13 };
@@ -237,9 +237,9 @@ fn a_generator_of_another_kind_is_trained_released_and_sampled() {
     let images = generator.generate(&Request { count: 2, ..Request::default() }).unwrap();
     assert_eq!((images.len(), images[0].image.dimensions()), (2, (16, 16)));
 
-    let side = network.role().classes().unwrap();
+    let classes = network.role().classes().unwrap();
     let found =
-        generator_task(ConvGenerator { classes: side + 1, ..network.clone() }, dir.path(), None).err();
+        generator_task(ConvGenerator { classes: classes + 1, ..network.clone() }, dir.path(), None).err();
     assert_eq!(found.unwrap().to_string(), "network: expected images of 16 px in 13 classes");
     let classifier = ConvClassifier { channels: 4, classes: 13 };
     let found = generator_task(classifier, dir.path(), None).err().unwrap().to_string();
@@ -269,12 +269,12 @@ fn initial_weights_are_read_at_step_0_only() {
 }
 
 #[test]
-fn a_classifier_of_another_kind_is_trained_released_and_planned() {
+fn a_custom_classifier_is_trained_released_and_planned() {
     register::<ConvClassifier>().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let network = ConvClassifier { channels: 8, classes: 13 };
     let mut task = classifier_task(network.clone(), dir.path(), SIDE).unwrap();
-    // It has no statistics of batches.
+    // It has no batch normalization.
     assert_eq!(task.smallest_batch(), 1);
     let model = release(&mut task, dir.path());
     assert_eq!(model.classifier().unwrap().preprocessing.resize, 18);
@@ -315,13 +315,13 @@ fn a_classifier_of_another_kind_is_trained_released_and_planned() {
     assert_eq!(estimate.source, tiny_cats::plan::SpeedSource::Assumed);
 }
 
-/// A network whose kind no program registers.
+/// A network whose kind is never registered.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Unregistered {
+struct UnregisteredNetwork {
     width: usize,
 }
 
-impl Network for Unregistered {
+impl Network for UnregisteredNetwork {
     const KIND: &'static str = "unregistered";
     type Built<T: Tensor> = Linear<T>;
 
@@ -345,7 +345,7 @@ impl Network for Unregistered {
 #[test]
 fn a_file_of_an_unregistered_kind_is_verified_except_for_its_network() {
     let dir = tempfile::tempdir().unwrap();
-    let network = Unregistered { width: 3 };
+    let network = UnregisteredNetwork { width: 3 };
     let meta =
         tiny_cats_export::ModelMeta::for_network(network.clone(), Default::default(), Vec::new()).unwrap();
     let mut weights = init(&network.specs().unwrap(), 0);

@@ -11,8 +11,8 @@ use tempfile::TempDir;
 use tiny_cats::checkpoint::TrainingState;
 
 /// Two processes on the CPU. They differ from two GPUs only in the all-reduce.
-const TWO: [&str; 4] = ["--device", "cpu", "--gpus", "2"];
-/// The largest difference of weights that rounding explains. Weights are of size 1; a step changes them by up to 1e-3.
+const TWO_PROCESSES: [&str; 4] = ["--device", "cpu", "--gpus", "2"];
+/// The largest difference of weights that rounding may cause. Weights are of size 1; a step changes them by up to 1e-3.
 const ROUNDING: f32 = 1e-5;
 
 /// A folder with synthetic images in `synth` and the output of uninterrupted training in two processes: `dit` and `classifier`, with their
@@ -20,8 +20,8 @@ const ROUNDING: f32 = 1e-5;
 static REFERENCE: LazyLock<PathBuf> = LazyLock::new(|| {
     shared_folder("parallel", |dir| {
         trained::write_synthetic_images(dir);
-        train_dit(dir, "dit", &TWO);
-        train_classifier(dir, "classifier", &TWO);
+        train_dit(dir, "dit", &TWO_PROCESSES);
+        train_classifier(dir, "classifier", &TWO_PROCESSES);
     })
 });
 
@@ -95,7 +95,7 @@ fn two_processes_train_the_same_weights_as_one() {
     let single = compare("single", &[]);
     let half = ["--batch-size", "4", "--gradient-accumulation-steps", "2"];
     let accumulated = compare("accumulated", &half);
-    let halved = compare("halved", &[&TWO[..], &["--halvings", "1"]].concat());
+    let halved = compare("halved", &[&TWO_PROCESSES[..], &["--halvings", "1"]].concat());
     // For scale: the difference if the images of the second process were missing, and the change of weights in the last three steps.
     let half_batch = compare("half-batch", &["--batch-size", "4"]);
     let update = max_difference(&reference, &state_path(&REFERENCE.join("dit-runs"), 3));
@@ -126,12 +126,15 @@ fn equal_process_counts_give_equal_files_and_changes_are_reported() {
     let test_dir = test_dir();
     let dir = test_dir.path();
     let released = |output: &str| dir.join(output).join("m.safetensors");
-    train_classifier(dir, "again", &TWO);
+    train_classifier(dir, "again", &TWO_PROCESSES);
     assert_same_file(&REFERENCE.join("classifier/m.safetensors"), &released("again"));
     let state_argument = |runs: &str, step| state_path(&dir.join(runs), step).to_str().unwrap().to_owned();
-    let log =
-        train_classifier(dir, "two", &[&TWO[..], &["--resume", &state_argument("again-runs", 4)]].concat());
-    assert!(!log.contains("--gpus was"), "{log}");
+    let log = train_classifier(
+        dir,
+        "two",
+        &[&TWO_PROCESSES[..], &["--resume", &state_argument("again-runs", 4)]].concat(),
+    );
+    assert!(!log.contains("--gpus changed"), "{log}");
     assert_same_file(&REFERENCE.join("classifier/m.safetensors"), &released("two"));
 
     let reference = REFERENCE.join("dit-runs");
@@ -142,15 +145,15 @@ fn equal_process_counts_give_equal_files_and_changes_are_reported() {
     let log = train_dit(
         dir,
         "more",
-        &[&TWO[..], &["--steps", "7", "--resume", &state_argument("one-runs", 6)]].concat(),
+        &[&TWO_PROCESSES[..], &["--steps", "7", "--resume", &state_argument("one-runs", 6)]].concat(),
     );
     assert!(log.contains("--gpus changed from 1 to 2"), "{log}");
     let log = train_dit(
         dir,
         "same",
-        &[&TWO[..], &["--resume", state_path(&reference, 3).to_str().unwrap()]].concat(),
+        &[&TWO_PROCESSES[..], &["--resume", state_path(&reference, 3).to_str().unwrap()]].concat(),
     );
-    assert!(!log.contains("--gpus was"), "{log}");
+    assert!(!log.contains("--gpus changed"), "{log}");
     assert_same_file(&REFERENCE.join("dit/tinydit_final.pt"), &dir.join("same/tinydit_final.pt"));
 }
 
@@ -211,7 +214,11 @@ mod interrupted {
 
     fn start_run(dir: &Path, output: &str, more: &[&str]) -> BackgroundRun {
         let fixed = ["--retry-initial", "10ms", "--resume", "auto"];
-        BackgroundRun::new(dir, &classifier_arguments(output, &[&TWO, &fixed[..], more].concat()), output)
+        BackgroundRun::new(
+            dir,
+            &classifier_arguments(output, &[&TWO_PROCESSES, &fixed[..], more].concat()),
+            output,
+        )
     }
 
     #[track_caller]

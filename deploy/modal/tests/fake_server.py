@@ -13,7 +13,7 @@ FAILURE = api_pb2.GenericResult.GENERIC_STATUS_FAILURE
 
 
 class Service(api_grpc.ModalClientBase):
-    """Records each request. The reply is empty unless a function in ANSWERS fills it in."""
+    """Records each request. The reply is empty unless a function in HANDLERS fills it in."""
 
     def __init__(self):
         self.recorded, self.count, self.outcome, self.names = [], 0, None, {}
@@ -32,15 +32,15 @@ def method(name):
         request = await stream.recv_message()
         self.recorded.append((name, request))
         reply = self.__mapping__()[f"/modal.client.ModalClient/{name}"].reply_type()
-        answer = ANSWERS.get(name, lambda service, request, reply: None)(self, request, reply)
-        if asyncio.iscoroutine(answer):
-            await answer
+        result = HANDLERS.get(name, lambda service, request, reply: None)(self, request, reply)
+        if asyncio.iscoroutine(result):
+            await result
         await stream.send_message(reply)
 
     return handle
 
 
-def builder(service, request, reply):
+def environment(service, request, reply):
     reply.environment_id, reply.metadata.settings.image_builder_version = service.new_id("en"), "2025.06"
 
 
@@ -53,12 +53,12 @@ def image(service, request, reply):
     service.names[reply.image_id] = request.image
 
 
-def identity(field, kind):
-    def answer(service, request, reply):
+def id_setter(field, kind):
+    def set_id(service, request, reply):
         setattr(reply, field, service.new_id(kind))
         service.names[getattr(reply, field)] = request
 
-    return answer
+    return set_id
 
 
 def function(service, request, reply):
@@ -75,7 +75,7 @@ def precreate(service, request, reply):
     reply.handle_metadata.function_name = request.function_name
 
 
-def existing(service, request, reply):
+def file_exists(service, request, reply):
     reply.exists = True
 
 
@@ -122,14 +122,14 @@ def logs(service, request, reply):
     reply.app_done = True
 
 
-ANSWERS = {
+HANDLERS = {
     "AuthTokenGet": token,
-    "EnvironmentGetOrCreate": builder,
-    "AppCreate": identity("app_id", "ap"),
-    "MountGetOrCreate": identity("mount_id", "mo"),
-    "MountPutFile": existing,
-    "VolumeGetOrCreate": identity("volume_id", "vo"),
-    "SecretGetOrCreate": identity("secret_id", "st"),
+    "EnvironmentGetOrCreate": environment,
+    "AppCreate": id_setter("app_id", "ap"),
+    "MountGetOrCreate": id_setter("mount_id", "mo"),
+    "MountPutFile": file_exists,
+    "VolumeGetOrCreate": id_setter("volume_id", "vo"),
+    "SecretGetOrCreate": id_setter("secret_id", "st"),
     "ImageGetOrCreate": image,
     "FunctionPrecreate": precreate,
     "FunctionCreate": function,

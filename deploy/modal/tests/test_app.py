@@ -198,9 +198,9 @@ class Client(ServerTestCase):
         )
         folders = ("src", "models", "export", "benches", "configs", "examples")
         for file in files - scripts:
-            inside = Path(file).relative_to("/build").parts
+            parts = Path(file).relative_to("/build").parts
             self.assertTrue(
-                len(inside) == 1 or inside[0] in folders or inside[:2] == ("deploy", "modal"), file
+                len(parts) == 1 or parts[0] in folders or parts[:2] == ("deploy", "modal"), file
             )
         # Files that the sources include must be in the image too.
         for source in [
@@ -268,8 +268,7 @@ class Client(ServerTestCase):
             self.assertTrue(any(step.startswith(f"ENV {name}={value}") for step in self.steps()), name)
 
     def test_invalid_arguments_give_one_line_errors(self):
-        home = os.getcwd()
-        self.addCleanup(os.chdir, home)
+        self.addCleanup(os.chdir, os.getcwd())
         os.chdir(self.folder)
         Path("lr.toml").write_text("")
         for words, message in (
@@ -351,15 +350,15 @@ class Client(ServerTestCase):
         ):
             result = self.modal("train", "dit", code=code, outcome=error)
             self.assertEqual(result.stderr, f"error: {error}\n")
-        self.modal("train", "dit", code=1, outcome=ValueError("of Modal"))
+        self.modal("train", "dit", code=1, outcome=ValueError("an error of Modal"))
 
     def test_a_detached_app_outlives_the_client(self):
         self.modal("train", "dit", flags=["--detach"])
         (created,) = self.service.requests("AppCreate")
         self.assertEqual(created.app_state, api_pb2.APP_STATE_DETACHED)
         (spawn,) = self.service.requests("FunctionMap")
-        kind = api_pb2.FUNCTION_CALL_INVOCATION_TYPE_ASYNC  # the call belongs to the server, not to this client
-        self.assertEqual(spawn.function_call_invocation_type, kind)
+        invocation = api_pb2.FUNCTION_CALL_INVOCATION_TYPE_ASYNC  # the call belongs to the server, not to this client
+        self.assertEqual(spawn.function_call_invocation_type, invocation)
 
     def test_sample_and_export_print_their_results(self):
         self.modal("sample", "--breed=Bengal", "--seed=7", "-o", "b.png", outcome=b"png")
@@ -577,7 +576,7 @@ class Functions(unittest.TestCase):
         return result.stdout, result.stderr
 
     def test_the_processes_of_a_batch_share_the_cores(self):
-        # The fake image contains the arguments: threads, breed, seed, count.
+        # The fake program writes these into the image: number of threads, breed, seed, count.
         output, errors = self.run_app(
             'echo "$RAYON_NUM_THREADS $2 $3 $4" >"${5#--output=}x.png"\n',
             "sample = app.sample.local\n"
@@ -589,7 +588,7 @@ class Functions(unittest.TestCase):
         ]
         self.assertEqual(output.splitlines(), list(map(repr, expected)), errors)
 
-    def test_data_is_prepared_once_and_restarts_after_an_interruption(self):
+    def test_data_preparation_runs_once_and_restarts_after_an_interruption(self):
         script = 'echo "$*" >>calls\ncase $2 in prepare) mkdir "$4" && touch "$4/image" ;; esac\n'
         lines = "app.DATA = app.SimpleNamespace(commit=lambda: print('commit'))\n"
         lines += "print(app.download_data.local([]))"

@@ -17,7 +17,7 @@ use crate::{
     network::{Digits, SIDE},
 };
 
-/// Items that are drawn for training; the seed of evaluation differs.
+/// Number of training items. Evaluation uses another seed.
 const ITEMS: usize = 4096;
 const TRAINING_SEED: u64 = 1;
 const EVALUATION_SEED: u64 = 2;
@@ -27,9 +27,9 @@ pub struct Training {
 }
 
 /// The source of batches, which loader threads share.
-struct Drawn;
+struct DigitSource;
 
-/// Draws `len` items: images `[len, 1, SIDE, SIDE]` and probabilities `[len, 10]`.
+/// Generates `len` items: images `[len, 1, SIDE, SIDE]` and probabilities `[len, 10]`.
 fn batch(seed: u64, position: u64, len: usize) -> candle_core::Result<[Tensor; 2]> {
     let (mut images, mut targets) = (vec![0.0; len * SIDE * SIDE], vec![0f32; len * 10]);
     for (i, image) in images.chunks_mut(SIDE * SIDE).enumerate() {
@@ -39,7 +39,7 @@ fn batch(seed: u64, position: u64, len: usize) -> candle_core::Result<[Tensor; 2
     Ok([images, Tensor::from_vec(targets, (len, 10), &Device::Cpu)?])
 }
 
-impl BatchSource for Drawn {
+impl BatchSource for DigitSource {
     fn items(&self) -> usize {
         ITEMS
     }
@@ -59,7 +59,7 @@ impl Task for Training {
     }
 
     fn batches(&self) -> Arc<dyn BatchSource> {
-        Arc::new(Drawn)
+        Arc::new(DigitSource)
     }
 
     fn settings(&self) -> Value {
@@ -68,7 +68,7 @@ impl Task for Training {
 
     fn meta(&self) -> ModelMeta {
         let classes = (0..10).map(|digit| digit.to_string()).collect();
-        ModelMeta::for_network(self.network.clone(), Sizes::new(), classes).expect("a plain configuration")
+        ModelMeta::for_network(self.network.clone(), Sizes::new(), classes).expect("a valid configuration")
     }
 
     fn loss(&mut self, tape: &Tape, params: &mut Params, batch: &Batch) -> Result<Var> {

@@ -3,9 +3,9 @@
 use super::jpeg::{CodeStep, ScanError, Table};
 
 /// The lowest bit of each byte.
-const LOWEST: u64 = 0x0101_0101_0101_0101;
+const LOW_BITS: u64 = 0x0101_0101_0101_0101;
 
-/// A position in the data.
+/// Reads the data bit by bit.
 pub(super) struct BitReader<'a> {
     bytes: &'a [u8],
     /// Index of the next byte to read.
@@ -36,8 +36,8 @@ impl<'a> BitReader<'a> {
         if let Some(next) = self.bytes.get(self.position..).and_then(<[u8]>::first_chunk) {
             let word = u64::from_be_bytes(*next);
             // A byte is 0xff if its complement is 0; the condition detects zero bytes.
-            let zero = !word;
-            if zero.wrapping_sub(LOWEST) & word & (LOWEST << 7) == 0 {
+            let complement = !word;
+            if complement.wrapping_sub(LOW_BITS) & word & (LOW_BITS << 7) == 0 {
                 // Bits beyond the valid ones are also the next bits of the data.
                 self.buffer |= word >> self.count;
                 let bytes = (64 - self.count) / 8;
@@ -74,7 +74,7 @@ impl<'a> BitReader<'a> {
         self.fill();
         let short = table.short[(self.buffer >> (64 - Table::SHORT)) as usize];
         if short != 0 {
-            self.drop(u32::from(short >> 8))?;
+            self.consume(u32::from(short >> 8))?;
             return Ok(short as u8);
         }
         self.long_symbol(table)
@@ -86,14 +86,14 @@ impl<'a> BitReader<'a> {
             let (end, offset) = table.longer[length as usize];
             if next < end {
                 let index = (next >> (16 - length)) as i32 + offset;
-                self.drop(length)?;
+                self.consume(length)?;
                 return table.values.get(index as usize).copied().ok_or(ScanError::Damaged);
             }
         }
         Err(if self.count < 16 { ScanError::Ended } else { ScanError::Damaged })
     }
 
-    /// Skips the coefficients of a block of a sequential image except the first. `table` must be prepared.
+    /// Skips the coefficients of a block of a sequential image except the first. The steps of `table` must be filled in.
     #[inline]
     pub(super) fn skip_block(&mut self, table: &Table) -> Result<(), ScanError> {
         let mut k = 1;
@@ -109,7 +109,7 @@ impl<'a> BitReader<'a> {
                     step
                 }
             };
-            self.drop(step.bits.into())?;
+            self.consume(step.bits.into())?;
             if step.end {
                 break;
             }
@@ -122,7 +122,7 @@ impl<'a> BitReader<'a> {
     pub(super) fn take(&mut self, n: u32) -> Result<u32, ScanError> {
         self.fill();
         let value = if n == 0 { 0 } else { (self.buffer >> (64 - n)) as u32 };
-        self.drop(n)?;
+        self.consume(n)?;
         Ok(value)
     }
 
@@ -138,11 +138,11 @@ impl<'a> BitReader<'a> {
                 return Err(ScanError::Ended);
             }
         }
-        self.drop(remaining)
+        self.consume(remaining)
     }
 
     #[inline]
-    fn drop(&mut self, n: u32) -> Result<(), ScanError> {
+    fn consume(&mut self, n: u32) -> Result<(), ScanError> {
         if n > self.count {
             return Err(ScanError::Ended);
         }

@@ -54,13 +54,13 @@ fn container_format(bytes: &[u8]) -> Option<&'static str> {
     let length: [u8; 4] = bytes.get(..4)?.try_into().ok()?;
     let length = (u32::from_be_bytes(length) as usize).min(256);
     let brands = bytes.get(..length)?.get(8..).filter(|_| bytes[4..].starts_with(b"ftyp"))?;
-    let has =
+    let has_brand =
         |names: &[&[u8; 4]]| brands.chunks_exact(4).any(|brand| names.iter().any(|name| *name == brand));
-    if has(&[b"avif", b"avis"]) {
+    if has_brand(&[b"avif", b"avis"]) {
         Some("an AVIF")
-    } else if has(&[b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"]) {
+    } else if has_brand(&[b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"]) {
         Some("a HEIC")
-    } else if has(&[b"mif1", b"msf1", b"mif2"]) {
+    } else if has_brand(&[b"mif1", b"msf1", b"mif2"]) {
         Some("a HEIF")
     } else {
         None

@@ -41,7 +41,7 @@ pub struct ModelMeta {
     /// Sizes of the input's other free axes.
     #[serde(skip_serializing_if = "Sizes::is_empty")]
     pub sizes: Sizes,
-    /// Names of the classes; a label is an index here. Empty if the network has no classes.
+    /// Names of the classes; a label is an index into them. Empty if the network has no classes.
     pub classes: Vec<String>,
     /// Task of the model, with its own fields, which are stored among these.
     #[serde(flatten)]
@@ -91,7 +91,7 @@ fn image_size(config: &NetworkConfig, sizes: &Sizes) -> Option<usize> {
 impl ModelMeta {
     /// Returns the metadata of a network whose free axes have these `sizes`.
     ///
-    /// For a generator of RGB images, black is −1 and white 1. If it has no null class, its last class takes its place, as in training. For
+    /// For a generator of RGB images, black is −1 and white 1. If it has no null class, its last class is used as one, as in training. For
     /// a classifier of RGB images, preprocessing is torchvision's: the shorter side is resized to 8/7 of the image size; mean and standard
     /// deviation are ImageNet's. All other networks are [`TaskMeta::Other`].
     pub fn new(config: NetworkConfig, sizes: Sizes, classes: Vec<String>) -> Self {
@@ -225,9 +225,9 @@ impl ModelMeta {
             let message = format!("expected 1 to {FORMAT_VERSION}, found {format_version}");
             return Err(("format_version", message));
         }
-        let labels = classes.len();
-        if labels > MAX_CLASSES {
-            return Err(("classes", format!("expected at most {MAX_CLASSES} names, found {labels}")));
+        let class_count = classes.len();
+        if class_count > MAX_CLASSES {
+            return Err(("classes", format!("expected at most {MAX_CLASSES} names, found {class_count}")));
         }
         if let Some(name) = classes.iter().find(|name| !is_class_name(name)) {
             return Err(("classes", format!("expected names that can begin a file's name, found {name:?}")));
@@ -254,9 +254,9 @@ impl ModelMeta {
     fn read_task(&self, json: &serde_json::Value) -> Result<TaskMeta, FieldError> {
         let network = self.config.network().map_err(|e| ("config", e.to_string()))?;
         network.validate().map_err(|e| ("config", e.to_string()))?;
-        let labels = self.classes.len();
-        if let Some(expected) = network.role().classes().filter(|&n| n != labels) {
-            return Err(("classes", format!("expected the network's {expected}, found {labels}")));
+        let class_count = self.classes.len();
+        if let Some(expected) = network.role().classes().filter(|&n| n != class_count) {
+            return Err(("classes", format!("expected the network's {expected}, found {class_count}")));
         }
         let size = image_size(&self.config, &self.sizes());
         if self.image_size != size.unwrap_or(0) {
@@ -268,7 +268,7 @@ impl ModelMeta {
         match (network.role(), size) {
             (Role::Generator { prediction, .. }, Some(_)) => {
                 let task: GeneratorMeta = parse(json)?;
-                task.check(prediction, labels)?;
+                task.check(prediction, class_count)?;
                 Ok(TaskMeta::Generator(task))
             }
             (Role::Classifier { .. }, Some(size)) => {
@@ -286,7 +286,7 @@ fn parse<T: DeserializeOwned>(json: &serde_json::Value) -> Result<T, FieldError>
 }
 
 /// True if a class may be called `name`. Names become part of file names and are printed. They must not be empty
-/// or relative folders, or contain a path separator of any system or a control character.
+/// or a relative path component, or contain a path separator of any system or a control character.
 pub fn is_class_name(name: &str) -> bool {
     let is_allowed = |c: char| !c.is_control() && !matches!(c, '/' | '\\' | ':');
     !matches!(name, "" | "." | "..") && name.chars().all(is_allowed)

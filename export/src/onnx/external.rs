@@ -1,7 +1,7 @@
 //! External data: tensors whose values are in another file beside the model, as PyTorch writes them (`NAME.onnx.data`). They are
 //! moved into the model, so that every runtime reads one self-contained file.
 //!
-//! The name of the other file is untrusted input from an untrusted file. It must be in the model's folder. Memory is allocated
+//! The name of the other file is untrusted input. It must be in the model's folder. Memory is allocated
 //! only after every offset and length has been compared with the file's size.
 
 use std::{
@@ -34,10 +34,10 @@ const RAW_DATA: u32 = 9;
 /// [`Error::File`] with the name of a tensor whose values are not at the stated location, and [`Error::Io`].
 pub fn inline_external_data(bytes: &[u8], file: &str, folder: &Path) -> Result<Vec<u8>> {
     let mut reader = ExternalDataReader { file, folder, files: BTreeMap::new(), total: bytes.len() };
-    let Some(parts) = reader.split_message(bytes, MessageKind::Model)? else { return Ok(bytes.to_vec()) };
-    let mut out = Vec::with_capacity(parts.iter().map(Chunk::len).sum());
-    for part in parts {
-        match part {
+    let Some(chunks) = reader.split_message(bytes, MessageKind::Model)? else { return Ok(bytes.to_vec()) };
+    let mut out = Vec::with_capacity(chunks.iter().map(Chunk::len).sum());
+    for chunk in chunks {
+        match chunk {
             Chunk::Bytes(bytes) => out.extend_from_slice(&bytes),
             Chunk::Values { location, offset, len } => reader.copy(&location, offset, len, &mut out)?,
         }
@@ -45,7 +45,7 @@ pub fn inline_external_data(bytes: &[u8], file: &str, folder: &Path) -> Result<V
     Ok(out)
 }
 
-/// A part of the model to write.
+/// A chunk of the model to write.
 enum Chunk<'a> {
     Bytes(Cow<'a, [u8]>),
     Values { location: String, offset: u64, len: usize },
@@ -78,7 +78,7 @@ struct ExternalDataReader<'a> {
 }
 
 impl ExternalDataReader<'_> {
-    /// Returns the parts of a message; `None` if nothing in it changes.
+    /// Returns the chunks of a message; `None` if nothing in it changes.
     fn split_message<'b>(
         &mut self,
         mut bytes: &'b [u8],
@@ -87,7 +87,7 @@ impl ExternalDataReader<'_> {
         if kind == MessageKind::Tensor {
             return self.split_tensor(bytes);
         }
-        let (mut parts, mut changed) = (Vec::new(), false);
+        let (mut chunks, mut changed) = (Vec::new(), false);
         while !bytes.is_empty() {
             let Some(raw) = RawField::next(&mut bytes) else {
                 return Err(Error::file(
@@ -101,19 +101,19 @@ impl ExternalDataReader<'_> {
                 _ => None,
             };
             match content {
-                None => parts.push(Chunk::Bytes(raw.bytes.into())),
+                None => chunks.push(Chunk::Bytes(raw.bytes.into())),
                 Some(content) => {
                     changed = true;
                     let len = content.iter().map(Chunk::len).sum();
-                    parts.push(Chunk::Bytes(field_header(raw.number as u32, len).into()));
-                    parts.extend(content);
+                    chunks.push(Chunk::Bytes(field_header(raw.number as u32, len).into()));
+                    chunks.extend(content);
                 }
             }
         }
-        Ok(changed.then_some(parts))
+        Ok(changed.then_some(chunks))
     }
 
-    /// Returns the parts of a tensor; `None` if its values are in the model already.
+    /// Returns the chunks of a tensor; `None` if its values are in the model already.
     fn split_tensor<'b>(&mut self, bytes: &'b [u8]) -> Result<Option<Vec<Chunk<'b>>>> {
         let tensor = TensorProto::decode(bytes).map_err(|e| Error::file(self.file, "ONNX", e.to_string()))?;
         if tensor.data_location != EXTERNAL {
@@ -298,7 +298,7 @@ mod tests {
             fs::write(&path, model.encode_to_vec()).unwrap();
             let file = OnnxFile::open(&path).unwrap();
             assert_eq!((file.weights().unwrap(), file.integrity()), (weights.clone(), Integrity::Unchecked));
-            // Runtimes get exactly the model before the move.
+            // Runtimes get the model as it was before the values were moved out.
             assert_eq!(ModelProto::decode(file.bytes()).unwrap(), self::model().0);
             let error = OnnxFile::from_bytes(fs::read(&path).unwrap(), "m").unwrap_err().to_string();
             assert!(error.starts_with("m: external_data: ") && error.contains("by its path"), "{error}");

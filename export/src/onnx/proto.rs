@@ -13,7 +13,7 @@ pub const FLOAT16: i32 = 10;
 /// Value of `data_location` for a tensor whose values are in another file.
 pub const EXTERNAL: i32 = 1;
 
-/// The element types of tensors (`TensorProto.DataType`) with which a graph computes.
+/// The element types of tensors (`TensorProto.DataType`) that the operations of a graph use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(i32)]
 pub enum DataType {
@@ -209,7 +209,7 @@ impl TensorProto {
         Self::raw(name, &[values.len()], DataType::Int64 as i32, raw)
     }
 
-    /// Returns the number of bytes of the values, by shape and type.
+    /// Returns the size of the values in bytes, computed from shape and type.
     ///
     /// # Errors
     /// The expected and found type or shape.

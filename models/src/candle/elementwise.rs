@@ -41,7 +41,7 @@ pub(crate) fn unary(function: UnaryFunction, x: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// Computes the gradient of the input of [`unary`]. `saved` is the result if [`UnaryFunction::has_slope_of_result`], else the input.
+/// Computes the gradient of the input of [`unary`]. `saved` is the result if [`UnaryFunction::is_slope_from_result`], else the input.
 pub(crate) fn unary_backward(function: UnaryFunction, saved: &Tensor, grad: &Tensor) -> Result<Tensor> {
     fn kernel<F: Element>(function: UnaryFunction, saved: &Tensor, grad: &Tensor) -> Result<Tensor> {
         cpu_tensor(elementwise::unary_backward::<F>(function, &view(saved)?, &view(grad)?), saved.shape())
@@ -63,9 +63,9 @@ pub(crate) fn unary_backward(function: UnaryFunction, saved: &Tensor, grad: &Ten
 }
 
 /// Computes `x·scale` where the mask (`u8`) is not 0; other values are 0.
-pub(crate) fn masked(x: &Tensor, mask: &Tensor, scale: f64) -> Result<Tensor> {
+pub(crate) fn mask_scale(x: &Tensor, mask: &Tensor, scale: f64) -> Result<Tensor> {
     fn kernel<F: Element>(x: &Tensor, mask: &Tensor, scale: f64) -> Result<Tensor> {
-        cpu_tensor(elementwise::masked::<F>(&view(x)?, &view(mask)?, scale), x.shape())
+        cpu_tensor(elementwise::mask_scale::<F>(&view(x)?, &view(mask)?, scale), x.shape())
     }
     let x = x.contiguous()?;
     if uses_kernels(&x) {
@@ -74,7 +74,7 @@ pub(crate) fn masked(x: &Tensor, mask: &Tensor, scale: f64) -> Result<Tensor> {
     Ok(mask.where_cond(&(&x * scale)?, &x.zeros_like()?)?)
 }
 
-/// Returns the sizes of a reduction over `axis`, which counts the batch.
+/// Returns the sizes of a reduction over `axis`; axis 0 is the batch.
 fn reduced_axis(x: &Tensor, axis: usize) -> Axis {
     Axis { len: x.dims()[axis], inner: x.dims()[axis + 1..].iter().product() }
 }
@@ -86,7 +86,7 @@ fn without_axis(x: &Tensor, axis: usize) -> Vec<usize> {
     dims
 }
 
-/// Returns the sums over `axis`, which counts the batch.
+/// Returns the sums over `axis`; axis 0 is the batch.
 pub(crate) fn sum(x: &Tensor, axis: usize) -> Result<Tensor> {
     fn kernel<F: Element>(x: &Tensor, axis: usize) -> Result<Tensor> {
         cpu_tensor(reduce::sum::<F>(reduced_axis(x, axis), &view(x)?), without_axis(x, axis))
@@ -98,7 +98,8 @@ pub(crate) fn sum(x: &Tensor, axis: usize) -> Result<Tensor> {
     Ok(x.sum(axis)?)
 }
 
-/// Returns the maxima over `axis`, which counts the batch, and their positions (`u32`). Of several, it is the first.
+/// Returns the maxima over `axis` and their positions (`u32`); axis 0 is the batch. Of equal maxima, the position
+/// is that of the first.
 pub(crate) fn max(x: &Tensor, axis: usize) -> Result<(Tensor, Tensor)> {
     fn kernel<F: Element>(x: &Tensor, axis: usize) -> Result<(Tensor, Tensor)> {
         let (y, indices) = reduce::max::<F>(reduced_axis(x, axis), &view(x)?);
@@ -139,7 +140,7 @@ pub(crate) fn upsample_nearest2d(x: &Tensor, factor: usize) -> Result<Tensor> {
     if uses_kernels(&x) && !super::precision::is_half(x.dtype()) {
         return by_type!(x, kernel(&x, factor));
     }
-    // Not by candle's own operation, whose coordinates are rounded down to the neighbor for some factors, such as 49.
+    // candle's own operation is not used: for some factors, such as 49, it rounds coordinates down to the neighbor.
     let (batch, channels, height, width) = x.dims4()?;
     let repeated = x.reshape((batch, channels, height, 1, width, 1))?;
     let repeated = repeated.broadcast_as((batch, channels, height, factor, width, factor))?.contiguous()?;
@@ -163,7 +164,7 @@ pub(crate) fn upsample_nearest2d_backward(grad: &Tensor, factor: usize) -> Resul
 }
 
 /// Views `[batch, channels, ..]` as `[batch, groups, values]`.
-fn grouped(x: &Tensor, groups: usize) -> Result<Tensor> {
+fn as_groups(x: &Tensor, groups: usize) -> Result<Tensor> {
     let values = x.dims()[1..].iter().product::<usize>() / groups;
     Ok(x.contiguous()?.reshape((x.dims()[0], groups, values))?)
 }
@@ -173,14 +174,14 @@ fn as_image(x: &Tensor) -> Result<Tensor> {
     Ok(x.contiguous()?.reshape((x.dims()[0], x.dims()[1], x.dims()[2..].iter().product::<usize>(), 1))?)
 }
 
-/// Normalizes each group of channels of `[batch, channels, ..]`. `affine` is weight and bias, `[channels]`.
+/// Normalizes each group of channels of `[batch, channels, ..]`. `affine` holds the weight and the bias, `[channels]`.
 pub(crate) fn group_norm(
     x: &Tensor,
     groups: usize,
     affine: Option<(&Tensor, &Tensor)>,
     eps: f64,
 ) -> Result<Tensor> {
-    let y = ops::norm(NormKind::Layer, &grouped(x, groups)?, None, None, eps)?.reshape(x.shape())?;
+    let y = ops::norm(NormKind::Layer, &as_groups(x, groups)?, None, None, eps)?.reshape(x.shape())?;
     let Some((weight, bias)) = affine else { return Ok(y) };
     Ok(spatial::scale_shift_channels(&as_image(&y)?, weight, bias)?.reshape(x.shape())?)
 }
@@ -193,7 +194,7 @@ pub(crate) fn group_norm_backward(
     grad: &Tensor,
     eps: f64,
 ) -> Result<(Tensor, Option<(Tensor, Tensor)>)> {
-    let rows = grouped(x, groups)?;
+    let rows = as_groups(x, groups)?;
     let (params, grad) = match weight {
         None => (None, grad.clone()),
         Some(weight) => {

@@ -16,7 +16,7 @@ pub(crate) enum UnaryFunction {
 
 impl UnaryFunction {
     /// True if the slope is computed from the result, which backward then needs in place of the input.
-    pub(crate) fn has_slope_of_result(self) -> bool {
+    pub(crate) fn is_slope_from_result(self) -> bool {
         matches!(self, Self::Exp | Self::Sqrt | Self::Sigmoid | Self::Tanh)
     }
 
@@ -111,7 +111,7 @@ pub(crate) fn unary<F: Real>(function: UnaryFunction, x: &[F]) -> Vec<F> {
     build_in_chunks(x.len(), VALUES_PER_TASK, |at, y| apply(function, &x[at..], y))
 }
 
-/// Returns the gradient of the input of [`unary`]. `saved` is the result if [`UnaryFunction::has_slope_of_result`], else the input.
+/// Returns the gradient of the input of [`unary`]. `saved` is the result if [`UnaryFunction::is_slope_from_result`], else the input.
 pub(crate) fn unary_backward<F: Real>(function: UnaryFunction, saved: &[F], grad: &[F]) -> Vec<F> {
     build_in_chunks(saved.len(), VALUES_PER_TASK, |at, out| {
         apply_backward(function, &saved[at..], &grad[at..], out);
@@ -127,7 +127,7 @@ vectorized! {
 }
 
 /// Computes `x·scale` where the mask is not 0; other values are 0.
-pub(crate) fn masked<F: Real>(x: &[F], mask: &[u8], scale: f64) -> Vec<F> {
+pub(crate) fn mask_scale<F: Real>(x: &[F], mask: &[u8], scale: f64) -> Vec<F> {
     build_in_chunks(x.len(), VALUES_PER_TASK, |at, y| {
         apply_mask(&x[at..], &mask[at..], F::from_f64(scale), y);
     })

@@ -1,5 +1,4 @@
-//! 2-D convolution in groups of channels: group by group as matrix products, or directly if each group has one input channel (depthwise
-//! convolution).
+//! Grouped 2-D convolution: group by group as matrix products, or directly if each group has one input channel (depthwise convolution).
 
 use rayon::prelude::*;
 
@@ -20,13 +19,13 @@ impl Conv {
 }
 
 /// Copies the `len` values from `start` of each item of `item_len` values.
-fn take<F: Real>(values: &[F], item_len: usize, start: usize, len: usize) -> Vec<F> {
+fn gather_group<F: Real>(values: &[F], item_len: usize, start: usize, len: usize) -> Vec<F> {
     let items = values.chunks_exact(item_len);
     items.flat_map(|item| &item[start..start + len]).copied().collect()
 }
 
-/// Reverses [`take`].
-fn put<F: Real>(part: &[F], values: &mut [F], item_len: usize, start: usize, len: usize) {
+/// Copies `part` back into `values`: the reverse of [`gather_group`].
+fn scatter_group<F: Real>(part: &[F], values: &mut [F], item_len: usize, start: usize, len: usize) {
     for (item, part) in values.chunks_exact_mut(item_len).zip(part.chunks_exact(len)) {
         item[start..start + len].copy_from_slice(part);
     }
@@ -45,10 +44,10 @@ pub(super) fn forward<P: Factor>(
     }
     let mut y = vec![P::Number::from_f64(0.0); x.len() / conv.input_len() * conv.output_len()];
     for (i, weight) in weight.chunks_exact(weight.len() / conv.groups).enumerate() {
-        let x = take(x, conv.input_len(), i * group.input_len(), group.input_len());
+        let x = gather_group(x, conv.input_len(), i * group.input_len(), group.input_len());
         let bias = bias.map(|bias| &bias[i * group.out..(i + 1) * group.out]);
         let part = conv::forward_im2col::<P>(group, &x, weight, bias);
-        put(&part, &mut y, conv.output_len(), i * group.output_len(), group.output_len());
+        scatter_group(&part, &mut y, conv.output_len(), i * group.output_len(), group.output_len());
     }
     y
 }
@@ -68,19 +67,19 @@ pub(super) fn backward<P: Factor>(
     let mut grad_x = vec![P::Number::from_f64(0.0); if need_x { x.len() } else { 0 }];
     let mut grad_weight = Vec::with_capacity(weight.len());
     for (i, weight) in weight.chunks_exact(weight.len() / conv.groups).enumerate() {
-        let x = take(x, conv.input_len(), i * group.input_len(), group.input_len());
-        let grad = take(grad, conv.output_len(), i * group.output_len(), group.output_len());
+        let x = gather_group(x, conv.input_len(), i * group.input_len(), group.input_len());
+        let grad = gather_group(grad, conv.output_len(), i * group.output_len(), group.output_len());
         let (part, weights) = conv::backward_im2col::<P>(group, &x, weight, &grad, need_x);
         grad_weight.extend(weights);
         if let Some(part) = part {
-            put(&part, &mut grad_x, conv.input_len(), i * group.input_len(), group.input_len());
+            scatter_group(&part, &mut grad_x, conv.input_len(), i * group.input_len(), group.input_len());
         }
     }
     (need_x.then_some(grad_x), grad_weight)
 }
 
-/// Calls `f` for each row of outputs and each position in the windows: with the position's index in the kernel, and the indices of the
-/// first output and of the first input that are multiplied there, and their number.
+/// Calls `f(k, output, input, len)` for each output row and each kernel position `k`. There, the `len` outputs from index `output` depend
+/// on inputs from index `input`, which are a stride apart.
 #[inline(always)]
 fn for_each_segment(w: Window, mut f: impl FnMut(usize, usize, usize, usize)) {
     for y in 0..w.rows {
@@ -193,25 +192,25 @@ mod tests {
         noise(3, stream, n).into_iter().map(f64::from).collect()
     }
 
-    fn close(name: &str, found: &[f64], expected: &[f64]) {
+    fn assert_close(name: &str, found: &[f64], expected: &[f64]) {
         assert_eq!(found.len(), expected.len(), "{name}");
         for (i, (a, b)) in found.iter().zip(expected).enumerate() {
             assert!((a - b).abs() < 1e-9 * b.abs().max(1.0), "{name}, value {i}: {a} and {b}");
         }
     }
 
-    /// A convolution in groups is one whose weights between groups are zero.
+    /// A grouped convolution equals a dense one whose weights between groups are zero.
     #[test]
-    fn groups_match_a_convolution_with_zeros() {
+    fn a_grouped_convolution_matches_a_dense_one_with_zeros() {
         let options = [
             Conv2dOptions::square(1, 1),
             Conv2dOptions { stride: [2, 1], padding: [0, 2], dilation: [1, 2], groups: 1 },
             Conv2dOptions { stride: [3, 2], padding: [2, 1], dilation: [2, 1], groups: 1 },
         ];
-        let all = [(4, 4, 4), (3, 6, 3), (4, 6, 2), (6, 3, 3)];
-        let all = if cfg!(miri) { &all[..2] } else { &all[..] };
+        let sizes = [(4, 4, 4), (3, 6, 3), (4, 6, 2), (6, 3, 3)];
+        let sizes = if cfg!(miri) { &sizes[..2] } else { &sizes[..] };
         for (options, &(channels, out, groups)) in
-            options.iter().flat_map(|o| all.iter().map(move |a| (o, a)))
+            options.iter().flat_map(|o| sizes.iter().map(move |s| (o, s)))
         {
             let window = Window::new([7, 9], [3, 2], *options).unwrap();
             let conv = Conv { channels, out, groups, window };
@@ -219,21 +218,21 @@ mod tests {
             let (x, grad) = (values(0, 2 * conv.input_len()), values(1, 2 * conv.output_len()));
             let (inputs, outputs) = (channels / groups, out / groups);
             let (weight, bias) = (values(2, out * inputs * 6), values(3, out));
-            let mut zeros = vec![0.0; out * channels * 6];
-            // For each weight in the group, its index among all.
+            let mut dense_weight = vec![0.0; out * channels * 6];
+            // The index of a grouped weight in the dense weight.
             let index = |i: usize| {
                 let (o, c) = (i / (inputs * 6), i / 6 % inputs);
                 (o * channels + o / outputs * inputs + c) * 6 + i % 6
             };
-            (0..weight.len()).for_each(|i| zeros[index(i)] = weight[i]);
+            (0..weight.len()).for_each(|i| dense_weight[index(i)] = weight[i]);
             let name = format!("{conv:?}");
             let y = conv::forward::<f64>(conv, &x, &weight, Some(&bias), true);
-            close(&name, &y, &conv::forward_im2col::<f64>(dense, &x, &zeros, Some(&bias)));
+            assert_close(&name, &y, &conv::forward_im2col::<f64>(dense, &x, &dense_weight, Some(&bias)));
             let (grad_x, grad_weight) = conv::backward::<f64>(conv, &x, &weight, &grad, true);
-            let (expected_x, expected) = conv::backward_im2col::<f64>(dense, &x, &zeros, &grad, true);
-            close(&name, &grad_x.unwrap(), &expected_x.unwrap());
+            let (expected_x, expected) = conv::backward_im2col::<f64>(dense, &x, &dense_weight, &grad, true);
+            assert_close(&name, &grad_x.unwrap(), &expected_x.unwrap());
             let expected: Vec<f64> = (0..weight.len()).map(|i| expected[index(i)]).collect();
-            close(&name, &grad_weight, &expected);
+            assert_close(&name, &grad_weight, &expected);
             assert!(conv::backward::<f64>(conv, &x, &weight, &grad, false) == (None, grad_weight), "{name}");
         }
     }

@@ -8,14 +8,14 @@ use crate::{
     Error, Result,
     candle::{
         CandleValue,
-        elementwise::masked,
+        elementwise::mask_scale,
         precision::{convert, wide},
     },
     random::{Purpose, Stream},
     shape,
 };
 
-/// Bits of the stream number for the index of the dropout in the forward pass.
+/// Bits of the stream number for the index of the dropout operation in the forward pass.
 const INDEX_BITS: u32 = 12;
 /// Bits of the stream number for the item of the optimizer step.
 const ITEM_BITS: u32 = 20;
@@ -38,11 +38,13 @@ impl DropoutKey {
     /// Returns the stream of an item's mask.
     fn stream(self, item: usize, index: usize) -> Result<Stream> {
         let (item, index) = (self.first_item.saturating_add(item as u64), index as u64);
-        for (name, value, bits) in
-            [("step", self.step, STEP_BITS), ("item", item, ITEM_BITS), ("dropout", index, INDEX_BITS)]
-        {
+        for (name, value, bits) in [
+            ("a step", self.step, STEP_BITS),
+            ("an item index", item, ITEM_BITS),
+            ("a dropout index", index, INDEX_BITS),
+        ] {
             if value >> bits != 0 {
-                let expected = format!("a number of the {name} below {}", 1u64 << bits);
+                let expected = format!("{name} below {}", 1u64 << bits);
                 return Err(Error::shape("dropout", expected, value));
             }
         }
@@ -50,7 +52,7 @@ impl DropoutKey {
         Ok(Stream::new(self.seed, Purpose::Dropout, number))
     }
 
-    /// Returns the mask of dropout `index` for values of these sizes, the first of which is the batch: 1 for a value that is kept.
+    /// Returns the mask of the dropout operation `index` for values of these sizes: 1 where a value is kept. The first size is the batch.
     fn mask(self, index: usize, p: f64, dims: &[usize], device: &Device) -> Result<CandleTensor> {
         let len = dims[1..].iter().product::<usize>();
         let streams = (0..dims[0]).map(|item| self.stream(item, index)).collect::<Result<Vec<_>>>()?;
@@ -75,7 +77,7 @@ impl Tape {
         self
     }
 
-    /// Returns the key and the index of the next dropout; `None` if there is no key.
+    /// Returns the key and the index of the next dropout operation; `None` if there is no key.
     fn next_dropout(&self) -> Option<(DropoutKey, usize)> {
         let key = self.0.dropout.get()?;
         let mut record = self.0.record.borrow_mut();
@@ -90,8 +92,8 @@ impl Var {
         let Some((key, index)) = self.tape.next_dropout() else { return Ok(self.clone()) };
         let mask = key.mask(index, p, self.value.dims(), self.value.device())?;
         let scale = 1.0 / (1.0 - p);
-        let y = convert(&masked(&wide(&self.value)?, &mask, scale)?, self.value.dtype())?;
-        self.unary_op(CandleValue::new(y), move |grad| masked(grad, &mask, scale))
+        let y = convert(&mask_scale(&wide(&self.value)?, &mask, scale)?, self.value.dtype())?;
+        self.unary_op(CandleValue::new(y), move |grad| mask_scale(grad, &mask, scale))
     }
 }
 
@@ -117,13 +119,13 @@ mod tests {
         x.flatten_all().unwrap().to_vec1().unwrap()
     }
 
-    fn ones(key: DropoutKey, p: f64, dims: &[usize]) -> Vec<f64> {
+    fn dropout_of_ones(key: DropoutKey, p: f64, dims: &[usize]) -> Vec<f64> {
         let x = CandleTensor::ones(dims, DType::F64, &Device::Cpu).unwrap();
         values(Tape::new().with_dropout(key).constant(x).dropout(p).unwrap().value())
     }
 
-    /// Returns the value and the gradients of a network with dropouts inside and outside of nested blocks.
-    fn network(
+    /// Computes the value and the gradients of a network with dropout inside and outside of nested checkpointed blocks.
+    fn compute_network(
         x: &CandleTensor,
         w: &CandleTensor,
         key: Option<DropoutKey>,
@@ -151,14 +153,14 @@ mod tests {
     #[test]
     fn a_mask_depends_on_every_part_of_the_key_and_nothing_else() {
         let dims = [3, 50];
-        let mask = ones(KEY, 0.5, &dims);
-        assert_eq!(mask, ones(KEY, 0.5, &dims));
+        let mask = dropout_of_ones(KEY, 0.5, &dims);
+        assert_eq!(mask, dropout_of_ones(KEY, 0.5, &dims));
         for other in [
             DropoutKey { seed: 6, ..KEY },
             DropoutKey { step: 8, ..KEY },
             DropoutKey { first_item: 3, ..KEY },
         ] {
-            assert_ne!(mask, ones(other, 0.5, &dims));
+            assert_ne!(mask, dropout_of_ones(other, 0.5, &dims));
         }
         let tape = Tape::new().with_dropout(KEY);
         let x = tape.constant(CandleTensor::ones(&dims, DType::F64, &Device::Cpu).unwrap());
@@ -173,10 +175,10 @@ mod tests {
 
     #[test]
     fn a_mask_does_not_depend_on_the_micro_batch() {
-        let together = ones(KEY, 0.3, &[5, 4, 3]);
-        let first = ones(KEY, 0.3, &[2, 4, 3]);
-        let rest = ones(DropoutKey { first_item: 2, ..KEY }, 0.3, &[3, 4, 3]);
-        assert_eq!(together, [first, rest].concat());
+        let full_batch = dropout_of_ones(KEY, 0.3, &[5, 4, 3]);
+        let first = dropout_of_ones(KEY, 0.3, &[2, 4, 3]);
+        let rest = dropout_of_ones(DropoutKey { first_item: 2, ..KEY }, 0.3, &[3, 4, 3]);
+        assert_eq!(full_batch, [first, rest].concat());
     }
 
     #[test]
@@ -194,7 +196,7 @@ mod tests {
     #[test]
     fn dropout_preserves_the_expectation() {
         for p in [0.1, 0.5, 0.9] {
-            let y = ones(KEY, p, &[10, 4000]);
+            let y = dropout_of_ones(KEY, p, &[10, 4000]);
             let mean = y.iter().sum::<f64>() / y.len() as f64;
             // Five standard deviations.
             let bound = 5.0 * (p / (1.0 - p) / y.len() as f64).sqrt();
@@ -220,34 +222,35 @@ mod tests {
     #[test]
     fn gradient_checkpointing_gives_the_same_bits() {
         let (x, w) = (tensor(0, &[3, 6]), tensor(1, &[6, 6]));
-        let (expected, expected_gradients) = network(&x, &w, Some(KEY), false);
-        let (found, gradients) = network(&x, &w, Some(KEY), true);
+        let (expected, expected_gradients) = compute_network(&x, &w, Some(KEY), false);
+        let (found, gradients) = compute_network(&x, &w, Some(KEY), true);
         assert_eq!(expected, found);
         for name in ["x", "w"] {
             assert_eq!(values(&expected_gradients[name]), values(&gradients[name]), "{name}");
         }
-        assert_ne!(expected, network(&x, &w, None, false).0);
+        assert_ne!(expected, compute_network(&x, &w, None, false).0);
     }
 
     #[test]
     fn gradients_match_finite_differences() {
         let (x, w) = (tensor(0, &[2, 4]), tensor(1, &[4, 4]));
-        let gradients = network(&x, &w, Some(KEY), true).1;
-        let sum = |x: &CandleTensor, w: &CandleTensor| network(x, w, Some(KEY), true).0.iter().sum::<f64>();
-        let moved = |t: &CandleTensor, i: usize, step: f64| {
+        let gradients = compute_network(&x, &w, Some(KEY), true).1;
+        let sum =
+            |x: &CandleTensor, w: &CandleTensor| compute_network(x, w, Some(KEY), true).0.iter().sum::<f64>();
+        let perturbed = |t: &CandleTensor, i: usize, step: f64| {
             let mut values = values(t);
             values[i] += step;
             CandleTensor::from_vec(values, t.shape(), &Device::Cpu).unwrap()
         };
         for (i, gradient) in values(&gradients["x"]).into_iter().enumerate() {
-            let slope = (sum(&moved(&x, i, 1e-6), &w) - sum(&moved(&x, i, -1e-6), &w)) / 2e-6;
+            let slope = (sum(&perturbed(&x, i, 1e-6), &w) - sum(&perturbed(&x, i, -1e-6), &w)) / 2e-6;
             assert!(
                 (gradient - slope).abs() < 1e-6 * (1.0 + slope.abs()),
                 "x {i}: {gradient}, slope {slope}"
             );
         }
         for (i, gradient) in values(&gradients["w"]).into_iter().enumerate() {
-            let slope = (sum(&x, &moved(&w, i, 1e-6)) - sum(&x, &moved(&w, i, -1e-6))) / 2e-6;
+            let slope = (sum(&x, &perturbed(&w, i, 1e-6)) - sum(&x, &perturbed(&w, i, -1e-6))) / 2e-6;
             assert!(
                 (gradient - slope).abs() < 1e-6 * (1.0 + slope.abs()),
                 "w {i}: {gradient}, slope {slope}"
@@ -277,10 +280,7 @@ mod tests {
             assert!(x.dropout(p).is_err(), "{p}");
         }
         let error = x.dropout(0.5).err().map(|e| e.to_string());
-        assert_eq!(
-            error.as_deref(),
-            Some("dropout: expected a number of the item below 1048576, found 1048576")
-        );
+        assert_eq!(error.as_deref(), Some("dropout: expected an item index below 1048576, found 1048576"));
         let tape = Tape::new().with_dropout(DropoutKey { step: 1 << STEP_BITS, ..KEY });
         assert!(tape.constant(tensor(0, &[2, 3])).dropout(0.5).is_err());
     }

@@ -98,7 +98,7 @@ impl Var {
         if !function.is_wide() {
             y = convert(&y, x.dtype())?;
         }
-        let saved = if function.has_slope_of_result() { y.clone() } else { x };
+        let saved = if function.is_slope_from_result() { y.clone() } else { x };
         self.unary_op(CandleValue::new(y), move |grad| {
             elementwise::unary_backward(function, &wide(&saved)?, grad)
         })

@@ -161,7 +161,7 @@ impl Reporter {
                 self.bar.set_position(step);
                 self.options.steps = steps;
                 self.started = Some((Instant::now(), step));
-                let (id, settings) = (name(folder), flatten_settings(settings));
+                let (id, settings) = (run_name(folder), flatten_settings(settings));
                 let run = RunInfo { id: &id, folder, step, settings: &settings };
                 self.options.trackers.iter_mut().for_each(|tracker| tracker.begin(&run));
             }
@@ -203,16 +203,16 @@ impl Reporter {
     /// Opens the log in the run's folder.
     fn begin(&mut self, folder: &Path, step: u64) {
         logging::add_run_file(&folder.join(LOG), self.options.log_format);
-        self.plots = PlotThread::start(folder, &name(folder), step);
+        self.plots = PlotThread::start(folder, &run_name(folder), step);
         let action = if step == 0 { "starting run" } else { "resuming run" };
         self.early_lines.take().into_iter().flatten().for_each(|line| logging::log_to_run(&line));
-        logging::log(&format!("{action} {} with tiny-cats {}", name(folder), env!("CARGO_PKG_VERSION")));
+        logging::log(&format!("{action} {} with tiny-cats {}", run_name(folder), env!("CARGO_PKG_VERSION")));
     }
 
     fn step(&mut self, now: &Step) {
         self.window.add(now);
         let Step { step, mean_loss, rate, norm, .. } = *now;
-        let logged = step.is_multiple_of(self.options.log_interval.max(1)) || step == self.options.steps;
+        let is_logged = step.is_multiple_of(self.options.log_interval.max(1)) || step == self.options.steps;
         if self.is_terminal {
             let speed = if now.seconds > 0.0 { now.items as f64 / now.seconds } else { 0.0 };
             let memory = self.memory();
@@ -221,7 +221,7 @@ impl Reporter {
             self.bar
                 .set_message(format!("mean loss {mean_loss:.4}  lr {rate:.2e}  {speed:.1} images/s{memory}"));
         }
-        if logged {
+        if is_logged {
             let (speed, notes, memory) = (self.window.speed(), self.window.notes(), self.memory());
             let line = format!(
                 "step {step}  mean loss {mean_loss:.4}  lr {rate:.2e}  gradient {norm:.3}  {speed:.1} images/s{memory}{notes}"
@@ -273,9 +273,9 @@ impl Reporter {
         {
             return text.clone();
         }
-        let process = memory::process().map(|bytes| format!("  {}", size(bytes)));
+        let process = memory::process().map(|bytes| format!("  {}", format_size(bytes)));
         let gpu = self.options.device.as_ref().and_then(memory::device);
-        let gpu = gpu.map(|gpu| format!("  GPU {} of {}", size(gpu.reserved), size(gpu.total)));
+        let gpu = gpu.map(|gpu| format!("  GPU {} of {}", format_size(gpu.reserved), format_size(gpu.total)));
         let text = process.unwrap_or_default() + &gpu.unwrap_or_default();
         self.memory = Some((now, text.clone()));
         text
@@ -309,12 +309,12 @@ impl Drop for Reporter {
 }
 
 /// The name of a run: the name of its folder, with relative paths and links resolved.
-fn name(folder: &Path) -> String {
+fn run_name(folder: &Path) -> String {
     let absolute = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     absolute.file_name().map_or_else(|| "run".into(), |name| name.to_string_lossy().into_owned())
 }
 
-fn size(bytes: u64) -> String {
+fn format_size(bytes: u64) -> String {
     match bytes as f64 / (1 << 20) as f64 {
         mib if mib < 1000.0 => format!("{mib:.0} MiB"),
         mib => format!("{:.1} GiB", mib / 1024.0),
@@ -432,8 +432,8 @@ mod tests {
         }
         let scores = [Score { name: "validation_accuracy", value: 0.5, higher_is_better: true }];
         reporter.observe(Event::Evaluated { step: 200, scores: &scores, best: true });
-        let (picture, path) = (RgbImage::new(8, 8), folder.join("x.png"));
-        reporter.observe(Event::Sampled { step: 200, image: &picture, path: &path });
+        let (image, path) = (RgbImage::new(8, 8), folder.join("x.png"));
+        reporter.observe(Event::Sampled { step: 200, image: &image, path: &path });
         tracing::warn!("a warning");
         reporter.finish(Status::Stopped);
 

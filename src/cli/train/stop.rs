@@ -121,7 +121,7 @@ mod tests {
         let stopped = control.stop().unwrap();
         let message = || message(&stopped, dir.path(), "SIGTERM");
         assert_eq!(message(), "stopped before the first step (SIGTERM); nothing is saved");
-        // A run that would have resumed.
+        // A resumed run: its folder has a training state.
         std::fs::write(dir.path().join("dit_step_00000003.safetensors"), "").unwrap();
         assert_eq!(message(), "stopped (SIGTERM); all finished steps are saved");
     }

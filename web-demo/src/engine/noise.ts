@@ -1,5 +1,5 @@
 /**
- * The initial noise of an image. It is specified, so that all implementations generate the same cat from the same seed.
+ * The initial noise of an image. It is specified, so that all implementations generate the same image from the same seed.
  *
  * Each image has a ChaCha20 stream, read as little-endian 32-bit words. Its 32-byte key is the seed and the purpose (0, noise), 8 bytes
  * each, little-endian, then zeros. Its nonce is the index of the image, and its block counter has 64 bits. A uniform number takes one word
@@ -50,14 +50,14 @@ export function normals(pairs: Uint32Array): Float32Array {
 
 /** The noise of image `index` of `seed`: `length` standard normal numbers. */
 export function noise(seed: bigint, index: bigint, length: number): Float32Array {
-  const even = length + (length % 2);
-  return normals(words(seed, 0n, index, 0, even)).subarray(0, length);
+  const evenLength = length + (length % 2);
+  return normals(words(seed, 0n, index, 0, evenLength)).subarray(0, length);
 }
 
-/** The weight s of the other noise in the noise of a neighbor. */
+/** The weight s of the new noise in a neighbor's noise; see neighborNoise. */
 export const NEIGHBOR_WEIGHT = 0.35;
 
-/** The maximum number of neighbors of an image; a larger one would reuse seeds of the next depth. */
+/** The maximum number of neighbors of an image; a larger number would reuse seeds of the next depth. */
 export const MAX_NEIGHBORS = 99;
 
 /**
