@@ -40,7 +40,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn run_training(folder: &str, steps: u64) -> Result<(), Box<dyn Error>> {
-    let options = TrainOptions::new(folder, steps, BATCH)?;
+    let mut options = TrainOptions::new(folder, steps, BATCH)?;
+    options.schedule.peak = 5e-3;
     let mut task = task::Training { network: NETWORK };
     let released = train(&mut task, &options, &mut |event| match event {
         Event::Begin { step, steps, parameters, .. } => {
@@ -69,7 +70,7 @@ fn run_export(folder: &Path) -> Result<(), Box<dyn Error>> {
 
 fn check(folder: &Path) -> Result<(), Box<dyn Error>> {
     let report = verify::verify(&folder.join("digits.pt"), &verify::VerifyOptions::default());
-    print!("{report}");
+    println!("{report}");
     let model = Model::open(&folder.join("digits.onnx"))?;
     let mut images = vec![0.0; 20 * SIDE * SIDE];
     let digits: Vec<usize> =
