@@ -53,7 +53,7 @@ impl Pose {
     }
 
     /// Converts a position in image units to face coordinates of depth 0.
-    fn to_face(&self, p: Point) -> Point {
+    fn to_face(self, p: Point) -> Point {
         let (x, y) = ((p[0] - self.center[0]) / self.scale, (p[1] - self.center[1]) / self.scale);
         let (sin, cos) = self.tilt;
         [(x * cos + y * sin) / (1.0 - self.turn * self.turn * 0.35), y * cos - x * sin]
