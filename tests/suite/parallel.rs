@@ -259,7 +259,6 @@ mod interrupted {
             let output = format!("stopped-{signal_number}");
             let mut run = start_run(dir, &output, &[]);
             run.wait_for_states(1);
-            std::thread::sleep(Duration::from_millis(40));
             signal(run.child.id() as i32, signal_number);
             let start = Instant::now();
             let (code, log) = run.wait();

@@ -217,11 +217,13 @@ mod jobs {
     };
 
     use super::*;
+    use crate::common::background_run::with_default_signals;
 
     const TRAINING: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/training.sh");
 
     fn command(dir: &Path, more: &[&str]) -> Command {
         let mut command = Command::new(CATS);
+        with_default_signals(&mut command);
         command.args(["sweep", "s.toml", "--program", TRAINING]).args(more).current_dir(dir);
         command
     }

@@ -18,7 +18,7 @@ pub struct BackgroundRun {
 impl BackgroundRun {
     /// Starts the program with `arguments` in `folder`, with `runs` as its folder of runs, relative to `folder`.
     pub fn new(folder: &Path, arguments: &[String], runs: &str) -> Self {
-        let child = Command::new(CATS)
+        let child = with_default_signals(&mut Command::new(CATS))
             .args(arguments)
             .args(["--runs-dir", runs])
             .current_dir(folder)
@@ -65,6 +65,21 @@ impl BackgroundRun {
 pub fn first_child(process: i32) -> Option<i32> {
     let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).ok()?;
     children.split_whitespace().next()?.parse().ok()
+}
+
+/// Lets SIGINT and SIGHUP end a program. A shell makes programs in the background ignore SIGINT, and `nohup` SIGHUP; children inherit that.
+pub fn with_default_signals(command: &mut Command) -> &mut Command {
+    #[cfg(unix)]
+    // SAFETY: `signal` may be called between fork and exec.
+    unsafe {
+        use std::os::unix::process::CommandExt;
+        command.pre_exec(|| {
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
+            libc::signal(libc::SIGHUP, libc::SIG_DFL);
+            Ok(())
+        });
+    }
+    command
 }
 
 /// Sends a signal to a process that this test started.
