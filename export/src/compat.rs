@@ -29,15 +29,10 @@ const CLASSIFIER_INPUT: &str = "input";
 /// Returns the names that the inputs of `network` have in a graph, in the order of the definition. Generators of the Python project
 /// tiny-cats-model have other names than the definition.
 pub fn graph_input_names(network: &dyn crate::DynNetwork, file: &OnnxFile) -> Vec<String> {
-    match input_names(file) {
-        Some(names) => names.map(str::to_owned).to_vec(),
-        None => network.inputs().into_iter().map(|input| input.name).collect(),
+    match file.inputs().iter().any(|port| port.name == INPUTS[0]) {
+        true => INPUTS.map(str::to_owned).to_vec(),
+        false => network.inputs().into_iter().map(|input| input.name).collect(),
     }
-}
-
-/// Returns the names of the inputs in the order of the definition, if the file is a generator of the project.
-pub fn input_names(file: &OnnxFile) -> Option<[&'static str; 3]> {
-    file.inputs().iter().any(|port| port.name == INPUTS[0]).then_some(INPUTS)
 }
 
 /// Derives the metadata of a graph from its structure; `None` if it is not a graph of the project.

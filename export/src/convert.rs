@@ -7,15 +7,6 @@ use crate::{
     onnx::{OnnxGraph, WeightStorage, round_to_f16},
 };
 
-/// The names of a generator's inputs: the noisy image, its time, its label.
-pub const INPUTS: [&str; 3] = ["x", "t", "label"];
-/// The name of a generator's output.
-pub const OUTPUT: &str = "prediction";
-/// The name of a classifier's input, the normalized image.
-pub const CLASSIFIER_INPUT: &str = "input";
-/// The name of a classifier's output, the logits.
-pub const CLASSIFIER_OUTPUT: &str = "output";
-
 /// Exports the network that `meta` describes to an ONNX file, without verification.
 ///
 /// A generator: `x` `[batch, 3, size, size]`, `t` `[batch]`, `label` `[batch]` (int64) → `prediction`. Guidance is part of the

@@ -29,7 +29,7 @@ pub use atomic::{StagedFile, png, remove_abandoned, stage, strip_temp_name, writ
 pub use classifier::{Candidate, Classifier, Classify, Prediction};
 pub use closest::closest;
 pub use compat::{PREDECESSOR_CLASSES, graph_input_names, predecessor_classes};
-pub use convert::{CLASSIFIER_INPUT, CLASSIFIER_OUTPUT, INPUTS, OUTPUT, to_onnx};
+pub use convert::to_onnx;
 pub use error::{Error, Result, escape, excerpt};
 pub use features::FeatureExtractor;
 pub use font::{draw_text, text_size};
@@ -41,7 +41,7 @@ pub use meta::{
     ClassifierMeta, FORMAT_VERSION, GeneratorMeta, IMAGE_SIZE, META_KEY, ModelMeta, Preprocessing, Sampler,
     SamplerDefaults, TaskMeta, image_sizes, is_class_name,
 };
-pub use network::{CandleNetwork, DynNetwork, NativeNetwork, NetworkConfig};
+pub use network::{DynNetwork, LoadableNetwork, NetworkConfig};
 pub use options::LoadOptions;
 pub use preprocess::{resize_short_side, short_side_size};
 pub use registry::{register, registered_kinds};

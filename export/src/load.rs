@@ -280,9 +280,7 @@ fn graph_meta(file: &OnnxFile) -> Result<ModelMeta> {
         false => compat::graph_meta(file)?.map_or_else(|| file.meta(), Ok)?,
     };
     let Ok(network) = meta.config.network() else { return Ok(meta) };
-    let names = compat::input_names(file);
-    for (i, input) in network.inputs().into_iter().enumerate() {
-        let name = names.as_ref().and_then(|names| names.get(i)).map_or(input.name.as_str(), |name| name);
+    for (input, name) in network.inputs().iter().zip(compat::graph_input_names(network, file)) {
         let invalid = |message| Err(Error::file(file.name(), "inputs", message));
         let Some(port) = file.inputs().iter().find(|port| port.name == name) else {
             return invalid(format!("expected an input called {name}, found none"));

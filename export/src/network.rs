@@ -44,9 +44,13 @@ pub trait CandleNetwork: Network {}
 #[cfg(not(feature = "candle"))]
 impl<N: Network> CandleNetwork for N {}
 
+/// A network that all runtimes of this build can load. Every [`Network`] whose layers consist of parameters and plain data is one.
+pub trait LoadableNetwork: NativeNetwork + CandleNetwork {}
+impl<N: NativeNetwork + CandleNetwork> LoadableNetwork for N {}
+
 mod sealed {
     pub trait Sealed {}
-    impl<N: super::NativeNetwork + super::CandleNetwork> Sealed for N {}
+    impl<N: super::LoadableNetwork> Sealed for N {}
 }
 
 /// The object-safe interface of a [`Network`], whose documentation describes the methods of the same names. It is implemented for every
@@ -164,7 +168,7 @@ pub trait DynNetwork: sealed::Sealed + fmt::Debug + Send + Sync {
     fn as_any(&self) -> &dyn Any;
 }
 
-impl<N: NativeNetwork + CandleNetwork> DynNetwork for N {
+impl<N: LoadableNetwork> DynNetwork for N {
     fn kind(&self) -> &'static str {
         N::KIND
     }
@@ -225,6 +229,7 @@ impl<N: NativeNetwork + CandleNetwork> DynNetwork for N {
         source: &mut OnnxSource,
         sizes: &Sizes,
     ) -> Result<Vec<(String, Value)>> {
+        Network::validate(self)?;
         let inputs = graph_inputs(&Network::inputs(self), graph, sizes)?;
         let network = self.build(&mut Scope::root(source))?;
         let outputs = N::forward(&network, &inputs)?;
@@ -269,13 +274,7 @@ impl<N: NativeNetwork + CandleNetwork> DynNetwork for N {
     #[cfg(feature = "candle")]
     fn trace_native(&self, weights: &Weights, inputs: &[InputTensor]) -> Result<Vec<TracedOp<Array>>> {
         use tiny_cats_models::native::{self, Params};
-        let value = |input: &InputTensor| match input {
-            InputTensor::Floats(array) => Ok(native::Value::new((*array).clone())?),
-            InputTensor::Labels(labels) => {
-                let labels = Array::new([labels.len()], labels.iter().map(|&label| label as f32).collect())?;
-                Ok(native::Value::new(labels)?)
-            }
-        };
+        let value = |input| Ok(native::Value::new(crate::runtime::native::array(input)?.into_owned())?);
         let values = inputs.iter().map(value).collect::<Result<Vec<_>>>()?;
         let ops = trace::<N, native::Value>(self, &mut Params::new(weights.clone()), values)?;
         ops.into_iter().map(|op| op.try_map(|value| Ok(value.into_array()))).collect()
@@ -333,7 +332,7 @@ impl NetworkConfig {
     ///
     /// # Errors
     /// If the configuration does not serialize as a struct or map with string keys, or has a field called `kind`.
-    pub fn new<N: NativeNetwork + CandleNetwork>(network: N) -> Result<Self> {
+    pub fn new<N: LoadableNetwork>(network: N) -> Result<Self> {
         Self::from_dyn(Arc::new(network))
     }
 

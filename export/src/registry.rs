@@ -10,7 +10,7 @@ use serde_json::{Map, Value as Json};
 
 use crate::{
     Error, Result,
-    network::{CandleNetwork, DynNetwork, NativeNetwork},
+    network::{DynNetwork, LoadableNetwork},
 };
 
 type Parse = fn(&Map<String, Json>) -> Result<Arc<dyn DynNetwork>, String>;
@@ -31,7 +31,7 @@ static REGISTRY: LazyLock<RwLock<BTreeMap<&'static str, Entry>>> = LazyLock::new
     RwLock::new(entries)
 });
 
-fn insert<N: NativeNetwork + CandleNetwork>(entries: &mut BTreeMap<&'static str, Entry>) {
+fn insert<N: LoadableNetwork>(entries: &mut BTreeMap<&'static str, Entry>) {
     let parse: Parse = |fields| match serde_json::from_value::<N>(Json::Object(fields.clone())) {
         Ok(network) => Ok(Arc::new(network)),
         Err(e) => Err(e.to_string()),
@@ -44,7 +44,7 @@ fn insert<N: NativeNetwork + CandleNetwork>(entries: &mut BTreeMap<&'static str,
 ///
 /// # Errors
 /// [`Error::Request`] if another type is registered under this kind.
-pub fn register<N: NativeNetwork + CandleNetwork>() -> Result<()> {
+pub fn register<N: LoadableNetwork>() -> Result<()> {
     let mut entries = REGISTRY.write().unwrap_or_else(|poisoned| poisoned.into_inner());
     match entries.get(N::KIND) {
         Some(entry) if entry.type_id != TypeId::of::<N>() => {

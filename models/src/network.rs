@@ -288,7 +288,12 @@ fn forward_cost<N: Network>(network: &N, counter: &Counter, sizes: &Sizes) -> Re
     let built = network.build(&mut Scope::root(&mut counter.clone()))?;
     let input = |input: &Input| Ok(counter.input(&input.dims(sizes)?));
     let inputs = network.inputs().iter().map(input).collect::<Result<Vec<_>>>()?;
-    main_output(N::forward(&built, &inputs)?)
+    let outputs = N::forward(&built, &inputs)?;
+    let names = network.outputs();
+    if outputs.len() != names.len() {
+        return Err(Error::shape("forward", format!("the outputs {}", names.join(", ")), outputs.len()));
+    }
+    main_output(outputs)
 }
 
 /// Returns the main output of a forward pass.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use tiny_cats_export::{CandleNetwork, NativeNetwork, NetworkConfig};
+use tiny_cats_export::{LoadableNetwork, NetworkConfig};
 use tiny_cats_models::{
     Array, Layout, Network, ResNetConfig, TinyDitConfig, Weights, resnet::NUM_BATCHES_TRACKED,
 };
@@ -232,7 +232,7 @@ impl InitFile {
     }
 }
 
-fn network_config<N: NativeNetwork + CandleNetwork>(network: &N) -> Result<NetworkConfig, ErrorKind> {
+fn network_config<N: LoadableNetwork>(network: &N) -> Result<NetworkConfig, ErrorKind> {
     NetworkConfig::new(network.clone()).map_err(|e| ErrorKind::malformed("network", e.to_string()))
 }
 

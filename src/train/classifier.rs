@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use rayon::prelude::*;
-use tiny_cats_export::{CandleNetwork, ModelMeta, NativeNetwork, Prediction, Preprocessing, image_sizes};
+use tiny_cats_export::{LoadableNetwork, ModelMeta, Prediction, Preprocessing, image_sizes};
 use tiny_cats_models::{
     Network, Role, Scope, TapeOptions, Weights,
     candle::{CandleValue, Params, to_host},
@@ -127,7 +127,7 @@ struct ClassificationBatches<N> {
     order: Order,
 }
 
-impl<N: NativeNetwork + CandleNetwork> Classification<N> {
+impl<N: LoadableNetwork> Classification<N> {
     /// Creates the task for the classes of `train`, evaluated on `validation` if there is any.
     ///
     /// # Errors
@@ -254,7 +254,7 @@ impl<N: Network> BatchSource for ClassificationBatches<N> {
     }
 }
 
-impl<N: NativeNetwork + CandleNetwork> Task for Classification<N> {
+impl<N: LoadableNetwork> Task for Classification<N> {
     fn kind(&self) -> &'static str {
         "classifier"
     }

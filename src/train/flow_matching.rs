@@ -6,8 +6,8 @@ use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use rayon::prelude::*;
 use tiny_cats_export::{
-    CandleNetwork, Generator, LoadOptions, Model, ModelMeta, NativeNetwork, Request, TaskMeta, grid,
-    image_sizes, runtime::RuntimeKind, sample,
+    Generator, LoadOptions, LoadableNetwork, Model, ModelMeta, Request, TaskMeta, grid, image_sizes,
+    runtime::RuntimeKind, sample,
 };
 use tiny_cats_models::{
     InputValues, PredictionType, Role, Scope, TapeOptions, Weights,
@@ -95,7 +95,7 @@ impl<N> FlowMatchingBatches<N> {
 
 /// Checks that a network takes a generator's inputs, for images of `side` px in `classes` classes. Returns the label of its null class and
 /// the quantity that it predicts.
-fn check_network<N: NativeNetwork + CandleNetwork>(
+fn check_network<N: LoadableNetwork>(
     network: &N,
     side: usize,
     classes: usize,
@@ -130,7 +130,7 @@ fn check_network<N: NativeNetwork + CandleNetwork>(
     Ok((null_label.map(|label| label as u32), prediction))
 }
 
-impl<N: NativeNetwork + CandleNetwork> FlowMatching<N> {
+impl<N: LoadableNetwork> FlowMatching<N> {
     /// Creates the task.
     ///
     /// # Errors
@@ -158,7 +158,7 @@ impl<N: NativeNetwork + CandleNetwork> FlowMatching<N> {
     }
 }
 
-impl<N: NativeNetwork> BatchSource for FlowMatchingBatches<N> {
+impl<N: LoadableNetwork> BatchSource for FlowMatchingBatches<N> {
     fn items(&self) -> usize {
         self.images.len()
     }
@@ -198,7 +198,7 @@ impl<N: NativeNetwork> BatchSource for FlowMatchingBatches<N> {
     }
 }
 
-impl<N: NativeNetwork + CandleNetwork> Task for FlowMatching<N> {
+impl<N: LoadableNetwork> Task for FlowMatching<N> {
     fn kind(&self) -> &'static str {
         self.data.options.kind
     }

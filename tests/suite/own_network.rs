@@ -17,8 +17,8 @@ use tiny_cats::{
     },
 };
 use tiny_cats_export::{
-    CandleNetwork, ExportOptions, Generator, LoadOptions, Model, NativeNetwork, NetworkConfig, Request,
-    export, register, to_onnx,
+    ExportOptions, Generator, LoadOptions, LoadableNetwork, Model, NetworkConfig, Request, export, register,
+    to_onnx,
 };
 use tiny_cats_models::{
     Array, Axis, Init, Input, Network, PredictionType, Result, Role, Scope, TapeOptions, Tensor, Weights,
@@ -133,7 +133,7 @@ fn data(dir: &Path) -> Dataset {
     Dataset::open(root).unwrap()
 }
 
-fn generator_task<N: NativeNetwork + CandleNetwork>(
+fn generator_task<N: LoadableNetwork>(
     network: N,
     dir: &Path,
     init: Option<InitialWeightsSource>,
@@ -154,7 +154,7 @@ fn generator_task<N: NativeNetwork + CandleNetwork>(
     FlowMatching::new(options, load(), Some(load()), Device::Cpu)
 }
 
-fn classifier_task<N: NativeNetwork + CandleNetwork>(
+fn classifier_task<N: LoadableNetwork>(
     network: N,
     dir: &Path,
     crop_size: usize,

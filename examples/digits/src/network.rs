@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use tiny_cats_models::{
-    Input, Network, Result, Role, Scope, Tensor,
+    Error, Input, Network, Result, Role, Scope, Tensor,
     layers::{Conv2d, ConvOptions, Linear},
 };
 
@@ -28,9 +28,11 @@ impl Network for Digits {
     type Built<T: Tensor> = Layers<T>;
 
     fn validate(&self) -> Result<()> {
-        let message = format!("expected 1 to 256, found {}", self.channels);
-        let valid = (1..=256).contains(&self.channels);
-        if valid { Ok(()) } else { Err(tiny_cats_models::Error::Config { field: "channels", message }) }
+        if !(1..=256).contains(&self.channels) {
+            let message = format!("expected 1 to 256, found {}", self.channels);
+            return Err(Error::Config { field: "channels", message });
+        }
+        Ok(())
     }
 
     fn inputs(&self) -> Vec<Input> {

@@ -11,7 +11,7 @@ use tiny_cats_models::{Role, Sizes};
 pub use classifier::{ClassifierMeta, Preprocessing};
 pub use generator::{GeneratorMeta, Sampler, SamplerDefaults};
 
-use crate::{CandleNetwork, Error, NativeNetwork, NetworkConfig, Result, closest, excerpt};
+use crate::{Error, LoadableNetwork, NetworkConfig, Result, closest, excerpt};
 
 /// The key of a [`ModelMeta`] as JSON: in safetensors' metadata, in a PyTorch file's dictionary, in ONNX's `metadata_props`.
 pub const META_KEY: &str = "tiny-cats";
@@ -115,11 +115,7 @@ impl ModelMeta {
     ///
     /// # Errors
     /// As [`NetworkConfig::new`].
-    pub fn for_network<N: NativeNetwork + CandleNetwork>(
-        network: N,
-        sizes: Sizes,
-        classes: Vec<String>,
-    ) -> Result<Self> {
+    pub fn for_network<N: LoadableNetwork>(network: N, sizes: Sizes, classes: Vec<String>) -> Result<Self> {
         Ok(Self::new(NetworkConfig::new(network)?, sizes, classes))
     }
 
@@ -296,6 +292,8 @@ pub fn is_class_name(name: &str) -> bool {
 fn fill_defaults(json: &mut serde_json::Value) -> serde_json::Result<()> {
     let Some(fields) = json.as_object_mut() else { return Ok(()) };
     let config = fields.get("config").and_then(|config| NetworkConfig::deserialize(config).ok());
+    // An invalid network is reported later; its inputs may be absurd.
+    let config = config.filter(|config| config.network().is_ok_and(|network| network.validate().is_ok()));
     let fixed_size = config.as_ref().and_then(|config| image_size(config, &Sizes::new()));
     if let (Some(Role::Generator { null_label, prediction, .. }), Some(size)) =
         (config.as_ref().map(NetworkConfig::role), fixed_size)

@@ -1,6 +1,6 @@
 //! The native runtime: the definition, computed by our own kernels.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tiny_cats_models::{
@@ -47,6 +47,16 @@ impl<N: NativeNetwork> NativeSession<N> {
     }
 }
 
+/// Returns the values of an input as floating-point numbers, the type of native values.
+pub(crate) fn array<'a>(input: &InputTensor<'a>) -> Result<Cow<'a, Array>> {
+    Ok(match *input {
+        InputTensor::Floats(array) => Cow::Borrowed(array),
+        InputTensor::Labels(labels) => {
+            Cow::Owned(Array::new([labels.len()], labels.iter().map(|&label| label as f32).collect())?)
+        }
+    })
+}
+
 impl<N: NativeNetwork> Session for NativeSession<N> {
     fn kind(&self) -> RuntimeKind {
         RuntimeKind::Native
@@ -59,22 +69,7 @@ impl<N: NativeNetwork> Session for NativeSession<N> {
     fn run_output(&mut self, inputs: &[(&str, InputTensor)], output: &str) -> Result<Array> {
         let index = output_index(self, output)?;
         let (n, inputs) = order_inputs(RuntimeKind::Native, &self.inputs, inputs)?;
-        let labels_as_floats = |input: &InputTensor| match input {
-            InputTensor::Floats(_) => Ok(None),
-            InputTensor::Labels(labels) => {
-                Array::new([labels.len()], labels.iter().map(|&label| label as f32).collect()).map(Some)
-            }
-        };
-        let converted = inputs.iter().map(labels_as_floats).collect::<tiny_cats_models::Result<Vec<_>>>()?;
-        let arrays: Vec<&Array> = inputs
-            .iter()
-            .zip(&converted)
-            .map(|(input, converted)| match (input, converted) {
-                (InputTensor::Floats(array), _) => *array,
-                (_, Some(array)) => array,
-                (InputTensor::Labels(_), None) => unreachable!("labels are converted"),
-            })
-            .collect();
+        let arrays = inputs.iter().map(array).collect::<Result<Vec<_>>>()?;
         let part = |range: Range<usize>| -> Result<Array> {
             let mut values = Vec::with_capacity(arrays.len());
             for array in &arrays {

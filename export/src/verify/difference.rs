@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tiny_cats_models::{Array, Weights, candle::with_candle_ops, trace::TracedOp};
 
-use super::{Case, TOLERANCE, scale};
+use super::{Case, deviation};
 use crate::{
     ModelMeta, Result,
     onnx::{DataType, OnnxFile},
@@ -118,7 +118,7 @@ fn first<'a>(
     optimized: bool,
 ) -> Result<Option<FirstDifference>> {
     for (expected, value, found) in results {
-        let (max_absolute_error, tolerance_used) = compare_values(&found?, &expected.value);
+        let (max_absolute_error, tolerance_used) = deviation(&found?, &expected.value);
         if tolerance_used > 1.0 {
             let (operation, module) = (expected.op.into(), expected.module.clone());
             return Ok(Some(FirstDifference {
@@ -132,22 +132,6 @@ fn first<'a>(
         }
     }
     Ok(None)
-}
-
-/// Returns the maximum difference, and its maximum as a fraction of the element's tolerance. Results of other shapes differ infinitely.
-fn compare_values(found: &Array, expected: &Array) -> (f32, f32) {
-    if found.dims() != expected.dims() {
-        return (f32::MAX, f32::MAX);
-    }
-    let scale = scale(expected.data());
-    let mut max = (0f32, 0f32);
-    for (found, expected) in found.data().iter().zip(expected.data()) {
-        // `max` would ignore a NaN.
-        let error = if found.is_finite() { (found - expected).abs() } else { f32::MAX };
-        let used = (error / TOLERANCE.allowed(*expected, scale)).min(f32::MAX);
-        max = (max.0.max(error), max.1.max(used));
-    }
-    max
 }
 
 #[cfg(all(test, feature = "tract"))]

@@ -416,17 +416,11 @@ fn compare(
             if let TaskMeta::Classifier(_) = model.meta().task {
                 *report.same_class.get_or_insert(0) += count_same_class(&found, expected);
             }
-            let scale = scale(expected.data());
-            for (found, expected) in found.data().iter().zip(expected.data()) {
-                // `max` would ignore a NaN.
-                let error = if found.is_finite() { (found - expected).abs() } else { f32::MAX };
-                let allowed = TOLERANCE.allowed(*expected, scale);
-                report.max_absolute_error = report.max_absolute_error.max(error);
-                let used = (error / allowed).min(f32::MAX);
-                report.tolerance_used = report.tolerance_used.max(used);
-                if used > worst.0 {
-                    worst = (used, Some(number));
-                }
+            let (error, used) = deviation(&found, expected);
+            report.max_absolute_error = report.max_absolute_error.max(error);
+            report.tolerance_used = report.tolerance_used.max(used);
+            if used > worst.0 {
+                worst = (used, Some(number));
             }
         }
         report.max_relative_error =
@@ -442,6 +436,23 @@ fn compare(
         && report.tolerance_used <= 1.0
         && report.trajectory_psnr.is_none_or(|ratio| ratio >= MIN_PSNR);
     (report, worst.1)
+}
+
+/// Returns the maximum difference of `found` from `expected`, and its maximum as a fraction of the element's tolerance. Results of other
+/// shapes differ by the largest number.
+fn deviation(found: &Array, expected: &Array) -> (f32, f32) {
+    if found.dims() != expected.dims() {
+        return (f32::MAX, f32::MAX);
+    }
+    let scale = scale(expected.data());
+    let mut max = (0f32, 0f32);
+    for (found, expected) in found.data().iter().zip(expected.data()) {
+        // `max` would ignore a NaN.
+        let error = if found.is_finite() { (found - expected).abs() } else { f32::MAX };
+        let used = (error / TOLERANCE.allowed(*expected, scale)).min(f32::MAX);
+        max = (max.0.max(error), max.1.max(used));
+    }
+    max
 }
 
 /// Returns the minimum [`psnr`] of all pairs of images.

@@ -2,8 +2,8 @@
 #![cfg(feature = "candle")]
 
 use tiny_cats_export::{
-    CLASSIFIER_INPUT, CLASSIFIER_OUTPUT, Error, ExportOptions, Generator, LoadOptions, META_KEY, Model,
-    ModelMeta, NetworkConfig, PREDECESSOR_CLASSES, RuntimeReport, export, image_sizes,
+    Error, ExportOptions, Generator, LoadOptions, META_KEY, Model, ModelMeta, NetworkConfig,
+    PREDECESSOR_CLASSES, RuntimeReport, export, image_sizes,
     onnx::{OPSETS, OnnxFile, OnnxGraph},
     runtime::RuntimeKind,
     to_onnx, verify,
@@ -136,11 +136,11 @@ fn graphs_of_the_python_predecessor_are_recognized() {
         let config = ResNetConfig { depth, width: 8, classes: 13, head, batch_norm: false };
         let weights = init(&config.specs().unwrap(), 1);
         let graph = OnnxGraph::new(17).unwrap();
-        let input = graph.floats(CLASSIFIER_INPUT, &[3, SIZE, SIZE]).unwrap();
+        let input = graph.floats("input", &[3, SIZE, SIZE]).unwrap();
         let mut source = graph.source(&weights);
         let model = ResNet::new(&config, &mut Scope::root(&mut source)).unwrap();
         let logits = model.forward(&input).unwrap();
-        let bytes = graph.finish(&[(CLASSIFIER_OUTPUT, &logits)], &[]).unwrap();
+        let bytes = graph.finish(&[("output", &logits)], &[]).unwrap();
         let model = Model::from_bytes(bytes, "old.onnx").unwrap();
         let expected = ModelMeta::for_network(
             config.clone(),
@@ -157,8 +157,8 @@ fn graphs_of_the_python_predecessor_are_recognized() {
         }
     }
     let graph = OnnxGraph::new(17).unwrap();
-    let input = graph.floats(CLASSIFIER_INPUT, &[3, SIZE, SIZE]).unwrap();
-    let bytes = graph.finish(&[(CLASSIFIER_OUTPUT, &input.relu().unwrap())], &[]).unwrap();
+    let input = graph.floats("input", &[3, SIZE, SIZE]).unwrap();
+    let bytes = graph.finish(&[("output", &input.relu().unwrap())], &[]).unwrap();
     let error = Model::from_bytes(bytes, "old.onnx").unwrap_err().to_string();
     assert!(error.starts_with("old.onnx: graph: expected tiny-cats in the metadata or"), "{error}");
 }
@@ -180,7 +180,7 @@ fn a_model_of_the_other_task_gives_a_one_line_error() {
 
     // A graph whose metadata describe the other task.
     let graph = OnnxGraph::new(17).unwrap();
-    let input = graph.floats(CLASSIFIER_INPUT, &[3, 32, 32]).unwrap();
+    let input = graph.floats("input", &[3, 32, 32]).unwrap();
     let output = input.relu().unwrap();
     let bytes = graph.finish(&[("output", &output)], &[(META_KEY, meta.to_json())]).unwrap();
     let error = Model::from_bytes(bytes, "cat.onnx").unwrap_err().to_string();

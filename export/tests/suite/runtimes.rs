@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use tiny_cats_export::{
-    INPUTS, ModelMeta,
+    ModelMeta,
     onnx::{OPSETS, OnnxFile},
     runtime::{InputTensor, RuntimeKind, run_on_all},
     to_onnx,
@@ -38,7 +38,7 @@ impl Batch {
     }
 
     fn inputs(&self) -> [(&str, InputTensor<'_>); 3] {
-        let [x, t, label] = INPUTS;
+        let [x, t, label] = ["x", "t", "label"];
         [
             (x, InputTensor::Floats(&self.x)),
             (t, InputTensor::Floats(&self.t)),

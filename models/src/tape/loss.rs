@@ -70,9 +70,7 @@ impl Var {
             slots.add(slot, (slope.broadcast_mul(&grad)? * (1.0 / batch))?)
         }))
     }
-}
 
-impl Var {
     /// Computes [`cross_entropy`](Self::cross_entropy) with class weights and label smoothing, as PyTorch does for class probabilities:
     /// the smoothed target is multiplied by the weights, and the mean is over the batch, not over the weights.
     ///
