@@ -137,13 +137,16 @@ impl Counter {
         self.0.options.precision != Precision::F32
     }
 
-    /// Returns the additional bytes of a linear layer's backward in half precision: the weight and the result's gradient.
-    fn linear_factors(&self, weight: &[usize], y: &[usize]) -> u64 {
-        if self.is_half_precision() { (bytes(weight) / 2).saturating_add(self.bytes(y) / 2) } else { 0 }
+    /// Returns the additional bytes of a linear layer's backward in half precision: in bf16, the weight and the result's gradient.
+    fn linear_factors(&self, x: &[usize], weight: &[usize], y: &[usize]) -> u64 {
+        match self.0.options.precision {
+            Precision::Bf16 => (bytes(weight) / 2).saturating_add(self.bytes(y) / 2),
+            _ => self.factors(x, weight, y),
+        }
     }
 
-    /// Returns the additional bytes of other products' backward in half precision: `x`, with which the CPU's kernels compute in
-    /// f32; the weight and the result's gradient, both in half precision and in f32.
+    /// Returns the additional bytes of other products' backward in half precision: `x` in f32; the weight and the result's gradient, both
+    /// in half precision and in f32.
     fn factors(&self, x: &[usize], weight: &[usize], y: &[usize]) -> u64 {
         if !self.is_half_precision() {
             return 0;
@@ -270,7 +273,7 @@ impl Tensor for Cost {
     fn linear(&self, weight: &Vec<usize>, bias: Option<&Vec<usize>>) -> Result<Self> {
         let dims = shape::linear(&self.dims, weight, bias.map(Vec::as_slice))?;
         let flops = 2 * weight[1] + usize::from(bias.is_some());
-        let factors = self.counter.linear_factors(weight, &dims);
+        let factors = self.counter.linear_factors(&self.dims, weight, &dims);
         let operation =
             self.allocating("linear", dims, flops).saves_factor(self).half(self.counter.is_half_precision());
         Ok(operation.grad_for(self).params([Some(weight), bias]).scratch(factors).finish())
