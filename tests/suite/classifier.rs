@@ -122,8 +122,14 @@ fn invalid_arguments_give_one_line_errors() {
         assert!(error.contains(expected), "{more:?}: {error}");
     }
     for size in ["5", "5000"] {
-        let error = fails(CATS, dir, &["train", "classifier", "synth", "--image-size", size, "-o", "x/m.pt"]);
-        assert!(error.contains(&format!("--image-size: expected 32 to 1024, found {size}")), "{error}");
+        for command in [&["train"][..], &["plan", "train"], &["cloud", "train", "--dry-run"]] {
+            let error =
+                fails(CATS, dir, &[command, &["classifier", "synth", "--image-size", size]].concat());
+            assert!(
+                error.contains(&format!("--image-size: expected 32 to 1024, found {size}")),
+                "{command:?}: {error}"
+            );
+        }
     }
     let error = fails(CATS, dir, &classifier_args("x/m.onnx", &[]));
     assert!(error.contains("--output x/m.onnx: expected the name of a .pt file"), "{error}");

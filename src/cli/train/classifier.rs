@@ -112,8 +112,8 @@ impl Args {
         split_output(&self.output)?;
         // The steps per epoch and the number of classes are not known yet.
         self.common.schedule(self.epochs, 1, None, 0)?;
-        self.sizes(2)?;
-        Ok(())
+        let Sizes { image_size, crop_size, .. } = self.sizes(2)?;
+        check_sizes(image_size, crop_size)
     }
 
     /// The folder of the photographs.
@@ -213,7 +213,6 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
         name: name.clone(),
         init,
     };
-    check_sizes(image_size, crop_size)?;
     options.validate()?;
     let load = |split: Split| -> anyhow::Result<Option<Photos>> {
         let part = data.part(split);
