@@ -13,6 +13,7 @@
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -20,7 +21,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 use tiny_cats::{
-    data::{AugmentLevel, Cache, Dataset, Images, Photos},
+    data::{AugmentLevel, Cache, Dataset, ImageExamples, Images, PhotoExamples, PhotoOptions, Photos},
     train::{
         AdamW, Classification, ClassificationOptions, Flow, FlowMatching, FlowMatchingOptions, Loader,
         Optimizer, StepOptions, Task, forward_backward,
@@ -86,7 +87,6 @@ impl Network for TinyDitCase {
         let options = FlowMatchingOptions {
             network: self.network.clone(),
             flow: Flow { label_dropout: 0.0, ..Flow::default() },
-            augmentation: AugmentLevel::None,
             guidance: 1.0,
             guidance_interval: [0.0, 1.0],
             best: false,
@@ -95,6 +95,7 @@ impl Network for TinyDitCase {
             name: "tinydit_final".into(),
             init: None,
         };
+        let images = Arc::new(ImageExamples::new(images, AugmentLevel::None));
         Ok(Box::new(FlowMatching::new(options, images, None, device.clone())?))
     }
 
@@ -141,15 +142,15 @@ impl Network for ResNetCase {
         ensure!(photos.len() == BATCH, "{}: expected at least {BATCH} images", self.data.display());
         let options = ClassificationOptions {
             network: self.network.clone(),
-            image_size: Self::SIZE,
-            crop_size: Self::SIZE,
-            augmentation: AugmentLevel::None,
             mixup: 0.0,
             label_smoothing: 0.0,
             seed: 0,
             name: "resnet18".into(),
             init: None,
         };
+        let photo_options =
+            PhotoOptions { image_size: Self::SIZE, crop_size: Self::SIZE, augmentation: AugmentLevel::None };
+        let photos = Arc::new(PhotoExamples::new(photos, photo_options)?);
         Ok(Box::new(Classification::new(options, photos, None, device.clone())?))
     }
 

@@ -7,6 +7,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Instant,
 };
 
@@ -15,7 +16,10 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 use tiny_cats::{
     checkpoint::write_safetensors,
-    data::{AugmentLevel, BREEDS, Cache, Dataset, Images, OTHER, Photos, synth},
+    data::{
+        AugmentLevel, BREEDS, Cache, Dataset, ImageExamples, Images, OTHER, PhotoExamples, PhotoOptions,
+        Photos, synth,
+    },
     plan::Workload,
     train::{
         AdamW, Classification, ClassificationOptions, Example, Flow, FlowMatching, FlowMatchingOptions,
@@ -193,7 +197,6 @@ impl Case {
                 let options = FlowMatchingOptions {
                     network,
                     flow,
-                    augmentation,
                     guidance,
                     guidance_interval: [0.0, 1.0],
                     best: false,
@@ -202,21 +205,21 @@ impl Case {
                     name: "tinydit_final".into(),
                     init: None,
                 };
+                let images = Arc::new(ImageExamples::new(images, augmentation));
                 Box::new(FlowMatching::new(options, images, None, device.clone())?)
             }
             CaseNetwork::ResNet(config) => {
                 let photos = Photos::load(&data, size as u32, None, &Cache::Memory)?;
                 let options = ClassificationOptions {
                     network: config.clone(),
-                    image_size: size,
-                    crop_size: size,
-                    augmentation,
                     mixup: 0.0,
                     label_smoothing: LABEL_SMOOTHING,
                     seed,
                     name: self.name.into(),
                     init: None,
                 };
+                let photo_options = PhotoOptions { image_size: size, crop_size: size, augmentation };
+                let photos = Arc::new(PhotoExamples::new(photos, photo_options)?);
                 Box::new(Classification::new(options, photos, None, device.clone())?)
             }
         })

@@ -82,6 +82,20 @@ impl Input {
         format!("{} [batch{}]{values}", self.name, axes.collect::<String>())
     }
 
+    /// Returns the sizes of the free axes for a value of the sizes `dims`, without the batch.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if `dims` are not sizes of this input.
+    pub fn sizes(&self, dims: &[usize]) -> Result<Sizes> {
+        let mut sizes = Sizes::new();
+        let matches = self.axes.len() == dims.len()
+            && self.axes.iter().zip(dims).all(|(axis, &size)| match axis {
+                Axis::Fixed(expected) => *expected == size,
+                Axis::Free(name) => *sizes.entry(name.clone()).or_insert(size) == size,
+            });
+        if matches { Ok(sizes) } else { Err(Error::shape("network", self.describe(), dims)) }
+    }
+
     /// Returns the sizes of the axes after the batch.
     ///
     /// # Errors

@@ -119,6 +119,9 @@ pub enum Error {
         /// The reason why it cannot be decoded.
         reason: String,
     },
+    /// Examples are invalid, or one cannot be made.
+    #[error("{0}")]
+    Example(String),
     /// An image could not be written.
     #[error("{}: cannot write an image: {reason}", folder.display())]
     Write {

@@ -30,6 +30,8 @@ const FORMAT: &str = "tiny-cats index";
 const VERSION: u32 = 1;
 /// The largest index that is read, in bytes.
 const MAX_BYTES: u64 = 1 << 30;
+/// Maximum length in bytes of the names of a folder and a file, at least that of all file systems.
+const MAX_NAME: usize = 1020;
 const REINDEX_HINT: &str = "run `tiny-cats data index` again";
 
 /// The content of the file.
@@ -388,7 +390,7 @@ fn class_path(path: &str) -> Option<PathBuf> {
     let is_plain = |name: &str| {
         let mut parts = Path::new(name).components();
         let is_single = parts.next() == Some(Component::Normal(name.as_ref())) && parts.next().is_none();
-        is_single && !name.contains(|c: char| c.is_control() || c == '/')
+        is_single && name.len() <= MAX_NAME && !name.contains(|c: char| c.is_control() || c == '/')
     };
     let parent = Path::new(part.unwrap_or_default());
     (is_plain(folder) && is_plain(file)).then(|| parent.join(folder).join(file))
@@ -581,6 +583,7 @@ mod tests {
         index(dir.path(), &file);
         let good = fs::read_to_string(&file).unwrap();
         let (first_entry, width) = ("\"path\":\"A/a_0.png\"", "\"width\":8");
+        let long = format!("\"path\":\"A/{}\"", "a".repeat(4000));
         let hash = good.split("\"sha256\":\"").nth(1).unwrap()[..64].to_string();
         for (from, to, expected) in [
             (first_entry, "\"path\":\"/etc/passwd\"", "pictures[0].path: "),
@@ -594,6 +597,7 @@ mod tests {
             (first_entry, "\"path\":\"A/\"", "pictures[0].path"),
             (first_entry, "\"path\":\"A\"", "pictures[0].path"),
             (first_entry, "\"path\":\"A/a\\n0.png\"", "pictures[0].path"),
+            (first_entry, &long, "pictures[0].path"),
             (first_entry, "\"path\":\"C/a_0.png\"", "one of the classes"),
             (first_entry, "\"path\":\"A/a_1.png\"", "each file once"),
             (first_entry, "\"path\":3", "line"),

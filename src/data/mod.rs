@@ -1,4 +1,4 @@
-//! Images: data sets in folders and in memory, their order and augmentation, and synthetic images.
+//! Examples to train on: images in folders and arrays in memory, their order and augmentation, and synthetic images.
 
 mod augment;
 mod boxes;
@@ -8,6 +8,7 @@ mod dataset;
 #[cfg(feature = "download")]
 pub mod download;
 mod error;
+mod examples;
 mod folder;
 mod image_store;
 mod index;
@@ -26,6 +27,7 @@ pub use cache::Cache;
 pub use dataset::{Dataset, ImageFile};
 pub(crate) use error::is_transient_io;
 pub use error::{Error, Result};
+pub use examples::{ArrayExamples, Draw, Examples, ImageExamples, PhotoExamples, PhotoOptions};
 pub(crate) use image_store::evenly_spaced;
 pub use image_store::{ImageStore, Images, Photos};
 pub use index::INDEX;

@@ -46,7 +46,7 @@ pub struct TrainOptions {
     pub workers: usize,
     /// Steps between training states; each is evaluated. 0 saves only the last step.
     pub save_interval: u64,
-    /// Steps between sample grids; 0 for none.
+    /// Steps between samples; 0 for none.
     pub sample_interval: u64,
     /// Steps between lines of `metrics.jsonl`.
     pub log_interval: u64,
@@ -376,9 +376,9 @@ fn sample(
     observe: &mut dyn FnMut(Event),
 ) -> Result<()> {
     let weights = options.control.with_run(|active| active.optimizer.ema(0))?;
-    let Some(image) = task.sample_grid(&weights)? else { return Ok(()) };
-    let path = options.control.with_run(|active| active.run.write_sample(&image))?;
-    observe(Event::Sampled { step, image: &image, path: &path });
+    let Some(sample) = task.sample(&weights)? else { return Ok(()) };
+    let path = options.control.with_run(|active| active.run.write_sample(&sample))?;
+    observe(Event::Sampled { step, sample: &sample, path: &path });
     Ok(())
 }
 

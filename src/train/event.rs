@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use image::RgbImage;
 use serde_json::Value;
+
+use super::Sample;
 
 /// An event of a run.
 #[derive(Debug)]
@@ -33,12 +34,12 @@ pub enum Event<'a> {
         /// True if it is the best evaluation of the run so far.
         best: bool,
     },
-    /// A sample grid was generated.
+    /// A sample was made.
     Sampled {
         /// Steps done.
         step: u64,
-        /// The grid.
-        image: &'a RgbImage,
+        /// The sample.
+        sample: &'a Sample,
         /// The path of its file.
         path: &'a Path,
     },

@@ -26,7 +26,7 @@ impl Default for Flow {
     }
 }
 
-/// The properties of an item of a batch besides its image.
+/// The properties of an item of a batch besides its values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Example {
     /// Position on the path, in (0, 1).
@@ -38,7 +38,7 @@ pub struct Example {
 }
 
 impl Flow {
-    /// Draws the example at `position` (the number of examples examples before it) from the image `clean`.
+    /// Draws the example at `position` (the number of examples before it) from the data `clean`.
     ///
     /// Writes `x_t` to `noisy` and the target of `prediction` to `target`.
     pub fn draw(

@@ -6,11 +6,11 @@ use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use rayon::prelude::*;
 use tiny_cats_export::{
-    Generator, LoadOptions, LoadableNetwork, Model, ModelMeta, Request, TaskMeta, grid, image_sizes,
+    Generator, LoadOptions, LoadableNetwork, Model, ModelMeta, Request, SamplerDefaults, TaskMeta, grid,
     runtime::RuntimeKind, sample,
 };
 use tiny_cats_models::{
-    InputValues, PredictionType, Role, Scope, TapeOptions, Weights,
+    InputValues, PredictionType, Role, Scope, Sizes, TapeOptions, Weights,
     candle::{CandleValue, Params, to_host},
     cost::CostSummary,
     main_output,
@@ -18,20 +18,21 @@ use tiny_cats_models::{
 };
 
 use super::{
-    Batch, BatchSource, Error, Flow, InitialWeightsSource, Result, Score, Task, flow::Example,
-    initial::initial_weights, task::smallest_batch,
+    Batch, BatchSource, Error, Flow, InitialWeightsSource, Result, Sample, Score, Task,
+    examples::{batch_dims, order, paths, task_settings},
+    flow::Example,
+    initial::initial_weights,
+    task::smallest_batch,
 };
-use crate::data::{AugmentLevel, Images, Order, View};
+use crate::data::{Draw, Examples, Order};
 
 /// Settings of a generator's training, besides those of the engine.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct FlowMatchingOptions<N> {
-    /// The network: a [generator](Role::Generator) whose first input is `[3, side, side]`.
+    /// The network: a [generator](Role::Generator) whose first input has the sizes of the examples.
     pub network: N,
     /// The distribution of the examples.
     pub flow: Flow,
-    /// The augmentation of training images.
-    pub augmentation: AugmentLevel,
     /// Weight of guidance in the sample grids, and the released files' default. It affects nothing else.
     #[serde(skip)]
     pub guidance: f32,
@@ -56,21 +57,39 @@ pub struct FlowMatchingOptions<N> {
     pub init: Option<InitialWeightsSource>,
 }
 
-/// Color channels of every image.
-const CHANNELS: usize = 3;
-/// Examples of each image over which the validation loss is averaged.
+impl<N> FlowMatchingOptions<N> {
+    /// Returns the options of plain training: the default distribution, guidance of weight 2 in samples, the last weights released.
+    pub fn new(network: N) -> Self {
+        let SamplerDefaults { guidance, guidance_interval, .. } = SamplerDefaults::default();
+        Self {
+            network,
+            flow: Flow::default(),
+            guidance,
+            guidance_interval,
+            best: false,
+            seed: 0,
+            kind: "generator",
+            name: "generator".into(),
+            init: None,
+        }
+    }
+}
+
+/// Draws of each example over which the validation loss is averaged.
 pub const VALIDATION_DRAWS: u64 = 4;
 /// Images of each class in a sample grid.
 pub const SAMPLE_ROWS: usize = 4;
-/// Examples that are evaluated at once: it bounds memory and does not affect the result.
+/// Draws that are evaluated at once: it bounds memory and does not affect the result.
 const EVAL_BATCH: u64 = 32;
 /// The seed of the validation's noise and times, the same for every run so that losses are comparable.
 const VALIDATION: u64 = 0;
 
-/// The training of a generator on decoded images.
+/// The training of a generator on labelled examples.
 pub struct FlowMatching<N> {
     data: Arc<FlowMatchingBatches<N>>,
-    validation: Option<Images>,
+    validation: Option<Arc<dyn Examples>>,
+    /// The sizes of the network's free axes.
+    sizes: Sizes,
     meta: ModelMeta,
     smallest_batch: usize,
     device: Device,
@@ -82,24 +101,20 @@ struct FlowMatchingBatches<N> {
     /// Label of the null class, if the network has one.
     null_label: Option<u32>,
     prediction: PredictionType,
-    images: Images,
+    train: Arc<dyn Examples>,
     order: Order,
 }
 
-impl<N> FlowMatchingBatches<N> {
-    /// Returns the side of the images, in pixels.
-    fn side(&self) -> usize {
-        self.images.size() as usize
-    }
+/// What flow matching needs to know of a network.
+struct FlowNetwork {
+    /// The sizes of the network's free axes.
+    sizes: Sizes,
+    null_label: Option<u32>,
+    prediction: PredictionType,
 }
 
-/// Checks that a network takes a generator's inputs, for images of `side` px in `classes` classes. Returns the label of its null class and
-/// the quantity that it predicts.
-fn check_network<N: LoadableNetwork>(
-    network: &N,
-    side: usize,
-    classes: usize,
-) -> Result<(Option<u32>, PredictionType)> {
+/// Checks that a network takes a generator's inputs, for examples of the sizes `dims` in `classes` classes.
+fn check_network<N: LoadableNetwork>(network: &N, dims: &[usize], classes: usize) -> Result<FlowNetwork> {
     let invalid = |message: String| Err(Error::setting("network", message));
     network.validate()?;
     let Role::Generator { classes: network_classes, null_label, prediction } = network.role() else {
@@ -120,53 +135,58 @@ fn check_network<N: LoadableNetwork>(
             "expected t [batch] and labels [batch] below {labels}, found {t} and {label}"
         ));
     }
-    let dims = x.dims(&image_sizes(side))?;
-    if x.is_labels() || !matches!(dims[..], [3, height, width] if height == width) {
-        return invalid(format!("expected a first input [batch, 3, side, side], found {}", x.describe()));
+    if x.is_labels() {
+        return invalid(format!("expected a first input of floating-point numbers, found {}", x.describe()));
     }
-    if dims[1] != side || network_classes != classes {
-        return invalid(format!("expected images of {side} px in {classes} classes"));
+    if network_classes != classes {
+        return invalid(format!("expected the data's {classes} classes, found {network_classes}"));
     }
-    Ok((null_label.map(|label| label as u32), prediction))
+    let sizes = x.sizes(dims)?;
+    Ok(FlowNetwork { sizes, null_label: null_label.map(|label| label as u32), prediction })
 }
 
 impl<N: LoadableNetwork> FlowMatching<N> {
     /// Creates the task.
     ///
     /// # Errors
-    /// Returns [`Error::Setting`] if the network is not a generator of images, or images and network do not match.
+    /// Returns [`Error::Setting`] if the network is not a generator, or if the sizes or classes of the examples are not those of the network
+    /// or the validation.
     pub fn new(
         options: FlowMatchingOptions<N>,
-        images: Images,
-        validation: Option<Images>,
+        train: Arc<dyn Examples>,
+        validation: Option<Arc<dyn Examples>>,
         device: Device,
     ) -> Result<Self> {
-        let (side, classes) = (images.size() as usize, images.classes.len());
-        let (null_label, prediction) = check_network(&options.network, side, classes)?;
-        let len = u32::try_from(images.len())
-            .map_err(|_| Error::setting("data", "expected fewer than 2³² images"))?;
-        let order = Order::new(options.seed, len);
+        let (dims, classes) = (train.dims(), train.classes().to_vec());
+        if train.training_dims() != dims {
+            return Err(Error::setting(
+                "data",
+                "expected training examples of the same sizes as in evaluations",
+            ));
+        }
+        let FlowNetwork { sizes, null_label, prediction } =
+            check_network(&options.network, &dims, classes.len())?;
+        let order = order(options.seed, &*train, validation.as_deref())?;
         let smallest_batch = smallest_batch(&options.network.specs()?);
-        let mut meta =
-            ModelMeta::for_network(options.network.clone(), image_sizes(side), images.classes.clone())?;
+        let mut meta = ModelMeta::for_network(options.network.clone(), sizes.clone(), classes)?;
         if let TaskMeta::Generator(task) = &mut meta.task {
             task.sampler.guidance = options.guidance;
             task.sampler.guidance_interval = options.guidance_interval;
         }
-        let data = Arc::new(FlowMatchingBatches { options, null_label, prediction, images, order });
-        Ok(Self { data, validation, meta, smallest_batch, device })
+        let data = Arc::new(FlowMatchingBatches { options, null_label, prediction, train, order });
+        Ok(Self { data, validation, sizes, meta, smallest_batch, device })
     }
 }
 
 impl<N: LoadableNetwork> BatchSource for FlowMatchingBatches<N> {
     fn items(&self) -> usize {
-        self.images.len()
+        self.train.count()
     }
 
     fn batch(&self, position: u64, batch: usize) -> Result<Batch> {
-        let FlowMatchingOptions { flow, augmentation, seed, .. } = &self.options;
-        let side = self.side();
-        let len = CHANNELS * side * side;
+        let FlowMatchingOptions { flow, seed, .. } = &self.options;
+        let dims = self.train.dims();
+        let len: usize = dims.iter().product();
         let chosen = self.order.range(position, batch);
         let (mut noisy, mut target) = (vec![0.0; batch * len], vec![0.0; batch * len]);
         let examples: Vec<Example> = noisy
@@ -176,16 +196,15 @@ impl<N: LoadableNetwork> BatchSource for FlowMatchingBatches<N> {
             .map(|((noisy, target), (i, &index))| {
                 let position = position + i as u64;
                 let mut clean = vec![0.0; len];
-                let view = View::for_generator(*augmentation, *seed, position, self.images.size());
-                self.images.fill(index, &view, side, &mut clean)?;
-                let label = (self.images.label(index), self.null_label);
+                self.train.fill_augmented(index, Draw { seed: *seed, position }, &mut clean)?;
+                let label = (self.train.label(index), self.null_label);
                 Ok(flow.draw(*seed, position, self.prediction, label, &clean, noisy, target))
             })
             .collect::<Result<_>>()?;
-        let shape = (batch, CHANNELS, side, side);
+        let shape = batch_dims(batch, &dims);
         let vector = |f: fn(&Example) -> f32| Tensor::from_iter(examples.iter().map(f), &Device::Cpu);
         Ok(Batch(vec![
-            Tensor::from_vec(noisy, shape, &Device::Cpu)?,
+            Tensor::from_vec(noisy, shape.clone(), &Device::Cpu)?,
             vector(|e| e.t)?,
             Tensor::from_iter(examples.iter().map(|e| e.label), &Device::Cpu)?,
             Tensor::from_vec(target, shape, &Device::Cpu)?,
@@ -194,7 +213,7 @@ impl<N: LoadableNetwork> BatchSource for FlowMatchingBatches<N> {
     }
 
     fn files(&self, position: u64, len: usize) -> Vec<PathBuf> {
-        self.order.range(position, len).into_iter().map(|i| self.images.path(i).to_owned()).collect()
+        paths(&*self.train, &self.order, position, len)
     }
 }
 
@@ -208,7 +227,7 @@ impl<N: LoadableNetwork> Task for FlowMatching<N> {
     }
 
     fn cost(&self) -> Result<CostSummary> {
-        Ok(self.data.options.network.cost(&image_sizes(self.data.side()))?)
+        Ok(self.data.options.network.cost(&self.sizes)?)
     }
 
     fn initial_weights(&self, seed: u64) -> Result<Weights> {
@@ -220,8 +239,7 @@ impl<N: LoadableNetwork> Task for FlowMatching<N> {
     }
 
     fn training_bytes(&self, batch: usize, options: TapeOptions) -> Result<u64> {
-        let sizes = image_sizes(self.data.side());
-        Ok(self.data.options.network.training_bytes(&sizes, batch, options)?)
+        Ok(self.data.options.network.training_bytes(&self.sizes, batch, options)?)
     }
 
     fn batches(&self) -> Arc<dyn BatchSource> {
@@ -229,14 +247,8 @@ impl<N: LoadableNetwork> Task for FlowMatching<N> {
     }
 
     fn settings(&self) -> serde_json::Value {
-        let FlowMatchingBatches { options, images, .. } = &*self.data;
-        let validation = self.validation.as_ref().map_or(0, |images| images.len());
-        let mut settings = serde_json::json!({
-            "options": options,
-            "data": images.fingerprint,
-            "items": images.len(),
-            "validation": validation,
-        });
+        let FlowMatchingBatches { options, train, .. } = &*self.data;
+        let mut settings = task_settings(options, &**train, self.validation.as_deref());
         // Without `init` the key is absent, so that the settings of earlier runs still match.
         if let Some(name) = options.init.as_ref().and_then(InitialWeightsSource::name) {
             settings["init"] = name.into();
@@ -255,15 +267,15 @@ impl<N: LoadableNetwork> Task for FlowMatching<N> {
         Ok(prediction.weighted_mse(&target, &weight)?)
     }
 
-    /// Computes the flow loss on images that are not trained on, at fixed noise and times, with their labels.
+    /// Computes the flow loss on examples that are not trained on, at fixed noise and times, with their labels.
     fn evaluate(&mut self, weights: &Weights) -> Result<Vec<Score>> {
-        let Some(images) = &self.validation else { return Ok(Vec::new()) };
-        let (prediction, side) = (self.data.prediction, self.data.side());
+        let Some(validation) = &self.validation else { return Ok(Vec::new()) };
+        let (prediction, dims) = (self.data.prediction, validation.dims());
         let flow = Flow { label_dropout: 0.0, ..self.data.options.flow.clone() };
-        let len = CHANNELS * side * side;
+        let len: usize = dims.iter().product();
         let mut params = Params::new(weights, DType::F32, &self.device)?;
         let network = self.data.options.network.build::<CandleValue>(&mut Scope::root(&mut params))?;
-        let (all, mut sum) = (images.len() as u64 * VALIDATION_DRAWS, 0.0);
+        let (all, mut sum) = (validation.count() as u64 * VALIDATION_DRAWS, 0.0);
         for first in (0..all).step_by(EVAL_BATCH as usize) {
             let count = EVAL_BATCH.min(all - first) as usize;
             let (mut noisy, mut target) = (vec![0.0; count * len], vec![0.0; count * len]);
@@ -271,14 +283,13 @@ impl<N: LoadableNetwork> Task for FlowMatching<N> {
                 let position = first + i as u64;
                 let index = (position / VALIDATION_DRAWS) as usize;
                 let mut clean = vec![0.0; len];
-                let all = View::center(images.dimensions(index), side as u32);
-                images.fill(index, &all, side, &mut clean)?;
-                let label = (images.label(index), None);
+                validation.fill(index, &mut clean)?;
+                let label = (validation.label(index), None);
                 Ok(flow.draw(VALIDATION, position, prediction, label, &clean, noisy, target))
             };
             let outputs = noisy.par_chunks_mut(len).zip(target.par_chunks_mut(len));
             let examples: Vec<Example> = outputs.enumerate().map(draw).collect::<Result<_>>()?;
-            let noisy = Tensor::from_vec(noisy, (count, CHANNELS, side, side), &self.device)?;
+            let noisy = Tensor::from_vec(noisy, batch_dims(count, &dims), &self.device)?;
             let t = Tensor::from_iter(examples.iter().map(|e| e.t), &self.device)?;
             let labels = Tensor::from_iter(examples.iter().map(|e| e.label), &self.device)?;
             let found = main_output(N::forward(&network, &[noisy, t, labels].map(CandleValue::new))?)?;
@@ -296,8 +307,12 @@ impl<N: LoadableNetwork> Task for FlowMatching<N> {
         self.data.options.best
     }
 
-    fn sample_grid(&mut self, weights: &Weights) -> Result<Option<RgbImage>> {
+    /// Generates a grid of images, if the network generates RGB images.
+    fn sample(&mut self, weights: &Weights) -> Result<Option<Sample>> {
         let meta = self.meta();
+        if meta.generator().is_none() {
+            return Ok(None);
+        }
         let classes = meta.classes.clone();
         let model = Model::from_weights(meta, weights.clone());
         // candle would compute on the training device; on a CPU the native backend's kernels are faster.
@@ -310,6 +325,6 @@ impl<N: LoadableNetwork> Task for FlowMatching<N> {
             generator.generate_with(&request, &mut { no_progress })?.into_iter().map(|p| p.image).collect();
         let mut labels = classes.clone();
         labels.resize(images.len(), String::new());
-        Ok(Some(grid(&images, classes.len(), Some(&labels))))
+        Ok(Some(Sample::Image(grid(&images, classes.len(), Some(&labels)))))
     }
 }

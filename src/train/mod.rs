@@ -6,6 +6,7 @@ pub(crate) mod difference;
 mod engine;
 mod error;
 mod event;
+mod examples;
 mod flow;
 mod flow_matching;
 pub mod folder;
@@ -18,6 +19,7 @@ mod optimizer;
 pub mod parallel;
 mod preflight;
 mod run;
+mod sample;
 mod schedule;
 mod task;
 
@@ -34,6 +36,7 @@ pub use loader::{Batch, BatchSource, Loader};
 pub use loss_scale::LossScale;
 pub use optimizer::{AdamW, MAX_AVERAGES, Optimizer, StepGradients, StepOptions};
 pub use parallel::ProcessGroup;
+pub use sample::Sample;
 pub use schedule::{LrScaling, LrShape, Schedule};
 pub use task::Task;
 

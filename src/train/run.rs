@@ -6,15 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tiny_cats_export::{ModelMeta, remove_abandoned, write_atomically, write_png};
+use tiny_cats_export::{ModelMeta, remove_abandoned, write_atomically};
 use tiny_cats_models::{ParamSpec, Precision};
 
 use super::{
-    BestScore, Error, Event, LossScale, Optimizer, Result, Schedule, Score, StepGradients, StepOptions, Task,
-    TrainOptions,
+    BestScore, Error, Event, LossScale, Optimizer, Result, Sample, Schedule, Score, StepGradients,
+    StepOptions, Task, TrainOptions,
     difference::{difference, settings_mismatch},
     folder::{self, RunRecord, Status},
     metrics::{LOSS, METRICS},
@@ -364,12 +363,14 @@ impl RunFiles {
         better
     }
 
-    /// Writes a sample grid and returns its path.
-    pub(super) fn write_sample(&mut self, image: &RgbImage) -> Result<PathBuf> {
-        let name = PathBuf::from("samples").join(format!("step_{:08}.png", self.progress.step));
+    /// Writes a sample and returns its path.
+    pub(super) fn write_sample(&mut self, sample: &Sample) -> Result<PathBuf> {
+        let name = format!("step_{:08}.{}", self.progress.step, sample.extension());
+        let name = PathBuf::from("samples").join(name);
         let path = self.folder.join(&name);
         std::fs::create_dir_all(self.folder.join("samples")).map_err(file_error(&path))?;
-        write_png(&path, image).map_err(file_error(&path))?;
+        let bytes = sample.bytes().map_err(file_error(&path))?;
+        write_atomically(&path, |file| file.write_all(&bytes)).map_err(file_error(&path))?;
         self.record.sample = Some(name);
         Ok(path)
     }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use image::RgbImage;
 use serde_json::Value;
 use tiny_cats_export::ModelMeta;
 use tiny_cats_models::{
@@ -13,7 +12,7 @@ use tiny_cats_models::{
     tape::{Tape, Var},
 };
 
-use super::{Batch, BatchSource, Result, Score};
+use super::{Batch, BatchSource, Result, Sample, Score};
 
 /// Returns the smallest micro-batch of a network with these parameters. The statistics of one item have no variance.
 pub(super) fn smallest_batch(specs: &[ParamSpec]) -> usize {
@@ -92,11 +91,11 @@ pub trait Task {
         true
     }
 
-    /// Generates a grid of sample images; `None` if the task has no samples.
+    /// Makes a sample of what the network does, such as a grid of generated images; `None` if the task has no samples.
     ///
     /// # Errors
     /// Returns errors of the network.
-    fn sample_grid(&mut self, _weights: &Weights) -> Result<Option<RgbImage>> {
+    fn sample(&mut self, _weights: &Weights) -> Result<Option<Sample>> {
         Ok(None)
     }
 }

@@ -10,7 +10,6 @@ use std::{
 };
 
 use candle_core::{Device, Tensor};
-use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -170,10 +169,6 @@ impl Task for MatrixTask {
         let Some(&value) = self.scores.get(self.evaluations) else { return Ok(Vec::new()) };
         self.evaluations += 1;
         Ok(vec![Score { name: "validation_loss", value, higher_is_better: false }])
-    }
-
-    fn sample_grid(&mut self, _: &Weights) -> Result<Option<RgbImage>> {
-        Ok(None)
     }
 }
 

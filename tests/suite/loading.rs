@@ -6,7 +6,7 @@ use candle_core::Device;
 use tempfile::TempDir;
 use tiny_cats::{
     data::{
-        AugmentLevel, Cache, Dataset, Images, Photos,
+        AugmentLevel, Cache, Dataset, ImageExamples, Images, PhotoExamples, PhotoOptions, Photos,
         synth::{self, SynthManifest},
     },
     train::{
@@ -31,7 +31,6 @@ fn tasks() -> (TempDir, [Arc<dyn BatchSource>; 2]) {
     let generator = FlowMatchingOptions {
         network: TinyDitConfig::named("nano", SIZE, 13).unwrap(),
         flow: Flow::default(),
-        augmentation: AugmentLevel::Full,
         guidance: 1.0,
         guidance_interval: [0.0, 1.0],
         best: false,
@@ -42,9 +41,6 @@ fn tasks() -> (TempDir, [Arc<dyn BatchSource>; 2]) {
     };
     let classifier = ClassificationOptions {
         network: ResNetConfig { width: 8, ..ResNetConfig::named("resnet18", 13).unwrap() },
-        image_size: SIZE,
-        crop_size: SIZE,
-        augmentation: AugmentLevel::Full,
         mixup: 0.3,
         label_smoothing: 0.1,
         seed: 3,
@@ -52,7 +48,10 @@ fn tasks() -> (TempDir, [Arc<dyn BatchSource>; 2]) {
         init: None,
     };
     let images = Images::load(&data, SIZE as u32, None, &cache).unwrap();
-    let photos = Photos::load(&data, classifier.short_side(), None, &cache).unwrap();
+    let images = Arc::new(ImageExamples::new(images, AugmentLevel::Full));
+    let options = PhotoOptions { image_size: SIZE, crop_size: SIZE, augmentation: AugmentLevel::Full };
+    let photos = Photos::load(&data, options.short_side(), None, &cache).unwrap();
+    let photos = Arc::new(PhotoExamples::new(photos, options).unwrap());
     let generator = FlowMatching::new(generator, images, None, Device::Cpu).unwrap();
     let classifier = Classification::new(classifier, photos, None, Device::Cpu).unwrap();
     (dir, [generator.batches(), classifier.batches()])

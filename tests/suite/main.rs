@@ -40,4 +40,5 @@ mod torch_files;
 mod torch_foreign;
 mod track;
 mod training;
+mod vectors;
 mod verify_checkpoint;

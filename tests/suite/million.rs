@@ -6,7 +6,7 @@ use std::{fs, path::Path, sync::Arc};
 use candle_core::Device;
 use sha2::{Digest, Sha256};
 use tiny_cats::{
-    data::{AugmentLevel, Cache, Dataset, INDEX, Images, synth},
+    data::{AugmentLevel, Cache, Dataset, INDEX, ImageExamples, Images, synth},
     train::{Flow, FlowMatching, FlowMatchingOptions, Loader, Task},
 };
 use tiny_cats_models::{
@@ -107,7 +107,6 @@ fn check_memory(count: usize, steps: usize) {
     let options = FlowMatchingOptions {
         network: TinyDitConfig::named("nano", SIZE, CLASSES).unwrap(),
         flow: Flow::default(),
-        augmentation: AugmentLevel::Full,
         guidance: 1.0,
         guidance_interval: [0.0, 1.0],
         best: false,
@@ -116,7 +115,13 @@ fn check_memory(count: usize, steps: usize) {
         name: "tinydit_final".into(),
         init: None,
     };
-    let task = FlowMatching::new(options, images, None, Device::Cpu).unwrap();
+    let task = FlowMatching::new(
+        options,
+        Arc::new(ImageExamples::new(images, AugmentLevel::Full)),
+        None,
+        Device::Cpu,
+    )
+    .unwrap();
     let size = 32;
     let mut loader = Loader::with_workers(task.batches(), size, 2, 2).unwrap();
     let mut stream = Stream::new(1, Purpose::Order, 0);

@@ -1,13 +1,13 @@
 //! Networks that are defined outside of this project are trained, released, verified and planned like its own.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use tiny_cats::{
     checkpoint::{self, InitialWeights, ModelOverrides, WeightsSelection, verify},
     data::{
-        AugmentLevel, Cache, Dataset, Images, Photos,
+        AugmentLevel, Cache, Dataset, Examples, ImageExamples, Images, PhotoExamples, PhotoOptions, Photos,
         synth::{self, SynthManifest},
     },
     plan::{Prices, Workload, estimate},
@@ -138,11 +138,13 @@ fn generator_task<N: LoadableNetwork>(
     dir: &Path,
     init: Option<InitialWeightsSource>,
 ) -> tiny_cats::train::Result<FlowMatching<N>> {
-    let load = || Images::load(&data(dir), SIDE as u32, None, &Cache::Memory).unwrap();
+    let load = || -> Arc<dyn Examples> {
+        let images = Images::load(&data(dir), SIDE as u32, None, &Cache::Memory).unwrap();
+        Arc::new(ImageExamples::new(images, AugmentLevel::Basic))
+    };
     let options = FlowMatchingOptions {
         network,
         flow: Flow::default(),
-        augmentation: AugmentLevel::Basic,
         guidance: 1.5,
         guidance_interval: [0.0, 1.0],
         best: false,
@@ -161,18 +163,18 @@ fn classifier_task<N: LoadableNetwork>(
 ) -> tiny_cats::train::Result<Classification<N>> {
     let options = ClassificationOptions {
         network,
-        image_size: SIDE,
-        crop_size,
-        augmentation: AugmentLevel::Basic,
         mixup: 0.2,
         label_smoothing: 0.1,
         seed: 3,
         name: "conv_classifier".into(),
         init: None,
     };
-    let short_side = options.short_side();
-    let load = || Photos::load(&data(dir), short_side, None, &Cache::Memory).unwrap();
-    Classification::new(options, load(), Some(load()), Device::Cpu)
+    let photo_options = PhotoOptions { image_size: SIDE, crop_size, augmentation: AugmentLevel::Basic };
+    let load = || -> tiny_cats::train::Result<Arc<dyn Examples>> {
+        let photos = Photos::load(&data(dir), photo_options.short_side(), None, &Cache::Memory)?;
+        Ok(Arc::new(PhotoExamples::new(photos, photo_options)?))
+    };
+    Classification::new(options, load()?, Some(load()?), Device::Cpu)
 }
 
 /// Trains for a few steps, checks the released files, and returns the released model.
@@ -240,7 +242,7 @@ fn a_custom_generator_is_trained_released_and_sampled() {
     let classes = network.role().classes().unwrap();
     let found =
         generator_task(ConvGenerator { classes: classes + 1, ..network.clone() }, dir.path(), None).err();
-    assert_eq!(found.unwrap().to_string(), "network: expected images of 16 px in 13 classes");
+    assert_eq!(found.unwrap().to_string(), "network: expected the data's 13 classes, found 14");
     let classifier = ConvClassifier { channels: 4, classes: 13 };
     let found = generator_task(classifier, dir.path(), None).err().unwrap().to_string();
     assert_eq!(found, "network: expected a generator, found conv-classifier");
@@ -280,11 +282,11 @@ fn a_custom_classifier_is_trained_released_and_planned() {
     assert_eq!(model.classifier().unwrap().preprocessing.resize, 18);
 
     for (found, expected) in [
-        (classifier_task(network.clone(), dir.path(), 8).err(), "--crop-size: expected the network's image"),
         (
-            classifier_task(network.clone(), dir.path(), 17).err(),
-            "--crop-size: expected at most --image-size (16)",
+            classifier_task(network.clone(), dir.path(), 8).err(),
+            "network: expected pixels [batch, 3, 16, 16], found [3, 8, 8]",
         ),
+        (classifier_task(network.clone(), dir.path(), 17).err(), "crop size: expected 1 to 16, found 17"),
         (
             classifier_task(ConvClassifier { classes: 4, ..network.clone() }, dir.path(), SIDE).err(),
             "network: expected the data's 13 classes",

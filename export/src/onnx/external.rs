@@ -26,6 +26,8 @@ use crate::{Error, Result};
 
 /// Number of the field with a tensor's values.
 const RAW_DATA: u32 = 9;
+/// Maximum length of the path of an external file, in bytes.
+const MAX_LOCATION: usize = 512;
 
 /// Returns the model in `bytes` with the values of all its tensors inside. [`scan`](super::scan::scan) has checked `bytes`. `file` is
 /// the path of the model, and `folder` its folder.
@@ -178,6 +180,9 @@ impl ExternalDataReader<'_> {
         let relative = Path::new(location);
         let is_inside =
             relative.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+        if location.len() > MAX_LOCATION {
+            return Err(ExternalError::Invalid("expected a path of at most 512 bytes"));
+        }
         // A backslash is a separator on some systems and part of a name on others.
         if location.is_empty() || !is_inside || location.contains(['\\', ':', '\0']) {
             return Err(ExternalError::Invalid("expected a path inside the model's folder"));
@@ -351,6 +356,7 @@ mod tests {
         assert!(open_at("m.data", "0", "24").is_ok() && open_at("./m.data", "0", "24").is_ok());
         #[cfg(unix)]
         assert!(open_at("inside.data", "0", "24").is_ok());
+        let long = "[".repeat(4000);
         let mut invalid = vec![
             (outside.as_str(), "0", "24", "inside the model's folder"),
             ("../outside.data", "0", "24", "inside the model's folder"),
@@ -359,6 +365,7 @@ mod tests {
             ("C:outside.data", "0", "24", "inside the model's folder"),
             ("m.data\0", "0", "24", "inside the model's folder"),
             ("", "0", "24", "inside the model's folder"),
+            (long.as_str(), "0", "24", "expected a path of at most 512 bytes"),
             ("folder", "0", "24", "expected a file"),
             ("missing\n.data", "0", "24", "No such file"),
             ("m.data", "0", "25", "expected 24 bytes for the shape [2, 3], found 25"),

@@ -19,6 +19,7 @@ impl Default for AttentionOptions {
 
 /// Multi-head self-attention: `qkv` `[3·width, width]` projects to queries, keys and values, `proj` `[width, width]` projects the heads'
 /// results back. QK-norm has the parameters `q_norm.weight` and `k_norm.weight` `[width / heads]`.
+#[derive(Clone)]
 pub struct Attention<T: Tensor> {
     qkv: Linear<T>,
     qk_norm: Option<(T::Param, T::Param, f64)>,

@@ -34,6 +34,7 @@ fn group_channels(input: usize, output: usize, groups: usize) -> Result<usize> {
 }
 
 /// A 2-D convolution with the parameters `weight` `[output, input / groups, kernel height, kernel width]` and `bias` `[output]`.
+#[derive(Clone)]
 pub struct Conv2d<T: Tensor> {
     weight: T::Param,
     bias: Option<T::Param>,
@@ -96,6 +97,7 @@ impl<T: Tensor> Conv2d<T> {
 }
 
 /// A 1-D convolution with the parameters `weight` `[output, input / groups, kernel]` and `bias` `[output]`.
+#[derive(Clone)]
 pub struct Conv1d<T: Tensor> {
     weight: T::Param,
     bias: Option<T::Param>,
@@ -145,6 +147,7 @@ pub const BATCH_NORM_EPS: f64 = 1e-5;
 
 /// A convolution and the batch normalization after it. Once the normalization is [folded](fold_batch_norms), it is a convolution with a
 /// bias.
+#[derive(Clone)]
 pub struct ConvBn<T: Tensor> {
     conv: Conv2d<T>,
     norm: Option<BatchNorm<T::Param>>,

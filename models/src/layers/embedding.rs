@@ -2,6 +2,7 @@ use crate::{Array, Init, Result, Scope, Tensor};
 
 /// A table of vectors, one for each whole number, with the parameter `weight` `[rows, width]`. Initial values are normal with standard
 /// deviation 0.02, and weight decay does not act on them.
+#[derive(Clone)]
 pub struct Embedding<T: Tensor> {
     weight: T::Param,
     path: String,

@@ -19,6 +19,7 @@ impl Default for LinearOptions {
 }
 
 /// A linear layer, `x·Wᵀ + b` over the last axis, with the parameters `weight` `[output, input]` and `bias` `[output]`.
+#[derive(Clone)]
 pub struct Linear<T: Tensor> {
     weight: T::Param,
     bias: Option<T::Param>,

@@ -2,6 +2,7 @@ use super::{Linear, LinearOptions};
 use crate::{Result, Scope, Tensor};
 
 /// Two linear layers, `fc1` and `fc2`, with GELU between them.
+#[derive(Clone)]
 pub struct Mlp<T: Tensor> {
     fc1: Linear<T>,
     fc2: Linear<T>,
@@ -30,6 +31,7 @@ impl<T: Tensor> Mlp<T> {
 
 /// The gated feed-forward layer of Llama (SwiGLU, arXiv 2002.05202): `w3(silu(a)·b)`, where `w12` computes `a` and `b` together. Without
 /// biases.
+#[derive(Clone)]
 pub struct SwiGlu<T: Tensor> {
     w12: Linear<T>,
     w3: Linear<T>,

@@ -1,6 +1,7 @@
 use crate::{Error, Init, Result, Scope, Tensor};
 
 /// Layer normalization over the last axis (arXiv 1607.06450), with the parameters `weight` and `bias` `[width]`.
+#[derive(Clone)]
 pub struct LayerNorm<T: Tensor> {
     affine: (T::Param, T::Param),
     eps: f64,
@@ -26,6 +27,7 @@ impl<T: Tensor> LayerNorm<T> {
 }
 
 /// Group normalization (arXiv 1803.08494), with the parameters `weight` and `bias` `[channels]`.
+#[derive(Clone)]
 pub struct GroupNorm<T: Tensor> {
     groups: usize,
     affine: (T::Param, T::Param),
@@ -56,6 +58,7 @@ impl<T: Tensor> GroupNorm<T> {
 }
 
 /// RMS normalization over the last axis (arXiv 1910.07467), with the parameter `weight` `[width]`.
+#[derive(Clone)]
 pub struct RmsNorm<T: Tensor> {
     weight: T::Param,
     eps: f64,
@@ -80,6 +83,7 @@ impl<T: Tensor> RmsNorm<T> {
 }
 
 /// One of the normalizations, for networks that let a setting choose it.
+#[derive(Clone)]
 pub enum Norm<T: Tensor> {
     /// RMS normalization without a parameter; the number is `eps`.
     PlainRms(f64),

@@ -1,17 +1,15 @@
 //! The networks that `plan` describes and trains for a measurement.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use candle_core::Device;
 use tiny_cats_export::NetworkConfig;
 use tiny_cats_models::{ResNetConfig, TinyDitConfig};
 
 use crate::{
-    data::{BREEDS, Cache, Dataset, Images, Photos, synth},
+    data::{BREEDS, Cache, Dataset, ImageExamples, Images, PhotoExamples, PhotoOptions, Photos, synth},
     plan::Workload,
-    train::{
-        Classification, ClassificationOptions, Error, Flow, FlowMatching, FlowMatchingOptions, Result, Task,
-    },
+    train::{Classification, ClassificationOptions, Error, FlowMatching, FlowMatchingOptions, Result, Task},
 };
 
 /// Minimum number of synthetic images in the training data.
@@ -32,43 +30,30 @@ pub(super) fn describe(config: &NetworkConfig) -> String {
 /// # Errors
 /// If the data cannot be written, or the network is not one of the command line.
 pub fn calibration_task(workload: &Workload, folder: &Path, device: &Device) -> Result<Box<dyn Task>> {
-    let (side, augmentation, seed) = (workload.side as u32, workload.augmentation, 0);
+    let (side, augmentation) = (workload.side as u32, workload.augmentation);
     let data = folder.join("cats");
     let per_class = workload.batch.max(MIN_IMAGES).div_ceil(BREEDS.len() + 1).min(u32::MAX as usize) as u32;
-    synth::write(&data, &synth::SynthManifest::new(per_class, side, seed)?, |_| ())?;
+    synth::write(&data, &synth::SynthManifest::new(per_class, side, 0)?, |_| ())?;
     let data = Dataset::open(&data)?;
-    let (classes, name) = (data.classes.len(), "calibration".to_owned());
+    let classes = data.classes.len();
     if let Some(network) = workload.network.downcast::<TinyDitConfig>() {
         let images = Images::load(&data, side, None, &Cache::Memory)?;
-        let options = FlowMatchingOptions {
-            network: TinyDitConfig { classes, ..network.clone() },
-            flow: Flow::default(),
-            augmentation,
-            guidance: 1.0,
-            guidance_interval: [0.0, 1.0],
-            best: false,
-            seed,
-            kind: "dit",
-            name,
-            init: None,
-        };
-        return Ok(Box::new(FlowMatching::new(options, images, None, device.clone())?));
+        let network = TinyDitConfig { classes, ..network.clone() };
+        let train = Arc::new(ImageExamples::new(images, augmentation));
+        return Ok(Box::new(FlowMatching::new(
+            FlowMatchingOptions::new(network),
+            train,
+            None,
+            device.clone(),
+        )?));
     }
     let Some(network) = workload.network.downcast::<ResNetConfig>() else {
         let message = format!("expected a network of the command line, found {}", workload.network);
         return Err(Error::Setting { setting: "network", message });
     };
-    let options = ClassificationOptions {
-        network: ResNetConfig { classes, ..network.clone() },
-        image_size: workload.side,
-        crop_size: workload.side,
-        augmentation,
-        mixup: 0.0,
-        label_smoothing: 0.1,
-        seed,
-        name,
-        init: None,
-    };
+    let network = ResNetConfig { classes, ..network.clone() };
+    let options = PhotoOptions { image_size: workload.side, crop_size: workload.side, augmentation };
     let photos = Photos::load(&data, options.short_side(), None, &Cache::Memory)?;
-    Ok(Box::new(Classification::new(options, photos, None, device.clone())?))
+    let train = Arc::new(PhotoExamples::new(photos, options)?);
+    Ok(Box::new(Classification::new(ClassificationOptions::new(network), train, None, device.clone())?))
 }

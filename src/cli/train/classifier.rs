@@ -1,6 +1,9 @@
 //! `tiny-cats train classifier`: trains the breed classifier.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context, bail};
 use candle_core::Device;
@@ -24,7 +27,7 @@ use crate::{
         common::{warn_skipped, write_json},
         logging,
     },
-    data::{Photos, Split},
+    data::{Examples, PhotoExamples, PhotoOptions, Photos, Split},
     plan::Workload,
     plural::pluralize,
     train::{Classification, ClassificationOptions, InitialWeightsSource},
@@ -204,9 +207,6 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
     });
     let options = ClassificationOptions {
         network,
-        image_size,
-        crop_size,
-        augmentation: common.augmentation_level,
         mixup: args.mixup,
         label_smoothing: args.label_smoothing,
         seed: common.seed,
@@ -214,15 +214,16 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
         init,
     };
     options.validate()?;
-    let load = |split: Split| -> anyhow::Result<Option<Photos>> {
+    let photo_options = PhotoOptions { image_size, crop_size, augmentation: common.augmentation_level };
+    let load = |split: Split| -> anyhow::Result<Option<Arc<dyn Examples>>> {
         let part = data.part(split);
         if part.files.is_empty() {
             return Ok(None);
         }
-        let photos = Photos::load(&part, options.short_side(), common.limit_files, &common.cache())?;
+        let photos = Photos::load(&part, photo_options.short_side(), common.limit_files, &common.cache())?;
         warn_skipped(&photos.skipped);
         photos.notes.iter().for_each(|note| logging::eprint_and_log(note));
-        Ok(Some(photos))
+        Ok(Some(Arc::new(PhotoExamples::new(photos, photo_options)?)))
     };
     let train = load(Split::Train)?
         .with_context(|| format!("{}: expected photographs to train on, found none", args.data.display()))?;
@@ -234,17 +235,17 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
             "{data}: no photographs for validation; the last state is released"
         ));
     }
-    common.check_early_stopping(validation.as_ref().map_or(0, |photos| photos.len()))?;
+    common.check_early_stopping(validation.as_ref().map_or(0, |photos| photos.count()))?;
     logging::print_and_log(&format!(
         "{}: {} of {} to train on, {} to validate",
         args.data.display(),
-        pluralize(train.len(), "photograph"),
-        pluralize(train.classes.len(), "class"),
-        validation.as_ref().map_or(0, |photos| photos.len())
+        pluralize(train.count(), "photograph"),
+        pluralize(train.classes().len(), "class"),
+        validation.as_ref().map_or(0, |photos| photos.count())
     ));
-    let batch = common.batch(train.len());
+    let batch = common.batch(train.count());
     let items = batch * common.gradient_accumulation_steps;
-    let per_epoch = (train.len() as u64).div_ceil(items as u64);
+    let per_epoch = (train.count() as u64).div_ceil(items as u64);
     let epochs = |n: u64| n.saturating_mul(per_epoch);
     let schedule = common.schedule(epochs(args.epochs), items, args.warmup_epochs.map(epochs), epochs(2))?;
     let plan = common.train_options(
@@ -259,7 +260,7 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
     let released = run_training(&mut task, &plan, common, args.released_paths()?)?;
     let Some(released) = released else { return Ok(()) };
     let weights = checkpoint::open(&released, WeightsSelection::Default)?.weights;
-    for (photos, split) in [(task.validation(), "validation"), (test.as_ref(), "test")] {
+    for (photos, split) in [(task.validation(), "validation"), (test.as_deref(), "test")] {
         if let Some(photos) = photos {
             evaluate(&task, &weights, photos, split, &folder.join(format!("{name}_{split}")))?;
         }
@@ -293,7 +294,7 @@ fn split_output(path: &Path) -> anyhow::Result<(PathBuf, String)> {
 fn evaluate(
     task: &Classification<ResNetConfig>,
     weights: &Weights,
-    photos: &Photos,
+    photos: &dyn Examples,
     split: &str,
     path: &Path,
 ) -> anyhow::Result<()> {

@@ -1,6 +1,9 @@
 //! `tiny-cats train dit`: trains the generator.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context, bail};
 use candle_core::Device;
@@ -19,7 +22,7 @@ use crate::{
         common::{interval, warn_skipped},
         logging,
     },
-    data::{Dataset, Images, Split},
+    data::{Dataset, Examples, ImageExamples, Images, Split},
     plan::Workload,
     plural::pluralize,
     train::{Flow, FlowMatching, FlowMatchingOptions, InitialWeightsSource, SAMPLE_ROWS, VALIDATION_DRAWS},
@@ -181,11 +184,11 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
     let device = common.device()?;
     let data = open_data(&args.data)?;
     let network = args.network(data.classes.len())?;
-    let load = |part: &Dataset| -> anyhow::Result<Images> {
+    let load = |part: &Dataset| -> anyhow::Result<Arc<dyn Examples>> {
         let images = Images::load(part, network.image_size as u32, common.limit_files, &common.cache())?;
         warn_skipped(&images.skipped);
         images.notes.iter().for_each(|note| logging::eprint_and_log(note));
-        Ok(images)
+        Ok(Arc::new(ImageExamples::new(images, common.augmentation_level)))
     };
     let held_out = data.part(Split::Validation);
     let (train, validation) = if args.no_validation {
@@ -194,27 +197,26 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
         let validation = if held_out.files.is_empty() { None } else { Some(load(&held_out)?) };
         (load(&data.part(Split::Train))?, validation)
     };
-    common.check_early_stopping(validation.as_ref().map_or(0, |images| images.len()))?;
+    common.check_early_stopping(validation.as_ref().map_or(0, |images| images.count()))?;
     logging::print_and_log(&format!(
         "{}: {} in {} to train on, {} to validate",
         args.data.display(),
-        pluralize(train.len(), "image"),
-        pluralize(train.classes.len(), "class"),
-        validation.as_ref().map_or(0, |images| images.len())
+        pluralize(train.count(), "image"),
+        pluralize(train.classes().len(), "class"),
+        validation.as_ref().map_or(0, |images| images.count())
     ));
-    let batch = common.batch(train.len());
+    let batch = common.batch(train.count());
     let items = batch * common.gradient_accumulation_steps;
     let schedule = common.schedule(args.steps, items, args.warmup_steps, 10_000)?;
     let intervals = [args.save_interval, args.sample_interval];
     let plan = common.train_options(job, schedule, batch, [0.9, 0.95], intervals, device.clone());
     let init = args.init.clone().map(|path| {
-        let (network, classes) = (network.clone(), train.classes.clone());
+        let (network, classes) = (network.clone(), data.classes.clone());
         InitialWeightsSource::new(path.clone(), move || InitFile::open(&path)?.generator(&network, &classes))
     });
     let options = FlowMatchingOptions {
         network,
         flow: Flow { label_dropout: args.label_dropout, ..Flow::default() },
-        augmentation: common.augmentation_level,
         guidance: args.cfg_scale,
         guidance_interval: args.cfg_interval,
         best: common.early_stopping_patience.is_some(),

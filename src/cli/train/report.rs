@@ -17,7 +17,7 @@ use crate::{
     memory,
     track::{RunInfo, Tracker, flatten_settings},
     train::{
-        Event, Step,
+        Event, Sample, Step,
         folder::{LOG, Status},
         metrics::LOSS,
     },
@@ -175,8 +175,10 @@ impl Reporter {
                 self.track(step, &values);
                 self.request_plots(PlotRequest { curve: true, samples: None });
             }
-            Event::Sampled { step, image, path } => {
+            Event::Sampled { step, sample, path } => {
                 self.print(&format!("wrote {}", path.display()));
+                // Trackers and plots show images only; other samples are files.
+                let Sample::Image(image) = sample else { return };
                 let trackers = self.options.trackers.iter_mut();
                 trackers.for_each(|tracker| tracker.image(step, "samples", image));
                 self.request_plots(PlotRequest { curve: true, samples: Some(step) });
@@ -432,8 +434,8 @@ mod tests {
         }
         let scores = [Score { name: "validation_accuracy", value: 0.5, higher_is_better: true }];
         reporter.observe(Event::Evaluated { step: 200, scores: &scores, best: true });
-        let (image, path) = (RgbImage::new(8, 8), folder.join("x.png"));
-        reporter.observe(Event::Sampled { step: 200, image: &image, path: &path });
+        let (sample, path) = (Sample::Image(RgbImage::new(8, 8)), folder.join("x.png"));
+        reporter.observe(Event::Sampled { step: 200, sample: &sample, path: &path });
         tracing::warn!("a warning");
         reporter.finish(Status::Stopped);
 

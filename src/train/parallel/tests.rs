@@ -3,11 +3,10 @@
 use std::{path::Path, path::PathBuf, sync::Arc};
 
 use candle_core::DType;
-use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use tiny_cats_export::ModelMeta;
 use tiny_cats_models::{
-    Init, Input, Network, Scope, Sizes, TapeOptions, Weights,
+    Init, Input, Network, Scope, Sizes, TapeOptions,
     candle::Params,
     cost::CostSummary,
     main_output,
@@ -260,10 +259,6 @@ impl Task for Rows {
         let ones = Tensor::ones(len, DType::F32, &Device::Cpu)?;
         let output = main_output(Matrix::forward(&weight, &[tape.constant(x)])?)?;
         Ok(output.weighted_mse(&target, &ones)?)
-    }
-
-    fn sample_grid(&mut self, _: &Weights) -> Result<Option<RgbImage>> {
-        Ok(None)
     }
 }
 
