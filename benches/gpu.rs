@@ -23,8 +23,8 @@ use serde_json::json;
 use tiny_cats::{
     data::{AugmentLevel, Cache, Dataset, ImageExamples, Images, PhotoExamples, PhotoOptions, Photos},
     train::{
-        AdamW, Classification, ClassificationOptions, Flow, FlowMatching, FlowMatchingOptions, Loader,
-        Optimizer, StepOptions, Task, forward_backward,
+        AdamW, Classification, ClassificationOptions, Flow, FlowMatching, FlowMatchingOptions,
+        GradientOptions, Loader, Optimizer, StepOptions, Task, forward_backward,
     },
 };
 use tiny_cats_models::{
@@ -187,16 +187,9 @@ fn compute_step(network: &impl Network, device: &Device) -> Result<StepResults> 
     let forward = network.forward(&before, device)?;
     let mut optimizer = Optimizer::new(AdamW::default(), &specs, &before, device)?;
     let mut loader = Loader::new(task.batches(), BATCH);
-    let (loss, step_gradients) = forward_backward(
-        &mut *task,
-        TapeOptions::default(),
-        &mut optimizer.params()?,
-        &mut loader,
-        1,
-        0,
-        1.0,
-        None,
-    )?;
+    let options = GradientOptions::new(TapeOptions::default(), 0);
+    let (loss, step_gradients) =
+        forward_backward(&mut *task, &mut optimizer.params()?, &mut loader, &options)?;
     let to_host_entry = |(name, gradient): (&String, &Tensor)| Ok((name.clone(), to_host(gradient)?));
     let gradients = step_gradients.gradients.iter().map(to_host_entry).collect::<Result<_>>()?;
     optimizer.step(&step_gradients, StepOptions { rate: 1e-3, updates: 0, scale: 1.0 })?;
@@ -244,16 +237,9 @@ fn overfit<N: Network>(network: &N, device: &Device, limit: Duration) -> Result<
     let mut losses = Vec::new();
     loop {
         let step = losses.len() as u64;
-        let (loss, step_gradients) = forward_backward(
-            &mut *task,
-            TapeOptions::default(),
-            &mut optimizer.params()?,
-            &mut loader,
-            1,
-            step * BATCH as u64,
-            1.0,
-            None,
-        )?;
+        let options = GradientOptions::new(TapeOptions::default(), step * BATCH as u64);
+        let (loss, step_gradients) =
+            forward_backward(&mut *task, &mut optimizer.params()?, &mut loader, &options)?;
         ensure!(loss.is_finite(), "{}: the loss is {loss} at step {step}", N::NAME);
         optimizer.step(
             &step_gradients,

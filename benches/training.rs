@@ -23,7 +23,8 @@ use tiny_cats::{
     plan::Workload,
     train::{
         AdamW, Classification, ClassificationOptions, Example, Flow, FlowMatching, FlowMatchingOptions,
-        Loader, Optimizer, StepGradients, StepOptions, Task, forward_backward, tune_allocator,
+        GradientOptions, Loader, Optimizer, StepGradients, StepOptions, Task, forward_backward,
+        tune_allocator,
     },
 };
 use tiny_cats_export::{ModelMeta, NetworkConfig, image_sizes};
@@ -256,16 +257,9 @@ impl Case {
         let mut times = Vec::new();
         for step in 0..warm_up + steps {
             let start = Instant::now();
-            let (_, gradients) = forward_backward(
-                &mut *task,
-                options,
-                &mut optimizer.params()?,
-                &mut loader,
-                1,
-                step * self.batch as u64,
-                1.0,
-                None,
-            )?;
+            let options = GradientOptions::new(options, step * self.batch as u64);
+            let (_, gradients) =
+                forward_backward(&mut *task, &mut optimizer.params()?, &mut loader, &options)?;
             let norm = optimizer.step(&gradients, StepOptions { rate: RATE, updates: step, scale: 1.0 })?;
             if !norm.is_finite() {
                 bail!("{}: the gradient's norm is {norm} at step {step}", self.name);

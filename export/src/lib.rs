@@ -50,7 +50,7 @@ pub use request::{Breed, Request};
 mod verify;
 #[cfg(feature = "candle")]
 pub use verify::{
-    Case, CaseInput, Diagnosis, ExportOptions, FirstDifference, MIN_PSNR, MIN_ROUNDING_PSNR, RoundingReport,
-    RuntimeReport, TOLERANCE, Tolerance, VerificationReport, export, export_form, measure_rounding, psnr,
-    report_path, scale, verify, verify_cases, verify_on,
+    Diagnosis, ExportOptions, FirstDifference, InputArray, MIN_PSNR, MIN_ROUNDING_PSNR, RoundingReport,
+    RuntimeReport, TOLERANCE, Tolerance, VerificationCase, VerificationReport, export, export_form,
+    measure_rounding, psnr, report_path, scale, verify, verify_cases, verify_on,
 };

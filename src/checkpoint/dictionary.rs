@@ -69,10 +69,10 @@ pub(super) struct Dictionary<'v> {
 /// All dictionaries of tensors in a file, the most likely first.
 ///
 /// Those with the first tensor of a known network come first. They are then sorted by their keys in the order of [`KEYS`], by less nesting,
-/// by more tensors, and by the order in the file.
-pub(super) fn dictionaries(root: &Value) -> Vec<Dictionary<'_>> {
+/// by more tensors, and by the order in the file. Without `strip_prefixes`, names stay as they are.
+pub(super) fn dictionaries(root: &Value, strip_prefixes: bool) -> Vec<Dictionary<'_>> {
     let mut found = Vec::new();
-    collect(root, &mut Vec::new(), &mut found);
+    collect(root, strip_prefixes, &mut Vec::new(), &mut found);
     found.sort_by_key(|(keys, dictionary): &(Vec<&str>, Dictionary)| {
         let rank = keys.iter().filter_map(|key| KEYS.iter().position(|k| k == key)).min();
         let names = || dictionary.names();
@@ -82,12 +82,17 @@ pub(super) fn dictionaries(root: &Value) -> Vec<Dictionary<'_>> {
     found.into_iter().map(|(_, dictionary)| dictionary).collect()
 }
 
-fn collect<'v>(value: &'v Value, keys: &mut Vec<&'v str>, found: &mut Vec<(Vec<&'v str>, Dictionary<'v>)>) {
+fn collect<'v>(
+    value: &'v Value,
+    strip_prefixes: bool,
+    keys: &mut Vec<&'v str>,
+    found: &mut Vec<(Vec<&'v str>, Dictionary<'v>)>,
+) {
     let Value::Dict(items) = value else { return };
     if found.len() >= MAX_DICTIONARIES {
         return;
     }
-    let dictionary = Dictionary::new(items, keys);
+    let dictionary = Dictionary::new(items, strip_prefixes, keys);
     let is_tensor = |(_, value): &(&str, &Value)| matches!(value, Value::Unsupported { .. });
     if !dictionary.tensors.is_empty() || dictionary.unsupported.iter().any(is_tensor) {
         found.push((keys.clone(), dictionary));
@@ -100,14 +105,14 @@ fn collect<'v>(value: &'v Value, keys: &mut Vec<&'v str>, found: &mut Vec<(Vec<&
             && !NON_MODEL_KEYS.iter().any(|other| key.starts_with(other))
         {
             keys.push(key);
-            collect(value, keys, found);
+            collect(value, strip_prefixes, keys, found);
             keys.pop();
         }
     }
 }
 
 impl<'v> Dictionary<'v> {
-    fn new(items: &'v [(Value, Value)], keys: &[&str]) -> Self {
+    fn new(items: &'v [(Value, Value)], strip_prefixes: bool, keys: &[&str]) -> Self {
         let (mut tensors, mut unsupported) = (Vec::new(), Vec::new());
         for (key, value) in items {
             match (key, value) {
@@ -119,10 +124,11 @@ impl<'v> Dictionary<'v> {
             }
         }
         let names = tensors.iter().map(|t| t.0).chain(unsupported.iter().map(|u| u.0));
-        let prefix = network_prefix(names);
+        let prefix = strip_prefixes.then(|| network_prefix(names));
         let mut left_out = Vec::new();
         tensors.retain_mut(|(name, _)| strip(name, prefix).map_err(|name| left_out.push(name)).is_ok());
         unsupported.retain_mut(|(name, _)| strip(name, prefix).is_ok());
+        let prefix = prefix.unwrap_or_default();
         let has_average_word = |key: &&str| {
             let key = key.to_lowercase();
             key.split(['_', '-', '.']).any(|word| AVERAGES.contains(&word))
@@ -156,11 +162,12 @@ fn is_wrapped(mut prefix: &str) -> bool {
     prefix.is_empty()
 }
 
-/// Strips the prefix from a name, and then the prefixes of `DataParallel` and `torch.compile`.
+/// Strips the prefix from a name, and then the prefixes of `DataParallel` and `torch.compile`. With `None`, the name stays as it is.
 ///
 /// # Errors
 /// The name, if it does not begin with the prefix.
-pub(super) fn strip<'a>(name: &mut &'a str, prefix: &str) -> Result<(), &'a str> {
+pub(super) fn strip<'a>(name: &mut &'a str, prefix: Option<&str>) -> Result<(), &'a str> {
+    let Some(prefix) = prefix else { return Ok(()) };
     *name = name.strip_prefix(prefix).ok_or(*name)?;
     while let Some(rest) = name.strip_prefix("module.").or_else(|| name.strip_prefix("_orig_mod.")) {
         *name = rest;

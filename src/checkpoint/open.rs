@@ -86,8 +86,8 @@ pub struct Checkpoint {
     pub integrity: Integrity,
     /// The location of the weights in the file.
     pub source: WeightsLocation,
-    /// Real-valued tensors by name. The prefixes `module.` and `_orig_mod.` of PyTorch's wrappers are removed, and so is that in
-    /// [`source`](Self::source).
+    /// Real-valued tensors by name. Unless this program wrote the file, the prefixes `module.` and `_orig_mod.` of PyTorch's wrappers are
+    /// removed, and so is that in [`source`](Self::source).
     pub weights: Weights,
     /// Integer and boolean tensors by name, such as batch normalization's `num_batches_tracked`.
     pub integers: BTreeMap<String, Vec<i64>>,
@@ -262,11 +262,12 @@ fn read_safetensors(path: &Path, selection: WeightsSelection) -> Result<Checkpoi
         let config = file.metadata.iter().map(|(key, text)| (key.clone(), value(text)));
         checkpoint.config = Some(config.collect());
     }
+    // The names in this program's files are those of the network, whose own may begin like those of a wrapper.
     let names = file.entries.iter().map(|entry| entry.name.as_str());
-    let prefix = dictionary::network_prefix(names).to_owned();
+    let prefix = checkpoint.own_meta.is_none().then(|| dictionary::network_prefix(names).to_owned());
     for entry in &file.entries {
         let mut name = entry.name.as_str();
-        match (dictionary::strip(&mut name, &prefix), entry.dtype) {
+        match (dictionary::strip(&mut name, prefix.as_deref()), entry.dtype) {
             (Err(name), _) => checkpoint.source.left_out.push(name.to_owned()),
             (Ok(()), Some(_)) => {}
             (Ok(()), None) => {
@@ -275,13 +276,15 @@ fn read_safetensors(path: &Path, selection: WeightsSelection) -> Result<Checkpoi
             }
         }
     }
-    for StoredTensor { name, dims, numbers } in file.read(|entry| entry.name.starts_with(&prefix))? {
+    for StoredTensor { name, dims, numbers } in
+        file.read(|entry| entry.name.starts_with(prefix.as_deref().unwrap_or_default()))?
+    {
         let mut name = name.as_str();
-        if dictionary::strip(&mut name, &prefix).is_ok() {
+        if dictionary::strip(&mut name, prefix.as_deref()).is_ok() {
             checkpoint.insert(name, dims, numbers)?;
         }
     }
-    checkpoint.source.prefix = prefix;
+    checkpoint.source.prefix = prefix.unwrap_or_default();
     checkpoint.single_set(selection)
 }
 
@@ -309,7 +312,8 @@ fn read_torch(path: &Path, selection: WeightsSelection) -> Result<Checkpoint, Er
         Some(Value::Str(text)) => Some(released::parse_meta(text)?),
         _ => None,
     };
-    let dictionaries = dictionary::dictionaries(&root);
+    // The names in this program's files are those of the network, whose own may begin like those of a wrapper.
+    let dictionaries = dictionary::dictionaries(&root, own_meta.is_none());
     let raw = dictionaries.iter().find(|d| !d.averaged);
     let ema = dictionaries.iter().find(|d| d.averaged);
     let format = match raw.map(|d| d.path.as_str()) {

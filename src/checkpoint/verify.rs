@@ -8,7 +8,7 @@ use std::{
 use candle_core::Device;
 use serde::Serialize;
 use tiny_cats_export::{
-    CaseInput, Integrity, META_KEY, ModelMeta, NetworkConfig, RoundingReport, TOLERANCE, escape, excerpt,
+    InputArray, Integrity, META_KEY, ModelMeta, NetworkConfig, RoundingReport, TOLERANCE, escape, excerpt,
     export_form, graph_input_names, measure_rounding,
     onnx::OnnxFile,
     runtime::{InputTensor, RuntimeKind, run_on},
@@ -139,7 +139,7 @@ pub fn verify(path: &Path, options: &VerifyOptions) -> CheckpointReport {
 
 /// The inputs of a forward pass, in the order of the definition, and its output.
 struct ForwardPass {
-    inputs: Vec<CaseInput>,
+    inputs: Vec<InputArray>,
     output: Array,
 }
 
@@ -252,7 +252,7 @@ impl CheckpointReport {
             self.problems.push(format!("{path}: expected the inputs {names}, found {:?}", port.name));
             return Ok(());
         }
-        let tensors = pass.inputs.iter().map(CaseInput::tensor);
+        let tensors = pass.inputs.iter().map(InputArray::tensor);
         let inputs: Vec<(&str, InputTensor)> = names.iter().map(String::as_str).zip(tensors).collect();
         // candle-onnx does not bound what a damaged file makes it compute. Other runtimes do.
         let is_damaged = self.weights_compared.as_ref().is_some_and(|found| !found.differences.is_empty());
@@ -301,21 +301,21 @@ impl CheckpointReport {
 fn forward(meta: &ModelMeta, weights: &Weights, device: &Device) -> tiny_cats_export::Result<ForwardPass> {
     let network = meta.config.network()?;
     let (inputs, sizes) = (network.inputs(), meta.sizes());
-    let values = |(number, input): (usize, &Input)| -> tiny_cats_export::Result<CaseInput> {
+    let values = |(number, input): (usize, &Input)| -> tiny_cats_export::Result<InputArray> {
         let dims = input.dims(&sizes)?;
         Ok(match input.values {
             InputValues::Labels(count) => {
                 // The class after the last may be the null class.
                 let classes = network.role().classes().map_or(count, |classes| classes.min(count));
-                CaseInput::Labels(vec![0, classes.saturating_sub(1) as i64])
+                InputArray::Labels(vec![0, classes.saturating_sub(1) as i64])
             }
             InputValues::Floats if dims.is_empty() => {
-                CaseInput::Floats(Array::new([BATCH], vec![0.25, 0.75])?)
+                InputArray::Floats(Array::new([BATCH], vec![0.25, 0.75])?)
             }
             InputValues::Floats => {
                 let len = dims.iter().product();
                 let noise = (0..BATCH as u64).flat_map(|item| random::noise(number as u64, item, len));
-                CaseInput::Floats(Array::new([&[BATCH], &dims[..]].concat(), noise.collect())?)
+                InputArray::Floats(Array::new([&[BATCH], &dims[..]].concat(), noise.collect())?)
             }
         })
     };

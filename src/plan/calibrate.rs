@@ -7,7 +7,7 @@ use serde::Serialize;
 use tiny_cats_models::init;
 
 use super::Workload;
-use crate::train::{AdamW, Loader, Optimizer, Result, StepOptions, Task, forward_backward};
+use crate::train::{AdamW, GradientOptions, Loader, Optimizer, Result, StepOptions, Task, forward_backward};
 
 /// Steps before the measurement starts.
 const WARM_UP: u64 = 3;
@@ -53,16 +53,11 @@ pub fn calibrate(
         let start = Instant::now();
         let position = step * (batch * workload.accumulation) as u64;
         let mut params = optimizer.params()?;
-        let (_, gradients) = forward_backward(
-            task,
-            workload.tape,
-            &mut params,
-            &mut loader,
-            workload.accumulation,
-            position,
-            1.0,
-            None,
-        )?;
+        let options = GradientOptions {
+            accumulation: workload.accumulation,
+            ..GradientOptions::new(workload.tape, position)
+        };
+        let (_, gradients) = forward_backward(task, &mut params, &mut loader, &options)?;
         drop(params);
         // The optimizer step reads the norm of the gradients, which waits for all kernels.
         optimizer.step(&gradients, StepOptions { rate: 1e-4, updates: step, scale: 1.0 })?;

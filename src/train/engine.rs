@@ -398,38 +398,47 @@ pub(super) fn forward_backward_all(
     let per_step = options.per_step();
     let accumulation = per_step as usize / (loader.size() * group.size());
     let dropout = DropoutKey { seed: options.seed, step, first_item: 0 };
-    let local = forward_backward(
-        task,
-        options.tape,
-        &mut params,
-        loader,
-        accumulation,
-        step * per_step,
-        scale,
-        Some(dropout),
-    );
+    let position = step * per_step;
+    let gradient_options =
+        GradientOptions { tape: options.tape, accumulation, position, scale, dropout: Some(dropout) };
+    let local = forward_backward(task, &mut params, loader, &gradient_options);
     drop(params);
     group.all_reduce(local)
 }
 
-/// Computes the mean loss and the gradients of `accumulation` micro-batches.
-///
-/// The micro-batches start at `position`, the number of items drawn before. The gradients are those of the loss times `scale`. A
-/// [sharded](Loader::sharded) loader yields its share of both. `dropout` is the key of the step's first item; without it, dropout is the
-/// identity.
+/// The options of [`forward_backward`].
+#[derive(Clone, Copy, Debug)]
+pub struct GradientOptions {
+    /// The precision of gradients, and gradient checkpointing.
+    pub tape: TapeOptions,
+    /// Number of micro-batches.
+    pub accumulation: usize,
+    /// The number of items drawn before the first one.
+    pub position: u64,
+    /// The loss scale, by which gradients are multiplied; 1 without scaling.
+    pub scale: f64,
+    /// The key of the first item; without it, dropout is the identity.
+    pub dropout: Option<DropoutKey>,
+}
+
+impl GradientOptions {
+    /// Returns the options of one micro-batch from `position` on, without loss scaling and dropout.
+    pub fn new(tape: TapeOptions, position: u64) -> Self {
+        Self { tape, accumulation: 1, position, scale: 1.0, dropout: None }
+    }
+}
+
+/// Computes the mean loss and the gradients of some micro-batches. A [sharded](Loader::sharded) loader yields its share of both.
 ///
 /// # Errors
 /// Returns errors of the task.
 pub fn forward_backward(
     task: &mut dyn Task,
-    tape: TapeOptions,
     params: &mut Params,
     loader: &mut Loader,
-    accumulation: usize,
-    position: u64,
-    scale: f64,
-    dropout: Option<DropoutKey>,
+    options: &GradientOptions,
 ) -> Result<(f64, StepGradients)> {
+    let &GradientOptions { tape, accumulation, position, scale, dropout } = options;
     let share = 1.0 / (accumulation * loader.shards()) as f64;
     let (mut loss, mut gradients) = (0.0, StepGradients::default());
     for micro in 0..accumulation {

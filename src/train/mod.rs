@@ -25,7 +25,7 @@ mod task;
 
 pub use classifier::{Classification, ClassificationOptions};
 pub use control::{Control, StoppedRun};
-pub use engine::{EarlyStopping, TrainOptions, forward_backward, train, train_distributed};
+pub use engine::{EarlyStopping, GradientOptions, TrainOptions, forward_backward, train, train_distributed};
 pub use error::{Error, Result};
 pub use event::{Event, Score, Step};
 pub use flow::{Example, Flow};

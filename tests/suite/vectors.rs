@@ -54,7 +54,8 @@ impl Network for PointClassifier {
 
     fn build<T: Tensor>(&self, scope: &mut Scope<T>) -> Result<Self::Built<T>> {
         Ok(PointClassifierLayers {
-            hidden: Linear::new(scope.sub("hidden"), 2, HIDDEN)?,
+            // A name that DataParallel of PyTorch would have added.
+            hidden: Linear::new(scope.sub("module").sub("hidden"), 2, HIDDEN)?,
             dropout: Dropout::new(self.dropout)?,
             output: Linear::new(scope.sub("output"), HIDDEN, CLASSES)?,
         })
@@ -191,6 +192,10 @@ fn a_classifier_of_vectors_learns_is_released_and_verified() {
     })
     .unwrap();
     assert!(*scores.last().unwrap() > 0.9, "{scores:?}");
+    for file in &files {
+        let weights = tiny_cats::checkpoint::open(file, WeightsSelection::Default).unwrap().weights;
+        assert!(weights.contains_key("module.hidden.weight"), "{:?}", weights.keys());
+    }
     let (model, _) = open_model(&files[1]).unwrap();
     assert_eq!((model.meta().image_size, &model.meta().classes[2][..]), (0, "upper"));
     // Dropout is the identity outside of training, so all runtimes agree.

@@ -29,8 +29,8 @@ impl LoadedModel {
         Ok(Self { session, names })
     }
 
-    pub fn run(&mut self, case: &Case) -> Result<Array> {
-        let tensors = case.inputs.iter().map(CaseInput::tensor);
+    pub fn run(&mut self, case: &VerificationCase) -> Result<Array> {
+        let tensors = case.inputs.iter().map(InputArray::tensor);
         let inputs: Vec<_> = self.names.iter().map(String::as_str).zip(tensors).collect();
         self.session.run(&inputs)
     }
@@ -47,14 +47,14 @@ impl Denoiser for LoadedModel {
 
 /// The values of one input.
 #[derive(Clone, Debug, PartialEq)]
-pub enum CaseInput {
+pub enum InputArray {
     /// Floating-point numbers, `[batch, ..]`.
     Floats(Array),
     /// One integer for each item.
     Labels(Vec<i64>),
 }
 
-impl CaseInput {
+impl InputArray {
     /// Returns the values as the input of a runtime.
     pub fn tensor(&self) -> InputTensor<'_> {
         match self {
@@ -73,12 +73,12 @@ impl CaseInput {
 
 /// One batch of inputs, on which runtimes are compared.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Case {
+pub struct VerificationCase {
     /// The inputs, in the order of the definition.
-    pub inputs: Vec<CaseInput>,
+    pub inputs: Vec<InputArray>,
 }
 
-impl Case {
+impl VerificationCase {
     /// Returns batches of three and single inputs for the network that `meta` describes.
     ///
     /// # Errors
@@ -102,19 +102,19 @@ impl Case {
         let count = labels.max().unwrap_or(0).clamp(ITEMS, MAX_LABELS);
         let batches = (0..count).collect::<Vec<_>>().chunks(3).map(<[usize]>::to_vec).collect::<Vec<_>>();
         let singles = (0..3).map(|item| vec![item]);
-        let values = |(number, input): (usize, &Input), items: &[usize]| -> Result<CaseInput> {
+        let values = |(number, input): (usize, &Input), items: &[usize]| -> Result<InputArray> {
             Ok(match input.values {
                 InputValues::Labels(labels) => {
                     let stride = labels.div_ceil(count).max(1);
                     let label = |&item: &usize| (item * stride % labels.max(1)) as i64;
-                    CaseInput::Labels(items.iter().map(label).collect())
+                    InputArray::Labels(items.iter().map(label).collect())
                 }
                 InputValues::Floats => {
                     let dims = input.dims(&sizes)?;
                     let len = dims.iter().product();
                     let stream = |&item: &usize| noise(SEED + number as u64, item as u64, len);
                     let dims: Vec<usize> = std::iter::once(items.len()).chain(dims).collect();
-                    CaseInput::Floats(Array::new(dims, items.iter().flat_map(stream).collect())?)
+                    InputArray::Floats(Array::new(dims, items.iter().flat_map(stream).collect())?)
                 }
             })
         };
@@ -127,13 +127,13 @@ impl Case {
 
     /// Returns the inputs for a session.
     pub(super) fn tensors(&self) -> Vec<InputTensor<'_>> {
-        self.inputs.iter().map(CaseInput::tensor).collect()
+        self.inputs.iter().map(InputArray::tensor).collect()
     }
 
     /// Returns the number of inputs.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
-        self.inputs.first().map_or(0, CaseInput::batch)
+        self.inputs.first().map_or(0, InputArray::batch)
     }
 
     /// Returns every label (a selection if there are many) in batches of three, and each time in a batch of one.
@@ -155,9 +155,9 @@ impl Case {
                 t.push(TIMES[number % TIMES.len()]);
                 number += 1;
             }
-            let x = CaseInput::Floats(Array::new([labels.len(), 3, size, size], x)?);
-            let t = CaseInput::Floats(Array::new([labels.len()], t)?);
-            let label = CaseInput::Labels(labels.iter().map(|&label| label as i64).collect());
+            let x = InputArray::Floats(Array::new([labels.len(), 3, size, size], x)?);
+            let t = InputArray::Floats(Array::new([labels.len()], t)?);
+            let label = InputArray::Labels(labels.iter().map(|&label| label as i64).collect());
             Ok(Self { inputs: vec![x, t, label] })
         };
         batches.chain(singles).map(case).collect()
@@ -169,7 +169,7 @@ impl Case {
         let singles = (0..3).map(|i| vec![i]);
         let case = |numbers: Vec<usize>| {
             let x = numbers.iter().flat_map(|&number| test_image(number, size, task)).collect();
-            let x = CaseInput::Floats(Array::new([numbers.len(), 3, size, size], x)?);
+            let x = InputArray::Floats(Array::new([numbers.len(), 3, size, size], x)?);
             Ok(Self { inputs: vec![x] })
         };
         all.chunks(3).map(<[usize]>::to_vec).chain(singles).map(case).collect()

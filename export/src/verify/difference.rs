@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tiny_cats_models::{Array, Weights, candle::with_candle_ops, trace::TracedOp};
 
-use super::{Case, deviation};
+use super::{VerificationCase, deviation};
 use crate::{
     ModelMeta, Result,
     onnx::{DataType, OnnxFile},
@@ -72,7 +72,7 @@ pub(super) fn diagnose(
     meta: &ModelMeta,
     weights: &Weights,
     file: &OnnxFile,
-    case: &Case,
+    case: &VerificationCase,
 ) -> Result<Diagnosis> {
     let network = meta.config.network()?;
     let expected = with_candle_ops(|| network.trace_candle(weights, &case.tensors()))?;

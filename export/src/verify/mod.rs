@@ -23,7 +23,7 @@ use crate::{
     stage,
 };
 use cases::LoadedModel;
-pub use cases::{Case, CaseInput};
+pub use cases::{InputArray, VerificationCase};
 use difference::diagnose;
 pub use difference::{Diagnosis, FirstDifference};
 use rounding::rounded_model;
@@ -79,7 +79,7 @@ pub struct ExportOptions {
     /// Storage of the weights in the file.
     pub storage: WeightStorage,
     /// Inputs to verify on besides the generated ones, such as real data.
-    pub cases: Vec<Case>,
+    pub cases: Vec<VerificationCase>,
 }
 
 impl Default for ExportOptions {
@@ -252,7 +252,7 @@ pub fn verify_cases(
     weights: &Weights,
     file: &OnnxFile,
     trajectory: bool,
-    cases: &[Case],
+    cases: &[VerificationCase],
 ) -> Result<VerificationReport> {
     // A NaN is not equal to itself, so this comes before any comparison.
     let (exported_meta, exported) = export_form(meta, weights)?;
@@ -273,7 +273,7 @@ pub fn verify_cases(
         )));
     }
     let full = Model::from_weights(meta.clone(), weights.clone());
-    let cases = [Case::all(meta)?, cases.to_vec()].concat();
+    let cases = [VerificationCase::all(meta)?, cases.to_vec()].concat();
     let reference = rounded.as_ref().unwrap_or(&full);
     // The reference uses candle's operations only, because shared kernels would hide their errors.
     let compute = |model, images| with_candle_ops(|| Outputs::compute(model, &cases, images));
@@ -319,7 +319,7 @@ pub fn verify_cases(
             reasons.join("; ")
         )));
     }
-    let mut batches: Vec<usize> = cases.iter().map(Case::len).collect();
+    let mut batches: Vec<usize> = cases.iter().map(VerificationCase::len).collect();
     batches.sort_unstable();
     batches.dedup();
     Ok(VerificationReport {
@@ -329,7 +329,7 @@ pub fn verify_cases(
         parameters: num_parameters(weights),
         reference: format!("candle {}", RuntimeKind::Candle.version()?),
         tolerance: TOLERANCE,
-        inputs: cases.iter().map(Case::len).sum(),
+        inputs: cases.iter().map(VerificationCase::len).sum(),
         batches,
         passed: runtimes.iter().all(|r| r.passed) && rounding.as_ref().is_none_or(|r| r.passed),
         rounding,
@@ -352,7 +352,7 @@ struct Outputs {
 
 impl Outputs {
     /// Computes the outputs of the definition, with candle.
-    fn compute(model: &Model, cases: &[Case], images: bool) -> Result<Self> {
+    fn compute(model: &Model, cases: &[VerificationCase], images: bool) -> Result<Self> {
         let mut network = LoadedModel::new(model, RuntimeKind::Candle)?;
         let outputs = cases.iter().map(|case| network.run(case)).collect::<Result<_>>()?;
         Ok(Self { outputs, images: if images { sample_images(&mut network, model.meta())? } else { None } })
@@ -387,7 +387,7 @@ fn argmax(row: &[f32]) -> Option<usize> {
 fn compare(
     model: &Model,
     kind: RuntimeKind,
-    cases: &[Case],
+    cases: &[VerificationCase],
     expected: &Outputs,
     trajectory: bool,
 ) -> (RuntimeReport, Option<usize>) {

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use tiny_cats_models::{Array, Weights};
 
-use super::{Case, Outputs, TOLERANCE, argmax, min_psnr, rows, scale};
+use super::{Outputs, TOLERANCE, VerificationCase, argmax, min_psnr, rows, scale};
 use crate::{
     Error, Model, ModelMeta, Result,
     convert::export_form,
@@ -109,7 +109,7 @@ pub fn measure_rounding(
     file: &OnnxFile,
 ) -> Result<Option<(Model, RoundingReport)>> {
     let Some(model) = rounded_model(meta, weights, file)? else { return Ok(None) };
-    let cases = Case::all(meta)?;
+    let cases = VerificationCase::all(meta)?;
     let full = Outputs::compute(&Model::from_weights(meta.clone(), weights.clone()), &cases, true)?;
     let found = RoundingReport::compare(meta, &full, &Outputs::compute(&model, &cases, true)?);
     Ok(Some((model, found)))

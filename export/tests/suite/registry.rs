@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use tiny_cats_export::{
-    Case, CaseInput, Error, ExportOptions, META_KEY, Model, ModelMeta, TaskMeta, export,
+    Error, ExportOptions, InputArray, META_KEY, Model, ModelMeta, TaskMeta, VerificationCase, export,
     onnx::OnnxFile,
     register, registered_kinds,
     runtime::{InputTensor, RuntimeKind},
@@ -168,7 +168,9 @@ fn a_registered_network_is_exported_verified_and_loaded_on_every_runtime() {
     let path = dir.path().join("rater.onnx");
     let image = Array::new([4, 2, 9, 12], noise(5, 0, 4 * 2 * 9 * 12)).unwrap();
     let readers = [4, 0, 1, 1];
-    let case = Case { inputs: vec![CaseInput::Floats(image.clone()), CaseInput::Labels(readers.to_vec())] };
+    let case = VerificationCase {
+        inputs: vec![InputArray::Floats(image.clone()), InputArray::Labels(readers.to_vec())],
+    };
     let options = ExportOptions { cases: vec![case], ..ExportOptions::default() };
     let report = export(&meta, &weights, &path, &options).unwrap();
     assert!(report.passed && report.batches == [1, 3, 4], "{report:?}");
