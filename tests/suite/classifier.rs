@@ -123,8 +123,7 @@ fn invalid_arguments_give_one_line_errors() {
     }
     for size in ["5", "5000"] {
         for command in [&["train"][..], &["plan", "train"], &["cloud", "train", "--dry-run"]] {
-            let error =
-                fails(CATS, dir, &[command, &["classifier", "synth", "--image-size", size]].concat());
+            let error = fails(CATS, dir, &[command, &["classifier", "synth", "--image-size", size]].concat());
             assert!(
                 error.contains(&format!("--image-size: expected 32 to 1024, found {size}")),
                 "{command:?}: {error}"
