@@ -22,8 +22,8 @@ use serde_json::json;
 use tiny_cats::{
     data::{AugmentLevel, Cache, Dataset, Images, Photos},
     train::{
-        AdamW, Classification, ClassificationOptions, Flow, FlowMatching, FlowMatchingOptions, Loader,
-        Optimizer, StepOptions, Task, forward_backward,
+        Classification, ClassificationOptions, Flow, FlowMatching, FlowMatchingOptions, Loader, Optimizer,
+        OptimizerOptions, StepOptions, Task, forward_backward,
     },
 };
 use tiny_cats_models::{
@@ -184,7 +184,7 @@ fn compute_step(network: &impl Network, device: &Device) -> Result<StepResults> 
     let specs = task.cost()?.params;
     let before = nonzero_weights(&specs);
     let forward = network.forward(&before, device)?;
-    let mut optimizer = Optimizer::new(AdamW::default(), &specs, &before, device)?;
+    let mut optimizer = Optimizer::new(OptimizerOptions::default(), &specs, &before, device)?;
     let mut loader = Loader::new(task.batches(), BATCH);
     let (loss, step_gradients) = forward_backward(
         &mut *task,
@@ -237,7 +237,8 @@ fn overfit<N: Network>(network: &N, device: &Device, limit: Duration) -> Result<
     let (rate, target) = N::OVERFIT;
     let mut task = network.task(device)?;
     let specs = task.cost()?.params;
-    let mut optimizer = Optimizer::new(AdamW::default(), &specs, &task.initial_weights(0)?, device)?;
+    let mut optimizer =
+        Optimizer::new(OptimizerOptions::default(), &specs, &task.initial_weights(0)?, device)?;
     let mut loader = Loader::new(task.batches(), BATCH);
     let start = Instant::now();
     let mut losses = Vec::new();

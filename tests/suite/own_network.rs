@@ -12,8 +12,8 @@ use tiny_cats::{
     },
     plan::{Prices, Workload, estimate},
     train::{
-        AdamW, Classification, ClassificationOptions, Control, Event, Flow, FlowMatching,
-        FlowMatchingOptions, InitialWeightsSource, LrShape, Schedule, Task, TrainOptions, train,
+        Classification, ClassificationOptions, Control, Event, Flow, FlowMatching, FlowMatchingOptions,
+        InitialWeightsSource, LrShape, OptimizerOptions, Schedule, Task, TrainOptions, train,
     },
 };
 use tiny_cats_export::{
@@ -181,7 +181,7 @@ fn release(task: &mut dyn Task, dir: &Path) -> Model {
         folder: dir.join(task.release_name()),
         from: None,
         schedule: Schedule::new(LrShape::Cosine, 1e-2, 0.0, None, 10, 6).unwrap(),
-        optimizer: AdamW { ema: vec![0.5], ..AdamW::default() },
+        optimizer: OptimizerOptions { ema: vec![0.5], ..OptimizerOptions::default() },
         batch: 8,
         accumulation: 1,
         halvings: 0,

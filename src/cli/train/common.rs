@@ -20,7 +20,8 @@ use crate::{
     plural::pluralize,
     track::{self, Tracker},
     train::{
-        AdamW, Control, EarlyStopping, LrScaling, LrShape, MAX_AVERAGES, Schedule, TrainOptions,
+        AdamW, Control, EarlyStopping, LrScaling, LrShape, MAX_AVERAGES, OptimizerOptions, Schedule,
+        TrainOptions,
         folder::{self, RUNS},
     },
 };
@@ -331,12 +332,10 @@ impl CommonArgs {
             folder: job.folder,
             from: job.initial_state,
             schedule,
-            optimizer: AdamW {
-                betas,
-                weight_decay: self.weight_decay,
+            optimizer: OptimizerOptions {
                 clip: self.gradient_clip,
                 ema: self.ema_beta.clone(),
-                ..AdamW::default()
+                ..OptimizerOptions::new(AdamW { betas, weight_decay: self.weight_decay, ..AdamW::default() })
             },
             batch,
             accumulation: self.gradient_accumulation_steps,
