@@ -237,6 +237,7 @@ impl Case {
             batch: self.batch,
             accumulation: 1,
             tape,
+            moments: self.optimizer().rule.moments(),
             averages: self.optimizer().ema.len(),
             augmentation: AugmentLevel::Basic,
             eval_flops: 0.0,

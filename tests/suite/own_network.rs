@@ -305,6 +305,7 @@ fn a_custom_classifier_is_trained_released_and_planned() {
         batch: 8,
         accumulation: 1,
         tape: TapeOptions::default(),
+        moments: 2,
         averages: 1,
         augmentation: AugmentLevel::Basic,
         eval_flops: 0.0,
