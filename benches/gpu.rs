@@ -23,8 +23,8 @@ use serde_json::json;
 use tiny_cats::{
     data::{AugmentLevel, Cache, Dataset, ImageExamples, Images, PhotoExamples, PhotoOptions, Photos},
     train::{
-        AdamW, Classification, ClassificationOptions, Flow, FlowMatching, FlowMatchingOptions,
-        GradientOptions, Loader, Optimizer, StepOptions, Task, forward_backward,
+        Classification, ClassificationOptions, Flow, FlowMatching, FlowMatchingOptions, GradientOptions,
+        Loader, Optimizer, OptimizerOptions, StepOptions, Task, forward_backward,
     },
 };
 use tiny_cats_models::{
@@ -185,7 +185,7 @@ fn compute_step(network: &impl Network, device: &Device) -> Result<StepResults> 
     let specs = task.cost()?.params;
     let before = nonzero_weights(&specs);
     let forward = network.forward(&before, device)?;
-    let mut optimizer = Optimizer::new(AdamW::default(), &specs, &before, device)?;
+    let mut optimizer = Optimizer::new(OptimizerOptions::default(), &specs, &before, device)?;
     let mut loader = Loader::new(task.batches(), BATCH);
     let options = GradientOptions::new(TapeOptions::default(), 0);
     let (loss, step_gradients) =
@@ -231,7 +231,8 @@ fn overfit<N: Network>(network: &N, device: &Device, limit: Duration) -> Result<
     let (rate, target) = N::OVERFIT;
     let mut task = network.task(device)?;
     let specs = task.cost()?.params;
-    let mut optimizer = Optimizer::new(AdamW::default(), &specs, &task.initial_weights(0)?, device)?;
+    let mut optimizer =
+        Optimizer::new(OptimizerOptions::default(), &specs, &task.initial_weights(0)?, device)?;
     let mut loader = Loader::new(task.batches(), BATCH);
     let start = Instant::now();
     let mut losses = Vec::new();

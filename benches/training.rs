@@ -23,8 +23,8 @@ use tiny_cats::{
     plan::Workload,
     train::{
         AdamW, Classification, ClassificationOptions, Example, Flow, FlowMatching, FlowMatchingOptions,
-        GradientOptions, Loader, Optimizer, StepGradients, StepOptions, Task, forward_backward,
-        tune_allocator,
+        GradientOptions, Loader, Optimizer, OptimizerOptions, StepGradients, StepOptions, Task,
+        forward_backward, tune_allocator,
     },
 };
 use tiny_cats_export::{ModelMeta, NetworkConfig, image_sizes};
@@ -107,11 +107,12 @@ impl Case {
     }
 
     /// Returns the optimizer with the defaults of the training command.
-    fn optimizer(&self) -> AdamW {
+    fn optimizer(&self) -> OptimizerOptions {
         match self.network {
-            CaseNetwork::TinyDit(_) => AdamW::default(),
+            CaseNetwork::TinyDit(_) => OptimizerOptions::default(),
             CaseNetwork::ResNet(_) => {
-                AdamW { betas: [0.9, 0.999], weight_decay: 0.05, ema: vec![0.999], ..AdamW::default() }
+                let adamw = AdamW { betas: [0.9, 0.999], weight_decay: 0.05, ..AdamW::default() };
+                OptimizerOptions { ema: vec![0.999], ..OptimizerOptions::new(adamw) }
             }
         }
     }
@@ -239,6 +240,7 @@ impl Case {
             batch: self.batch,
             accumulation: 1,
             tape,
+            moments: self.optimizer().rule.moments(),
             averages: self.optimizer().ema.len(),
             augmentation: AugmentLevel::Basic,
             eval_flops: 0.0,

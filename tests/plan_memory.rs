@@ -35,6 +35,7 @@ fn training_uses_the_memory_that_the_plan_estimates() {
                 batch,
                 accumulation: 1,
                 tape,
+                moments: 2,
                 averages,
                 augmentation: AugmentLevel::Full,
                 eval_flops: 0.0,

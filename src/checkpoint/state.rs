@@ -31,9 +31,9 @@ pub struct TrainingState {
     pub ema: Weights,
     /// A second such average, with another decay; may be empty.
     pub ema2: Weights,
-    /// Adam's first moments; may be empty.
+    /// The first of the tensors that the optimizer keeps for each parameter, such as AdamW's first moments; may be empty.
     pub moment1: Weights,
-    /// Adam's second moments; may be empty.
+    /// The second of them; may be empty.
     pub moment2: Weights,
     /// The trainer's values: step, random streams, position in the data, schedule, best metric, resolved configuration, provenance.
     ///

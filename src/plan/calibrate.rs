@@ -7,7 +7,9 @@ use serde::Serialize;
 use tiny_cats_models::init;
 
 use super::Workload;
-use crate::train::{AdamW, GradientOptions, Loader, Optimizer, Result, StepOptions, Task, forward_backward};
+use crate::train::{
+    GradientOptions, Loader, Optimizer, OptimizerOptions, Result, StepOptions, Task, forward_backward,
+};
 
 /// Steps before the measurement starts.
 const WARM_UP: u64 = 3;
@@ -43,8 +45,9 @@ pub fn calibrate(
     observe: &mut dyn FnMut(u64, u64),
 ) -> Result<Calibration> {
     let specs = task.cost()?.params;
-    let settings = AdamW { ema: vec![0.999; workload.averages], ..AdamW::default() };
-    let mut optimizer = Optimizer::new(settings, &specs, &init(&specs, 0), device)?;
+    // The time of the optimizer is small, so AdamW stands for all.
+    let options = OptimizerOptions { ema: vec![0.999; workload.averages], ..OptimizerOptions::default() };
+    let mut optimizer = Optimizer::new(options, &specs, &init(&specs, 0), device)?;
     let workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
     let batch = workload.batch.min(task.batches().items());
     let mut loader = Loader::with_workers(task.batches(), batch, workers, 2)?;

@@ -219,6 +219,7 @@ mod tests {
             batch,
             accumulation: 1,
             tape,
+            moments: 2,
             averages: 2,
             augmentation: AugmentLevel::Full,
             eval_flops: 0.0,

@@ -22,6 +22,8 @@ pub struct Workload {
     pub accumulation: usize,
     /// The options for gradients: precision and checkpointing.
     pub tape: TapeOptions,
+    /// Number of tensors that the optimizer keeps for each parameter: 2 for AdamW.
+    pub moments: usize,
     /// Number of moving averages of the weights.
     pub averages: usize,
     /// The augmentation of training images.
@@ -52,7 +54,7 @@ pub struct Memory {
     pub weights: u64,
     /// The gradients of the parameters.
     pub gradients: u64,
-    /// The two moments of the optimizer.
+    /// The moments of the optimizer.
     pub moments: u64,
     /// Moving averages of the weights.
     pub averages: u64,
@@ -77,7 +79,7 @@ impl Memory {
 const OPTIMIZER_LAUNCHES: u64 = 60;
 /// Copies of all parameters in an optimizer step on a GPU, by candle's operations.
 ///
-/// These are the concatenated gradients and the terms of the update. The CPU kernel makes no copies.
+/// These are the concatenated gradients and the terms of AdamW's update; other rules need less. The CPU kernel makes no copies.
 const OPTIMIZER_COPIES: u64 = 7;
 
 impl Workload {
@@ -128,7 +130,7 @@ impl Workload {
         Ok(Memory {
             weights: all_bytes,
             gradients: trainable_bytes,
-            moments: 2 * trainable_bytes,
+            moments: self.moments as u64 * trainable_bytes,
             averages: self.averages as u64 * all_bytes,
             batch: (batch as u64).saturating_mul(images_per_item * image_bytes),
             activations: training_bytes.saturating_sub(trainable_bytes),

@@ -1,6 +1,8 @@
 //! The differences between the settings of two runs.
 
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use super::optimizer::rule_name;
 
 /// Keys of a task's settings that describe its data.
 const DATA_KEYS: [&str; 3] = ["data", "items", "validation"];
@@ -16,6 +18,11 @@ pub(crate) fn settings_mismatch(old: &Value, new: &Value) -> Option<String> {
         }
         settings
     };
+    // Two rules have different keys, so the first difference would not say that the rule is another.
+    let names = [old, new].map(|settings| json!({"name": rule_name(settings)}));
+    if let Some(field) = difference("settings.optimizer", &names[0], &names[1]) {
+        return Some(format!("was trained with different settings: {field}"));
+    }
     if let Some(field) = difference("settings", &without_data(old), &without_data(new)) {
         return Some(format!("was trained with different settings: {field}"));
     }
@@ -64,8 +71,6 @@ pub(crate) fn difference(path: &str, old: &Value, new: &Value) -> Option<String>
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
@@ -95,6 +100,18 @@ mod tests {
             mismatch(&settings("a7c4", 28, 9)).unwrap(),
             "was trained with different settings: settings.batch changed from 8 to 9"
         );
+        let optimizer = |name: Option<&str>| {
+            let mut settings = json!({"optimizer": {"betas": [0.9, 0.95]}});
+            name.into_iter().for_each(|name| settings["optimizer"] = json!({"name": name, "momentum": 0.9}));
+            settings
+        };
+        let [adamw, sgd] = [None, Some("sgd")].map(optimizer);
+        for (old, new, change) in [(&adamw, &sgd, "from adamw to sgd"), (&sgd, &adamw, "from sgd to adamw")] {
+            assert_eq!(
+                settings_mismatch(old, new).unwrap(),
+                format!("was trained with different settings: settings.optimizer.name changed {change}")
+            );
+        }
         for broken in
             [json!(null), json!([1]), json!({"task": 3, "batch": 8}), json!({"task": {}, "batch": 8})]
         {

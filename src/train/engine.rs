@@ -11,7 +11,7 @@ use tiny_cats_models::{
 };
 
 use super::{
-    AdamW, Control, Error, Event, Loader, LrShape, ProcessGroup, Result, Schedule, Score, Step,
+    Control, Error, Event, Loader, LrShape, OptimizerOptions, ProcessGroup, Result, Schedule, Score, Step,
     StepGradients, Task,
     control::{ActiveRun, Phase},
     metrics::{LOSS, MEAN_LOSS},
@@ -32,8 +32,8 @@ pub struct TrainOptions {
     pub from: Option<PathBuf>,
     /// The learning rate and the number of steps.
     pub schedule: Schedule,
-    /// The optimizer's settings.
-    pub optimizer: AdamW,
+    /// The optimizer: its rule, clipping and moving averages.
+    pub optimizer: OptimizerOptions,
     /// Items in a micro-batch, of all processes together.
     pub batch: usize,
     /// Micro-batches in an optimizer step.
@@ -75,7 +75,7 @@ impl TrainOptions {
             folder: folder.into(),
             from: None,
             schedule: Schedule::new(LrShape::Cosine, 1e-3, 0.0, None, 100, steps)?,
-            optimizer: AdamW::default(),
+            optimizer: OptimizerOptions::default(),
             batch,
             accumulation: 1,
             halvings: 0,

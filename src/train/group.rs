@@ -4,7 +4,10 @@ use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Storage, Tensor};
 use rayon::prelude::*;
 use tiny_cats_models::{Array, ParamSpec, tape::Gradients};
 
-use super::{Error, Result};
+use super::{
+    Error, Result,
+    rule::{MAX_MOMENTS, ParameterSlices, ParameterTensors, Update, UpdateRule},
+};
 
 /// A parameter or a running statistic, one of several that are stored one after the other in a tensor.
 pub(super) struct Member {
@@ -43,19 +46,25 @@ impl Member {
 /// Parameters that are updated together, with their moments and averages.
 ///
 /// On a CPU each parameter is a group, and its gradient is read in place. On a GPU, where every operation is a launch, there are at most
-/// two groups: the parameters with weight decay, and the others.
+/// two groups: the parameters with weight decay, and the others. A rule that is not elementwise has a group for each parameter there, too.
 pub(super) struct Group {
     pub(super) members: Vec<Member>,
     pub(super) decays: bool,
-    /// `[parts, n]`: weights, first moment, second moment, moving averages.
+    /// Number of moments.
+    pub(super) moments: usize,
+    /// `[parts, n]`: weights, the moments of the rule, moving averages.
     pub(super) packed: Tensor,
 }
 
-/// Indices of the parts in [`Group::packed`]; from `EMA` on there is one for each moving average.
-pub(super) const WEIGHT: usize = 0;
-pub(super) const MOMENT1: usize = 1;
-pub(super) const MOMENT2: usize = 2;
-pub(super) const EMA: usize = 3;
+/// A part of what is stored for a parameter.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Part {
+    Weights,
+    Moment(usize),
+    /// A moving average of the weights.
+    Average(usize),
+}
+
 /// Values that one parallel task processes: fixed, so that sums do not depend on the machine.
 const CHUNK: usize = 1 << 14;
 
@@ -63,9 +72,27 @@ const CHUNK: usize = 1 << 14;
 pub(super) const ROW: usize = 1 << 10;
 
 impl Group {
+    /// The index of a part in `packed`; without such an average, the number of parts.
+    fn index(&self, part: Part) -> usize {
+        match part {
+            Part::Weights => 0,
+            Part::Moment(i) => 1 + i,
+            Part::Average(i) => 1 + self.moments + i,
+        }
+    }
+
     /// A part, as a view: it shows the changes of the next step.
-    pub(super) fn part(&self, part: usize) -> candle_core::Result<Tensor> {
-        self.packed.narrow(0, part, 1)?.squeeze(0)
+    pub(super) fn part(&self, part: Part) -> candle_core::Result<Tensor> {
+        self.packed.narrow(0, self.index(part), 1)?.squeeze(0)
+    }
+
+    fn set_part(&self, part: Part, value: &Tensor) -> candle_core::Result<()> {
+        self.packed.slice_set(&value.unsqueeze(0)?, 0, self.index(part))
+    }
+
+    /// The shape of its only parameter.
+    fn dims(&self) -> &[usize] {
+        &self.members[0].dims
     }
 
     /// Concatenates the gradients of the members in the layout of a part.
@@ -88,20 +115,56 @@ pub(super) fn concat(mut parts: Vec<Tensor>) -> Result<Tensor> {
     Ok(if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 0)? })
 }
 
-/// The constants of one optimizer step.
-pub(super) struct Update {
-    pub(super) rate: f64,
-    pub(super) scale: f64,
-    pub(super) decay: f64,
-    pub(super) betas: [f64; 2],
-    pub(super) eps: f64,
-    pub(super) corrections: [f64; 2],
-    pub(super) ema: Vec<f64>,
+/// One update of a group: of its parameters and their moments by the rule, and of their moving averages.
+pub(super) struct GroupUpdate<'a> {
+    pub(super) rule: &'a dyn UpdateRule,
+    pub(super) update: Update,
+    /// Decays of the moving averages.
+    pub(super) ema: &'a [f64],
+    pub(super) group: &'a Group,
 }
 
-impl InplaceOp2 for Update {
+impl GroupUpdate<'_> {
+    /// Applies the update with the CPU kernel of the rule, in one pass over memory.
+    pub(super) fn apply_fused(&self, gradient: &Tensor) -> candle_core::Result<()> {
+        self.group.packed.inplace_op2(gradient, self)
+    }
+
+    /// Applies the same update on any device with candle's own operations.
+    pub(super) fn apply_with_candle_ops(&self, gradient: &Tensor) -> candle_core::Result<()> {
+        let Self { rule, update, ema, group } = self;
+        let n = group.packed.dim(1)?;
+        let shaped =
+            |flat: Tensor| if rule.is_elementwise() { Ok(flat) } else { group.members[0].view(&flat) };
+        let padded = |tensor: Tensor| {
+            let flat = tensor.flatten_all()?;
+            flat.pad_with_zeros(0, 0, n - flat.elem_count())
+        };
+        let values = shaped(group.part(Part::Weights)?)?;
+        let shape = values.shape().clone();
+        let moments = (0..group.moments).map(|i| shaped(group.part(Part::Moment(i))?));
+        let moments = moments.collect::<candle_core::Result<_>>()?;
+        let parameter = ParameterTensors { values, moments, gradient: shaped(gradient.clone())? };
+        let ParameterTensors { values, moments, .. } = rule.update_tensors(parameter, update)?;
+        let has_shape = |tensor: &Tensor| *tensor.shape() == shape;
+        if moments.len() != group.moments || !has_shape(&values) || !moments.iter().all(has_shape) {
+            let (name, moments) = (rule.name(), group.moments);
+            candle_core::bail!("{name}: expected new values and {moments} moments of shape {shape:?}")
+        }
+        let weight = padded(values)?;
+        for (i, decay) in ema.iter().enumerate() {
+            let part = Part::Average(i);
+            let average = ((group.part(part)? * *decay)? + (&weight * (1.0 - decay))?)?;
+            group.set_part(part, &average)?;
+        }
+        group.set_part(Part::Weights, &weight)?;
+        moments.into_iter().enumerate().try_for_each(|(i, m)| group.set_part(Part::Moment(i), &padded(m)?))
+    }
+}
+
+impl InplaceOp2 for GroupUpdate<'_> {
     fn name(&self) -> &'static str {
-        "adamw"
+        "optimizer update"
     }
 
     fn cpu_fwd(
@@ -117,59 +180,34 @@ impl InplaceOp2 for Update {
         let (Some((p0, p1)), Some((g0, g1))) = (lp.contiguous_offsets(), lg.contiguous_offsets()) else {
             candle_core::bail!("expected contiguous parameters and gradients")
         };
+        let Self { rule, update, ema, group } = self;
         let (packed, grad) = (&mut packed[p0..p1], &grad[g0..g1]);
-        if packed.len() != (EMA + self.ema.len()) * grad.len() {
+        let n = grad.len();
+        if packed.len() != group.index(Part::Average(ema.len())) * n {
             candle_core::bail!("expected a gradient as long as its parameter")
         }
-        let (weight, rest) = packed.split_at_mut(grad.len());
-        let (moment1, rest) = rest.split_at_mut(grad.len());
-        let (moment2, averages) = rest.split_at_mut(grad.len());
-        let [b1, b2] = self.betas.map(|b| b as f32);
-        let (scale, eps) = (self.scale as f32, self.eps as f32);
-        let step = (self.rate / self.corrections[0]) as f32;
-        let root = (1.0 / self.corrections[1].sqrt()) as f32;
-        let keep = (1.0 - self.rate * self.decay) as f32;
-        let mut pieces: Vec<_> = (weight.chunks_mut(CHUNK).zip(grad.chunks(CHUNK)))
-            .zip(moment1.chunks_mut(CHUNK).zip(moment2.chunks_mut(CHUNK)))
-            .map(|piece| (piece, Vec::with_capacity(self.ema.len())))
+        let (chunk, dims) = if rule.is_elementwise() { (CHUNK, &[][..]) } else { (n, group.dims()) };
+        let (weight, rest) = packed.split_at_mut(n);
+        let (moments, averages) = rest.split_at_mut(group.moments * n);
+        let mut pieces: Vec<_> = (weight.chunks_mut(chunk).zip(grad.chunks(chunk)))
+            .map(|(values, gradient)| {
+                let moments: [&mut [f32]; MAX_MOMENTS] = Default::default();
+                (ParameterSlices { dims, values, moments, gradient }, Vec::with_capacity(ema.len()))
+            })
             .collect();
-        for (average, decay) in averages.chunks_mut(grad.len()).zip(&self.ema) {
-            let rest = (1.0 - decay) as f32;
-            pieces.iter_mut().zip(average.chunks_mut(CHUNK)).for_each(|((_, list), e)| list.push((e, rest)));
+        for (i, moment) in moments.chunks_mut(n).enumerate() {
+            pieces.iter_mut().zip(moment.chunks_mut(chunk)).for_each(|((p, _), m)| p.moments[i] = m);
         }
-        pieces.into_par_iter().for_each(|(((w, g), (m, v)), averages)| {
-            for i in 0..g.len() {
-                let g = g[i] * scale;
-                m[i] = b1 * m[i] + (1.0 - b1) * g;
-                v[i] = b2 * v[i] + (1.0 - b2) * g * g;
-                w[i] = keep * w[i] - step * m[i] / (v[i].sqrt() * root + eps);
-            }
+        for (average, decay) in averages.chunks_mut(n).zip(*ema) {
+            let rest = (1.0 - decay) as f32;
+            pieces.iter_mut().zip(average.chunks_mut(chunk)).for_each(|((_, list), e)| list.push((e, rest)));
+        }
+        pieces.into_par_iter().for_each(|(piece, averages)| {
+            rule.update(ParameterSlices { values: &mut *piece.values, ..piece }, update);
             for (e, rest) in averages {
-                e.iter_mut().zip(&*w).for_each(|(e, w)| *e += rest * (w - *e));
+                e.iter_mut().zip(&*piece.values).for_each(|(e, w)| *e += rest * (w - *e));
             }
         });
-        Ok(())
-    }
-}
-
-impl Update {
-    /// Applies the same update on any device with candle's own operations.
-    pub(super) fn apply_with_candle_ops(&self, group: &Group, grad: &Tensor) -> candle_core::Result<()> {
-        let grad = (grad * self.scale)?;
-        let [b1, b2] = self.betas;
-        let [weight, m, v] = [group.part(WEIGHT)?, group.part(MOMENT1)?, group.part(MOMENT2)?];
-        let m = ((m * b1)? + (&grad * (1.0 - b1))?)?;
-        let v = ((v * b2)? + (grad.sqr()? * (1.0 - b2))?)?;
-        let root = ((&v / self.corrections[1])?.sqrt()? + self.eps)?;
-        let change = ((&m / root)? * (self.rate / self.corrections[0]))?;
-        let weight = ((weight * (1.0 - self.rate * self.decay))? - change)?;
-        for (i, decay) in self.ema.iter().enumerate() {
-            let average = ((group.part(EMA + i)? * *decay)? + (&weight * (1.0 - decay))?)?;
-            group.packed.slice_set(&average.unsqueeze(0)?, 0, EMA + i)?;
-        }
-        for (part, value) in [(WEIGHT, weight), (MOMENT1, m), (MOMENT2, v)] {
-            group.packed.slice_set(&value.unsqueeze(0)?, 0, part)?;
-        }
         Ok(())
     }
 }

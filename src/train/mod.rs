@@ -1,5 +1,6 @@
 //! Training: one engine for all tasks. A task supplies batches, loss, evaluation and samples.
 
+mod adamw;
 mod classifier;
 mod control;
 pub(crate) mod difference;
@@ -18,11 +19,14 @@ pub mod metrics;
 mod optimizer;
 pub mod parallel;
 mod preflight;
+mod rule;
 mod run;
 mod sample;
 mod schedule;
+mod sgd;
 mod task;
 
+pub use adamw::AdamW;
 pub use classifier::{Classification, ClassificationOptions};
 pub use control::{Control, StoppedRun};
 pub use engine::{EarlyStopping, GradientOptions, TrainOptions, forward_backward, train, train_distributed};
@@ -34,10 +38,12 @@ pub use folder::BestScore;
 pub use initial::InitialWeightsSource;
 pub use loader::{Batch, BatchSource, Loader};
 pub use loss_scale::LossScale;
-pub use optimizer::{AdamW, MAX_AVERAGES, Optimizer, StepGradients, StepOptions};
+pub use optimizer::{MAX_AVERAGES, Optimizer, OptimizerOptions, StepGradients, StepOptions};
 pub use parallel::ProcessGroup;
+pub use rule::{MAX_MOMENTS, ParameterSlices, ParameterTensors, Update, UpdateRule};
 pub use sample::Sample;
 pub use schedule::{LrScaling, LrShape, Schedule};
+pub use sgd::Sgd;
 pub use task::Task;
 
 /// Makes glibc's allocator keep the memory that one step frees for the next step.

@@ -18,8 +18,8 @@ pub(super) fn check(
     processes: usize,
 ) -> Result<()> {
     let weights = 4 * task.cost()?.parameters();
-    // Weights, two moments, and the moving averages.
-    let state = weights * (3 + options.optimizer.ema.len() as u64);
+    let (moments, averages) = (options.optimizer.rule.moments(), options.optimizer.ema.len());
+    let state = weights * (1 + moments + averages) as u64;
     // The best state apart from the newest, one that is being written, and the two released files.
     let needed = state * (MAX_STATES as u64 + 2) + 2 * weights;
     let free = fs4::available_space(&options.folder)

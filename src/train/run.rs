@@ -113,7 +113,7 @@ impl RunFiles {
     pub(super) fn open(task: &dyn Task, options: &TrainOptions, processes: usize) -> Result<Self> {
         let settings = json!({
             "task": task.settings(),
-            "optimizer": options.optimizer,
+            "optimizer": options.optimizer.settings()?,
             "batch": options.batch,
             "accumulation": options.accumulation,
             "precision": options.tape.precision,

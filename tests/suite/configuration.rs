@@ -26,6 +26,11 @@ fn invalid_arguments_give_one_line_errors() {
         (&["--steps", "5", "--warmup-steps", "5"], "--warmup-steps"),
         (&["--steps", "5", "--gradient-accumulation-steps", "0"], "--gradient-accumulation-steps"),
         (&["--steps", "5", "--ema-beta", "1.5"], "--ema-beta"),
+        (&["--steps", "5", "--momentum", "0.9"], "--momentum 0.9: expected --optimizer sgd, found adamw"),
+        (
+            &["--steps", "5", "--optimizer", "sgd", "--momentum", "1"],
+            "--momentum: expected 0 or more and less than 1, found 1",
+        ),
         (&["--steps", "5", "--ema-beta", "0.9,0.99,0.999"], "--ema-beta: expected 1 to 2 decays, found 3"),
         (&["--steps", "5", "--early-stopping-patience", "0"], "--early-stopping-patience"),
         (&["--resume", "nowhere.safetensors"], "--resume nowhere.safetensors: expected auto, never"),

@@ -11,13 +11,13 @@ use std::{
 
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tiny_cats::{
     checkpoint::TrainingState,
     train::{
-        AdamW, Batch, BatchSource, Control, EarlyStopping, Error, Event, LrShape, Result, Schedule, Score,
-        Task, TrainOptions,
+        Batch, BatchSource, Control, EarlyStopping, Error, Event, LrShape, OptimizerOptions, ParameterSlices,
+        Result, Schedule, Score, Sgd, Task, TrainOptions, Update, UpdateRule,
         folder::{RunRecord, Status},
         train,
     },
@@ -177,7 +177,7 @@ fn options(folder: &Path, steps: u64) -> TrainOptions {
         folder: folder.to_owned(),
         from: None,
         schedule: Schedule::new(LrShape::Cosine, 1e-2, 0.0, None, 10, steps).unwrap(),
-        optimizer: AdamW { ema: vec![0.9], ..AdamW::default() },
+        optimizer: OptimizerOptions { ema: vec![0.9], ..OptimizerOptions::default() },
         batch: 8,
         accumulation: 1,
         halvings: 0,
@@ -390,6 +390,102 @@ fn a_run_that_is_stopped_within_a_step_resumes_with_identical_results() {
         |folder: &Path| std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap().lines().count();
     assert_eq!(metrics(&copy), 30);
     assert!(!thread.join().unwrap() || metrics(&folder) == 30);
+}
+
+/// A rule that is not part of the library: descent by the sign of the mean gradient of each matrix row.
+#[derive(Debug)]
+struct RowSign;
+
+impl UpdateRule for RowSign {
+    fn name(&self) -> &str {
+        "row-sign"
+    }
+
+    fn settings(&self) -> Value {
+        json!({})
+    }
+
+    fn moments(&self) -> usize {
+        0
+    }
+
+    fn is_elementwise(&self) -> bool {
+        false
+    }
+
+    fn update(&self, parameter: ParameterSlices, update: &Update) {
+        let ParameterSlices { dims, values, gradient, .. } = parameter;
+        assert_eq!(dims, [WIDTH, WIDTH]);
+        for (values, gradient) in values.chunks_mut(WIDTH).zip(gradient.chunks(WIDTH)) {
+            let sign = gradient.iter().sum::<f32>().signum();
+            values.iter_mut().for_each(|w| *w -= update.rate as f32 * sign);
+        }
+    }
+}
+
+fn rules() -> Vec<OptimizerOptions> {
+    let rules = [
+        OptimizerOptions::default(),
+        OptimizerOptions::new(Sgd { momentum: 0.0, ..Sgd::default() }),
+        OptimizerOptions::new(Sgd { weight_decay: 0.1, ..Sgd::default() }),
+        OptimizerOptions::new(Sgd { nesterov: true, ..Sgd::default() }),
+        OptimizerOptions::new(RowSign),
+    ];
+    rules.into_iter().map(|rule| OptimizerOptions { ema: vec![0.9, 0.5], ..rule }).collect()
+}
+
+#[test]
+fn runs_with_any_rule_learn_and_resume_with_identical_results() {
+    const FILES: [&str; 3] = ["rows_step_00000030.safetensors", "rows.pt", "rows.safetensors"];
+    for optimizer in rules() {
+        let (_dir, complete) = folder();
+        let with_rule = |folder: &Path| TrainOptions {
+            optimizer: optimizer.clone(),
+            save_interval: 12,
+            ..options(folder, 30)
+        };
+        run(&mut MatrixTask::new(), &with_rule(&complete)).1.unwrap();
+        let metrics = std::fs::read_to_string(complete.join("metrics.jsonl")).unwrap();
+        let losses: Vec<f64> = metrics
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).unwrap()["loss"].as_f64())
+            .collect();
+        assert!(losses.len() == 30 && losses[29] < losses[0], "{optimizer:?}: {losses:?}");
+        // A folder as it would be if the process had been killed after step 12.
+        let (_dir, killed) = folder();
+        std::fs::create_dir(&killed).unwrap();
+        for file in ["metrics.jsonl", "run.json", "config.toml", "rows_step_00000012.safetensors"] {
+            std::fs::copy(complete.join(file), killed.join(file)).unwrap();
+        }
+        run(&mut MatrixTask::new(), &with_rule(&killed)).1.unwrap();
+        for file in FILES {
+            let [expected, found] =
+                [&complete, &killed].map(|folder| std::fs::read(folder.join(file)).unwrap());
+            assert!(expected == found, "{optimizer:?}: {file} differs");
+        }
+    }
+}
+
+#[test]
+fn a_run_is_not_resumed_with_another_rule_or_other_settings_of_it() {
+    let change = |from: OptimizerOptions, to: OptimizerOptions| {
+        let (_dir, folder) = folder();
+        let [first, second] = [from, to].map(|optimizer| TrainOptions { optimizer, ..options(&folder, 4) });
+        run(&mut MatrixTask::new(), &first).1.unwrap();
+        let longer = TrainOptions { schedule: options(&folder, 6).schedule, ..second };
+        let error = run(&mut MatrixTask::new(), &longer).1.unwrap_err().to_string();
+        error.split_once("different settings: ").expect(&error).1.to_owned()
+    };
+    let sgd = |momentum| OptimizerOptions::new(Sgd { momentum, ..Sgd::default() });
+    assert_eq!(
+        change(OptimizerOptions::default(), sgd(0.9)),
+        "settings.optimizer.name changed from adamw to sgd"
+    );
+    assert_eq!(
+        change(sgd(0.9), OptimizerOptions::default()),
+        "settings.optimizer.name changed from sgd to adamw"
+    );
+    assert_eq!(change(sgd(0.9), sgd(0.8)), "settings.optimizer.momentum changed from 0.9 to 0.8");
 }
 
 #[test]

@@ -12,8 +12,8 @@ use tiny_cats::{
     },
     plan::{Prices, Workload, estimate},
     train::{
-        AdamW, Classification, ClassificationOptions, Control, Event, Flow, FlowMatching,
-        FlowMatchingOptions, InitialWeightsSource, LrShape, Schedule, Task, TrainOptions, train,
+        Classification, ClassificationOptions, Control, Event, Flow, FlowMatching, FlowMatchingOptions,
+        InitialWeightsSource, LrShape, OptimizerOptions, Schedule, Task, TrainOptions, train,
     },
 };
 use tiny_cats_export::{
@@ -183,7 +183,7 @@ fn release(task: &mut dyn Task, dir: &Path) -> Model {
         folder: dir.join(task.release_name()),
         from: None,
         schedule: Schedule::new(LrShape::Cosine, 1e-2, 0.0, None, 10, 6).unwrap(),
-        optimizer: AdamW { ema: vec![0.5], ..AdamW::default() },
+        optimizer: OptimizerOptions { ema: vec![0.5], ..OptimizerOptions::default() },
         batch: 8,
         accumulation: 1,
         halvings: 0,
@@ -307,6 +307,7 @@ fn a_custom_classifier_is_trained_released_and_planned() {
         batch: 8,
         accumulation: 1,
         tape: TapeOptions::default(),
+        moments: 2,
         averages: 1,
         augmentation: AugmentLevel::Basic,
         eval_flops: 0.0,

@@ -147,6 +147,9 @@ fn a_run_from_a_training_state_releases_the_same_files() {
     let other = [&STEPS[..], &resume, &["--weight-decay", "0.1"]].concat();
     let message = fails(CATS, dir, &trained::dit_args("x", &other));
     assert!(message.contains("optimizer.weight_decay changed from 0.0 to 0.1"), "{message}");
+    let sgd = [&STEPS[..], &resume, &["--optimizer", "sgd"]].concat();
+    let message = fails(CATS, dir, &trained::dit_args("x", &sgd));
+    assert!(message.contains("optimizer.name changed from adamw to sgd"), "{message}");
     let message = fails(CATS, dir, &trained::dit_args("x", &[&resume[..], &["--steps", "1"]].concat()));
     assert!(message.contains("beyond --steps 1"), "{message}");
     // Other images are an error.

@@ -87,6 +87,9 @@ pub struct Args {
     pub(super) common: CommonArgs,
 }
 
+/// Decays of AdamW's moments.
+const BETAS: [f64; 2] = [0.9, 0.999];
+
 /// The network and the sizes of its images.
 struct Sizes {
     network: ResNetConfig,
@@ -168,6 +171,7 @@ impl Args {
         let Sizes { network, image_size, crop_size } = self.sizes(images.classes)?;
         let ImageCounts { train, validation, test, .. } = images.with_limit(self.common.limit_files);
         let averages = self.common.ema_beta.len();
+        let moments = self.common.optimizer(BETAS).rule.moments();
         let batch = self.common.batch_size.min(train);
         let accumulation = self.common.gradient_accumulation_steps;
         let steps = self.epochs.saturating_mul(train.div_ceil(batch * accumulation) as u64);
@@ -182,6 +186,7 @@ impl Args {
             batch,
             accumulation,
             tape: self.common.tape_options(),
+            moments,
             averages,
             augmentation: self.common.augmentation_level,
         })
@@ -248,14 +253,8 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
     let per_epoch = (train.count() as u64).div_ceil(items as u64);
     let epochs = |n: u64| n.saturating_mul(per_epoch);
     let schedule = common.schedule(epochs(args.epochs), items, args.warmup_epochs.map(epochs), epochs(2))?;
-    let plan = common.train_options(
-        job,
-        schedule,
-        batch,
-        [0.9, 0.999],
-        [epochs(args.save_interval), 0],
-        device.clone(),
-    );
+    let plan =
+        common.train_options(job, schedule, batch, BETAS, [epochs(args.save_interval), 0], device.clone());
     let mut task = Classification::new(options, train, validation, device)?;
     let released = run_training(&mut task, &plan, common, args.released_paths()?)?;
     let Some(released) = released else { return Ok(()) };

@@ -20,7 +20,8 @@ use crate::{
     plural::pluralize,
     track::{self, Tracker},
     train::{
-        AdamW, Control, EarlyStopping, LrScaling, LrShape, MAX_AVERAGES, Schedule, TrainOptions,
+        AdamW, Control, EarlyStopping, LrScaling, LrShape, MAX_AVERAGES, OptimizerOptions, Schedule, Sgd,
+        TrainOptions,
         folder::{self, RUNS},
     },
 };
@@ -77,6 +78,12 @@ pub struct CommonArgs {
     /// Micro-batches per optimizer step
     #[arg(long, default_value_t = 1, alias = "grad-accum-steps", value_name = "N", help_heading = "Method")]
     pub gradient_accumulation_steps: usize,
+    /// Optimizer [default: adamw]
+    #[arg(long, value_enum, value_name = "NAME", help_heading = "Method")]
+    pub optimizer: Option<OptimizerKind>,
+    /// Momentum of --optimizer sgd [default: 0.9]
+    #[arg(long, value_name = "SHARE", help_heading = "Method")]
+    pub momentum: Option<f64>,
     /// Learning rate after the warm-up
     #[arg(long, default_value_t = 1e-4, help_heading = "Method")]
     pub lr: f64,
@@ -96,7 +103,7 @@ pub struct CommonArgs {
     /// Maximum norm of the gradients; 0 disables clipping
     #[arg(long, default_value_t = 1.0, value_name = "NORM", help_heading = "Method")]
     pub gradient_clip: f64,
-    /// Decoupled weight decay of matrices and convolution kernels
+    /// Weight decay of matrices and convolution kernels: decoupled with AdamW, an L2 penalty with SGD
     #[arg(long, required = false, value_name = "DECAY", help_heading = "Method")]
     pub weight_decay: f64,
     /// Number format of matrix products; weights stay f32
@@ -165,6 +172,17 @@ pub struct CommonArgs {
     pub deadline: Option<u64>,
 }
 
+/// The optimizers by name.
+///
+/// A run without the flag has AdamW: its configuration stays that of versions without the flag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum OptimizerKind {
+    /// AdamW.
+    Adamw,
+    /// Stochastic gradient descent with momentum.
+    Sgd,
+}
+
 impl CommonArgs {
     /// Checks the arguments.
     ///
@@ -178,6 +196,14 @@ impl CommonArgs {
         }
         if self.ema_beta.is_empty() || self.ema_beta.len() > MAX_AVERAGES {
             bail!("--ema-beta: expected 1 to {MAX_AVERAGES} decays, found {}", self.ema_beta.len());
+        }
+        if let Some(momentum) = self.momentum {
+            if self.optimizer != Some(OptimizerKind::Sgd) {
+                bail!("--momentum {momentum}: expected --optimizer sgd, found adamw");
+            }
+            if !(0.0..1.0).contains(&momentum) {
+                bail!("--momentum: expected 0 or more and less than 1, found {momentum}");
+            }
         }
         let non_negative = [
             ("--gradient-clip", self.gradient_clip),
@@ -314,8 +340,22 @@ impl CommonArgs {
         Ok(Schedule::new(self.lr_schedule, peak, min_lr, warmup, default_warmup, steps)?)
     }
 
-    /// The options of a run. `betas` are the decays of the moments; the intervals are the steps between training states and between sample
-    /// grids.
+    /// The optimizer. `betas` are the decays of AdamW's moments.
+    pub fn optimizer(&self, betas: [f64; 2]) -> OptimizerOptions {
+        let weight_decay = self.weight_decay;
+        let options = match self.optimizer.unwrap_or(OptimizerKind::Adamw) {
+            OptimizerKind::Adamw => OptimizerOptions::new(AdamW { betas, weight_decay, ..AdamW::default() }),
+            OptimizerKind::Sgd => {
+                let default = Sgd::default();
+                let momentum = self.momentum.unwrap_or(default.momentum);
+                OptimizerOptions::new(Sgd { momentum, weight_decay, ..default })
+            }
+        };
+        OptimizerOptions { clip: self.gradient_clip, ema: self.ema_beta.clone(), ..options }
+    }
+
+    /// The options of a run. `betas` are the decays of AdamW's moments; the intervals are the steps between training states and between
+    /// sample grids.
     pub fn train_options(
         &self,
         job: TrainJob,
@@ -331,13 +371,7 @@ impl CommonArgs {
             folder: job.folder,
             from: job.initial_state,
             schedule,
-            optimizer: AdamW {
-                betas,
-                weight_decay: self.weight_decay,
-                clip: self.gradient_clip,
-                ema: self.ema_beta.clone(),
-                ..AdamW::default()
-            },
+            optimizer: self.optimizer(betas),
             batch,
             accumulation: self.gradient_accumulation_steps,
             halvings: self.halvings,

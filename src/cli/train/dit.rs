@@ -84,6 +84,8 @@ pub struct Args {
 
 /// The base name of the released files.
 const NAME: &str = "tinydit_final";
+/// Decays of AdamW's moments.
+const BETAS: [f64; 2] = [0.9, 0.95];
 /// Forward passes per sample: 20 steps of Heun's two evaluations, each with two passes for guidance.
 const SAMPLE_PASSES: f64 = 80.0;
 
@@ -156,6 +158,7 @@ impl Args {
         let (train, validation) =
             if self.no_validation { (train + validation + test, 0) } else { (train, validation) };
         let averages = self.common.ema_beta.len();
+        let moments = self.common.optimizer(BETAS).rule.moments();
         let count = |interval: u64| if interval == 0 { 0.0 } else { self.steps.div_ceil(interval) as f64 };
         let save_interval = if self.save_interval == 0 { self.steps } else { self.save_interval };
         let evaluations = count(save_interval) * VALIDATION_DRAWS as f64 * (validation * averages) as f64;
@@ -169,6 +172,7 @@ impl Args {
             batch: self.common.batch_size.min(train),
             accumulation: self.common.gradient_accumulation_steps,
             tape: self.common.tape_options(),
+            moments,
             averages,
             augmentation: self.common.augmentation_level,
         })
@@ -209,7 +213,7 @@ pub fn run(args: &Args, job: TrainJob) -> anyhow::Result<()> {
     let items = batch * common.gradient_accumulation_steps;
     let schedule = common.schedule(args.steps, items, args.warmup_steps, 10_000)?;
     let intervals = [args.save_interval, args.sample_interval];
-    let plan = common.train_options(job, schedule, batch, [0.9, 0.95], intervals, device.clone());
+    let plan = common.train_options(job, schedule, batch, BETAS, intervals, device.clone());
     let init = args.init.clone().map(|path| {
         let (network, classes) = (network.clone(), data.classes.clone());
         InitialWeightsSource::new(path.clone(), move || InitFile::open(&path)?.generator(&network, &classes))

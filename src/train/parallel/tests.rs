@@ -17,8 +17,8 @@ use super::{follow::follow_loop, *};
 use crate::{
     checkpoint::TrainingState,
     train::{
-        AdamW, Batch, BatchSource, Control, Event, LrShape, Schedule, Task, TrainOptions, run::state_path,
-        train, train_distributed,
+        Batch, BatchSource, Control, Event, LrShape, OptimizerOptions, Schedule, Task, TrainOptions,
+        run::state_path, train, train_distributed,
     },
 };
 
@@ -267,7 +267,7 @@ fn options(folder: &Path, batch: usize, accumulation: usize) -> TrainOptions {
         folder: folder.to_owned(),
         from: None,
         schedule: Schedule::new(LrShape::Cosine, 1e-2, 0.0, None, 10, 20).unwrap(),
-        optimizer: AdamW { ema: vec![0.9], ..AdamW::default() },
+        optimizer: OptimizerOptions { ema: vec![0.9], ..OptimizerOptions::default() },
         batch,
         accumulation,
         halvings: 0,

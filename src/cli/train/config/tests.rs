@@ -108,6 +108,19 @@ fn written_configurations_can_be_read_back() {
     }
 }
 
+/// A configuration without these flags stays that of versions without them, so that their runs resume.
+#[test]
+fn the_optimizer_is_in_the_configuration_only_if_it_was_given() {
+    for task in TASKS {
+        let (default, _) = resolved(task, &[]);
+        assert!(["optimizer", "momentum"].iter().all(|key| !default.flags.contains_key(*key)));
+        let (sgd, _) = resolved(task, &["--optimizer=sgd".to_owned(), "--momentum=0.8".to_owned()]);
+        assert_eq!(sgd.flags["optimizer"].as_str(), Some("sgd"));
+        assert_eq!(sgd.flags["momentum"].as_float(), Some(0.8));
+        assert!(!sgd.is_same(&default.to_toml()));
+    }
+}
+
 /// Covers files of earlier versions and files written by hand.
 #[test]
 fn an_optional_value_defaults_to_true_and_may_be_false() {
