@@ -6,9 +6,9 @@
 //! - that each parameter has a finite, nonzero gradient;
 //! - that the network overfits 16 images within a minute.
 //!
-//! The reference is our CPU kernels. With `--device cpu`, compositions of candle's operations replace the GPU. A GPU runs the same
-//! compositions, so this checks everything but the GPU's kernels. Each check prints a line of JSON; the exit code is 1 if one fails.
-//! `scripts/gpu/check` runs this on a machine with a GPU.
+//! The reference is our CPU kernels. With `--device cpu`, compositions of candle's operations and the CPU version of candle-nn's fused
+//! kernels replace the GPU. A GPU runs the same operations, so this checks everything but the GPU's kernels. Each check prints a line of
+//! JSON; the exit code is 1 if one fails. `scripts/gpu/check` runs this on a machine with a GPU.
 
 use std::{
     path::{Path, PathBuf},
@@ -29,7 +29,7 @@ use tiny_cats::{
 };
 use tiny_cats_models::{
     Array, Init, ParamSpec, ResNet, ResNetConfig, Scope, TapeOptions, TinyDit, TinyDitConfig, Weights,
-    candle::{CandleValue, Params, to_device, to_host, with_candle_ops},
+    candle::{CandleValue, Params, to_device, to_host, with_fused_ops},
     init,
     random::noise,
 };
@@ -278,7 +278,7 @@ impl Report {
         let found = if gpu {
             compute_step(network, device)?
         } else {
-            with_candle_ops(|| compute_step(network, device))?
+            with_fused_ops(|| compute_step(network, device))?
         };
         let name = |check: &str| format!("{}: {check}", N::NAME);
         self.check_below(
@@ -314,7 +314,7 @@ impl Report {
         let limit = if gpu { MAX_GPU_TIME } else { MAX_CPU_TIME };
         let memory = PeakMemory::start(device);
         let run = || overfit(network, device, limit);
-        let (seconds, steps, loss) = if gpu { run()? } else { with_candle_ops(run)? };
+        let (seconds, steps, loss) = if gpu { run()? } else { with_fused_ops(run)? };
         let memory =
             memory.map_or(String::new(), |m| format!(", at most {} MB in use", m.peak() / 1_000_000));
         let note = format!("loss {loss:.4}, target {}, after {steps} steps{memory}", N::OVERFIT.1);

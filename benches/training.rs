@@ -1,9 +1,10 @@
 //! Training speed: images per second over complete optimizer steps, including the loading of the batch.
 //!
-//! `cargo bench --bench training [-- [--device cpu|cuda] [--tf32] [--batch N] [--precision f32|bf16|f16] [--checkpoint] NAME…]` times
-//! all cases, or the named ones, and prints a line of JSON for each. With `--write FOLDER` it writes each case as `NAME.safetensors`
-//! instead: weights, a batch, and the outputs and gradients. The PyTorch version (`peers/torch_dit.py`, `peers/torch_resnet.py`) compares
-//! its own with them before it is timed. `scripts/bench` runs everything; `scripts/gpu/check` runs it on a GPU, with the feature `cuda`.
+//! `cargo bench --bench training [-- [--device cpu|cuda] [--tf32] [--batch N] [--precision f32|bf16|f16] [--checkpoint] [--candle-ops]
+//! NAME…]` times all cases, or the named ones, and prints a line of JSON for each. With `--write FOLDER` it writes each case as
+//! `NAME.safetensors` instead: weights, a batch, and the outputs and gradients. The PyTorch version (`peers/torch_dit.py`,
+//! `peers/torch_resnet.py`) compares its own with them before it is timed. `scripts/bench` runs everything; `scripts/gpu/check` runs it on a
+//! GPU, with the feature `cuda`.
 
 use std::{
     path::{Path, PathBuf},
@@ -30,7 +31,7 @@ use tiny_cats::{
 use tiny_cats_export::{ModelMeta, NetworkConfig, image_sizes};
 use tiny_cats_models::{
     Array, Init, ParamSpec, ResNet, ResNetConfig, Scope, TapeOptions, TinyDit, TinyDitConfig, Weights,
-    candle::{Params, to_host},
+    candle::{Params, to_host, with_candle_ops},
     init,
     random::noise,
     tape::{Tape, Var},
@@ -330,7 +331,7 @@ fn main() -> Result<()> {
     let mut args = std::env::args().skip(1).filter(|a| a != "--bench");
     let mut cases = Case::all()?;
     let (mut folder, mut device, mut selected) = (None, Device::Cpu, Vec::new());
-    let mut options = TapeOptions::default();
+    let (mut options, mut composed) = (TapeOptions::default(), false);
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg}: expected a value"));
         match arg.as_str() {
@@ -339,6 +340,8 @@ fn main() -> Result<()> {
             // Rounds the factors of matrix products to TF32 on a GPU, as PyTorch's option does.
             "--tf32" => candle_core::cuda::set_gemm_reduced_precision_f32(true),
             "--checkpoint" => options.checkpoint = true,
+            // Replaces all fused kernels by compositions of candle's operations.
+            "--candle-ops" => composed = true,
             "--precision" => options.precision = value()?.parse()?,
             "--batch" => {
                 let batch = value()?.parse().context("--batch: expected a whole number")?;
@@ -355,7 +358,8 @@ fn main() -> Result<()> {
             case.write(folder)?;
             continue;
         }
-        let (speed, peak) = case.measure(&device, options)?;
+        let measure = || case.measure(&device, options);
+        let (speed, peak) = if composed { with_candle_ops(measure)? } else { measure()? };
         let mut line = json!({"name": case.name, "images_per_second": speed});
         if let Some(peak) = peak {
             line["peak_bytes"] = peak.into();

@@ -6,14 +6,15 @@ mod common;
 use candle_core::{DType, Device, Tensor};
 use common::Case;
 use tiny_cats_models::{
-    Head, Layout, Precision, ResNetConfig, TapeOptions, Tensor as _, TinyDitConfig,
+    Head, Init, Layout, Network, ParamSpec, Precision, ResNetConfig, TapeOptions, Tensor as _, TinyDitConfig,
+    candle::{forward, with_candle_ops, with_fused_ops},
+    init,
     random::noise,
     tape::{Param, Tape, Var},
 };
 
-/// Returns a small network of every kind.
-fn cases() -> Vec<Case> {
-    let dit = |layout| TinyDitConfig {
+fn dit(layout: Layout) -> TinyDitConfig {
+    TinyDitConfig {
         image_size: 16,
         patch_size: 4,
         width: 32,
@@ -22,8 +23,15 @@ fn cases() -> Vec<Case> {
         mlp_width: 64,
         classes: 5,
         layout,
-    };
-    let resnet = |depth| ResNetConfig { depth, width: 8, classes: 5, head: Head::Plain, batch_norm: true };
+    }
+}
+
+fn resnet(depth: usize) -> ResNetConfig {
+    ResNetConfig { depth, width: 8, classes: 5, head: Head::Plain, batch_norm: true }
+}
+
+/// Returns a small network of every kind.
+fn cases() -> Vec<Case> {
     vec![
         Case::new(dit(Layout::Modern), 16, 4),
         Case::new(dit(Layout::Legacy), 16, 4),
@@ -119,6 +127,53 @@ fn an_overflow_in_f16_gives_non_finite_gradients() {
         let (_, _, found) = case.step(in_precision(Precision::Bf16), 1e9);
         assert!(found.values().all(|g| values(g).iter().all(|v| v.is_finite())), "{:?}", case.network);
     }
+}
+
+/// What a GPU computes, with candle-nn's fused kernels, equals the compositions of candle's operations but for rounding.
+#[test]
+fn fused_kernels_give_the_loss_and_gradients_of_compositions() {
+    // candle cannot multiply bf16 on a CPU. One rounding of f16 moves others, through all layers.
+    for (precision, scale, tolerance) in [(Precision::F32, 1.0, 1e-4), (Precision::F16, 1024.0, 2e-2)] {
+        for mut case in cases() {
+            let name = format!("{precision:?}, {:?}", case.network);
+            let (loss, _, found) = with_fused_ops(|| case.step(in_precision(precision), scale));
+            let (expected_loss, _, expected) = with_candle_ops(|| case.step(in_precision(precision), scale));
+            assert!((loss / expected_loss - 1.0).abs() < tolerance as f32, "{name}: {loss}, {expected_loss}");
+            assert!(found.keys().eq(expected.keys()), "{name}");
+            for (parameter, expected) in &expected {
+                let (a, b) = (values(&found[parameter]), values(expected));
+                let difference: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a - b).collect();
+                let error = (dot_product(&difference, &difference) / dot_product(&b, &b)).sqrt();
+                assert!(error < tolerance, "{name}: {parameter} differs by {error:e} of its norm");
+            }
+        }
+    }
+}
+
+#[test]
+fn fused_kernels_give_the_outputs_of_compositions() {
+    fn check<N: Network>(network: &N, inputs: &[Tensor]) {
+        let specs = network.specs().unwrap();
+        let specs: Vec<_> = specs.into_iter().map(|s| ParamSpec { init: Init::Normal(0.3), ..s }).collect();
+        let mut weights = init(&specs, 0);
+        let variances = weights.iter_mut().filter(|(name, _)| name.ends_with("running_var"));
+        variances.for_each(|(_, array)| array.data_mut().iter_mut().for_each(|v| *v = v.abs() + 0.5));
+        let run = || values(&forward(network, &weights, inputs, &Device::Cpu).unwrap());
+        let (found, expected) = (with_fused_ops(run), with_candle_ops(run));
+        let scale = expected.iter().fold(0.0, |a: f32, b| a.max(b.abs()));
+        let error = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(scale > 0.0 && error < 1e-5 * scale, "{}: {error:e} of {scale}", N::KIND);
+    }
+    let images = |side| {
+        let dims = [2, 3, side, side];
+        Tensor::from_vec(noise(1, 0, dims.iter().product()), &dims, &Device::Cpu).unwrap()
+    };
+    let times = Tensor::new(&[0.25f32, 0.75], &Device::Cpu).unwrap();
+    let labels = Tensor::new(&[1u32, 0], &Device::Cpu).unwrap();
+    for layout in [Layout::Modern, Layout::Legacy] {
+        check(&dit(layout), &[images(16), times.clone(), labels.clone()]);
+    }
+    check(&resnet(18), &[images(64)]);
 }
 
 /// A product in bf16 equals that of the rounded factors in f32, and differs from that of the factors themselves.

@@ -8,7 +8,7 @@ use tiny_cats_export::{
 use tiny_cats_models::{
     Array, BatchNorm, Conv1dOptions, Conv2dOptions, Init, Precision, Result, Scope, TapeOptions, Tensor,
     Weights,
-    candle::{CandleValue, to_device, with_candle_ops},
+    candle::{CandleValue, to_device, with_candle_ops, with_fused_ops},
     cost::{Cost, Counter},
     native,
     random::{Purpose, Stream},
@@ -185,19 +185,25 @@ fn check_candle_autograd<O: Operation>(op: &O) {
     }
 }
 
-/// Compares the fused kernels with compositions of candle's operations, forward and backward, in f32.
+/// Compares the kernels, and the operations of a GPU, with compositions of candle's operations, forward and backward, in f32.
 fn check_fused_kernels<O: Operation>(op: &O) {
     let all = tensors(op, DType::F32);
-    let fused = loss_and_gradients(op, &all);
     let reference = with_candle_ops(|| loss_and_gradients(op, &all));
-    for (i, pair) in fused.1.iter().zip(&reference.1).enumerate() {
-        if let (Some(a), Some(b)) = pair {
-            assert_close(&format!("{}: fused gradient {i}", O::NAME), a, b, 2e-5);
+    for (variant, found) in [
+        ("CPU kernel's", loss_and_gradients(op, &all)),
+        ("candle-nn's", with_fused_ops(|| loss_and_gradients(op, &all))),
+    ] {
+        for (i, pair) in found.1.iter().zip(&reference.1).enumerate() {
+            if let (Some(a), Some(b)) = pair {
+                assert_close(&format!("{}: {variant} gradient {i}", O::NAME), a, b, 2e-5);
+            }
         }
     }
     let operands: Vec<CandleTensor> = all.iter().map(|(_, t)| t.clone()).collect();
     let (a, b) = (run_on_candle(op, &operands), with_candle_ops(|| run_on_candle(op, &operands)));
-    assert_close(&format!("{}: fused value", O::NAME), &to_flat(&a), &to_flat(&b), 1e-5);
+    assert_close(&format!("{}: CPU kernel's value", O::NAME), &to_flat(&a), &to_flat(&b), 1e-5);
+    let gpu = with_fused_ops(|| run_on_candle(op, &operands));
+    assert_close(&format!("{}: candle-nn's value", O::NAME), &to_flat(&gpu), &to_flat(&b), 1e-5);
     if O::SAME_IN_TRAINING {
         assert_close(
             &format!("{}: training value", O::NAME),
@@ -248,6 +254,7 @@ fn check_half_precision<O: Operation>(op: &O) {
         check("kernels", loss_and_gradients_with(op, &operands, precision));
         if precision == Precision::F16 {
             check("compositions", with_candle_ops(|| loss_and_gradients_with(op, &operands, precision)));
+            check("candle-nn's", with_fused_ops(|| loss_and_gradients_with(op, &operands, precision)));
         }
     }
 }

@@ -8,8 +8,8 @@ use tiny_cats::{
     checkpoint::{WeightsSelection, open_model, verify},
     data::{ArrayExamples, Examples},
     train::{
-        AdamW, Batch, BatchSource, Classification, ClassificationOptions, Error, Event, FlowMatching,
-        FlowMatchingOptions, LrShape, Sample, Schedule, Score, Task, TrainOptions, train,
+        Batch, BatchSource, Classification, ClassificationOptions, Error, Event, FlowMatching,
+        FlowMatchingOptions, LrShape, OptimizerOptions, Sample, Schedule, Score, Task, TrainOptions, train,
     },
 };
 use tiny_cats_export::{ModelMeta, export, register};
@@ -133,7 +133,7 @@ fn classifier() -> Classification<PointClassifier> {
 fn options(folder: &Path, steps: u64) -> TrainOptions {
     TrainOptions {
         schedule: Schedule::new(LrShape::Constant, 1e-2, 0.0, None, 0, steps).unwrap(),
-        optimizer: AdamW { ema: vec![0.9], ..AdamW::default() },
+        optimizer: OptimizerOptions { ema: vec![0.9], ..OptimizerOptions::default() },
         sample_interval: 10,
         ..TrainOptions::new(folder, steps, 12).unwrap()
     }

@@ -1,5 +1,5 @@
 //! Elementwise functions, reductions, upsampling and group normalization on candle tensors: by kernels on the CPU, elsewhere as
-//! compositions of candle's own operations.
+//! compositions of candle's own operations; sigmoid and the norm also by [kernels of candle-nn](super::fused).
 
 use candle_core::Tensor;
 
@@ -18,10 +18,6 @@ use crate::{
     },
 };
 
-fn sigmoid(x: &Tensor) -> Result<Tensor> {
-    Ok((x.neg()?.exp()? + 1.0)?.recip()?)
-}
-
 pub(crate) fn unary(function: UnaryFunction, x: &Tensor) -> Result<Tensor> {
     fn kernel<F: Element>(function: UnaryFunction, x: &Tensor) -> Result<Tensor> {
         cpu_tensor(elementwise::unary::<F>(function, &view(x)?), x.shape())
@@ -34,7 +30,7 @@ pub(crate) fn unary(function: UnaryFunction, x: &Tensor) -> Result<Tensor> {
         UnaryFunction::Exp => x.exp()?,
         UnaryFunction::Log => x.log()?,
         UnaryFunction::Sqrt => x.sqrt()?,
-        UnaryFunction::Sigmoid => sigmoid(&x)?,
+        UnaryFunction::Sigmoid => ops::sigmoid(&x)?,
         UnaryFunction::Tanh => x.tanh()?,
         UnaryFunction::Softplus => (x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?)?,
         UnaryFunction::Clamp { min, max } => x.clamp(min, max)?,
@@ -56,7 +52,7 @@ pub(crate) fn unary_backward(function: UnaryFunction, saved: &Tensor, grad: &Ten
         UnaryFunction::Sqrt => (saved * 2.0)?.recip()?,
         UnaryFunction::Sigmoid => (&saved * saved.affine(-1.0, 1.0)?)?,
         UnaryFunction::Tanh => saved.sqr()?.affine(-1.0, 1.0)?,
-        UnaryFunction::Softplus => sigmoid(&saved)?,
+        UnaryFunction::Softplus => ops::sigmoid(&saved)?,
         UnaryFunction::Clamp { min, max } => (saved.ge(min)? * saved.le(max)?)?.to_dtype(saved.dtype())?,
     };
     Ok((grad * slope)?)

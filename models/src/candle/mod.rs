@@ -3,13 +3,14 @@
 mod convolution;
 mod element;
 pub(crate) mod elementwise;
+mod fused;
 pub(crate) mod ops;
 pub(crate) mod precision;
 pub(crate) mod spatial;
 mod value;
 pub(crate) mod windows;
 
-pub use ops::{has_kernels, with_candle_ops};
+pub use ops::{has_kernels, with_candle_ops, with_fused_ops};
 pub use value::{CandleValue, Params};
 
 use candle_core::{DType, Device, Tensor};

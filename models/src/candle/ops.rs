@@ -1,7 +1,7 @@
 //! The forward and backward of each operation on candle tensors.
 //!
-//! On the CPU the fused kernels compute them. Elsewhere, and within [`with_candle_ops`], compositions of candle's own operations do. Tests
-//! use these compositions as the reference for the kernels.
+//! On the CPU this crate's kernels compute them. Elsewhere compositions of candle's own operations do, and forward the kernels of candle-nn
+//! where there are any. Within [`with_candle_ops`] all are compositions: tests use them as the reference for both kinds of kernels.
 
 use std::cell::Cell;
 
@@ -9,6 +9,7 @@ use candle_core::{D, DType, Device, Tensor};
 
 use super::{
     element::{Element, by_type, cpu_tensor, view},
+    fused,
     precision::{FactorPrecision, by_factor, convert, is_half, wide},
 };
 pub(crate) use crate::kernels::{norm::NormKind, pointwise::Activation};
@@ -21,29 +22,60 @@ use crate::{
     },
 };
 
-thread_local! {
-    static CANDLE_OPS: Cell<bool> = const { Cell::new(false) };
+/// What computes the operations.
+#[derive(Clone, Copy, PartialEq)]
+enum Implementation {
+    /// The fastest on the device: this crate's kernels on the CPU; on a GPU candle-nn's, and compositions for what it lacks.
+    Fastest,
+    /// As on a GPU, on every device.
+    Fused,
+    /// Compositions of candle's operations only.
+    Composed,
 }
 
-/// Calls `f` with compositions of candle's operations in place of the fused CPU kernels, on this thread.
-pub fn with_candle_ops<R>(f: impl FnOnce() -> R) -> R {
-    struct Restore(bool);
+thread_local! {
+    static IMPLEMENTATION: Cell<Implementation> = const { Cell::new(Implementation::Fastest) };
+}
+
+fn with_implementation<R>(implementation: Implementation, f: impl FnOnce() -> R) -> R {
+    struct Restore(Implementation);
     impl Drop for Restore {
         fn drop(&mut self) {
-            CANDLE_OPS.set(self.0);
+            IMPLEMENTATION.set(self.0);
         }
     }
-    let _restore = Restore(CANDLE_OPS.replace(true));
+    let _restore = Restore(IMPLEMENTATION.replace(implementation));
     f()
+}
+
+/// Calls `f` with compositions of candle's operations in place of all fused kernels, on this thread.
+pub fn with_candle_ops<R>(f: impl FnOnce() -> R) -> R {
+    with_implementation(Implementation::Composed, f)
+}
+
+/// Calls `f` with the operations of a GPU on every device, on this thread: candle-nn's fused kernels, and compositions of candle's
+/// operations. On a CPU it is slower than the default, and serves to test what a GPU computes.
+pub fn with_fused_ops<R>(f: impl FnOnce() -> R) -> R {
+    with_implementation(Implementation::Fused, f)
 }
 
 pub(super) fn uses_kernels(x: &Tensor) -> bool {
     has_kernels(x.device())
 }
 
-/// True if this crate's kernels compute on `device` in this thread; otherwise compositions of candle's operations do.
+/// True if this crate's kernels compute on `device` in this thread; otherwise candle and candle-nn do.
 pub fn has_kernels(device: &Device) -> bool {
-    device.is_cpu() && !CANDLE_OPS.get()
+    device.is_cpu() && IMPLEMENTATION.get() == Implementation::Fastest
+}
+
+/// True if a kernel of candle-nn computes an operation on `inputs`, the value and its parameters; otherwise a composition does.
+pub(super) fn uses_fused(inputs: &[&Tensor]) -> bool {
+    let selected = match IMPLEMENTATION.get() {
+        Implementation::Fastest => fused::has_fused_kernels(inputs[0].device()),
+        Implementation::Fused => true,
+        Implementation::Composed => false,
+    };
+    selected && fused::accepts(inputs)
 }
 
 /// True if the kernels compute `x`, which is in half precision, in f32. The factors are exact in f32, sums are computed in it, and
@@ -191,6 +223,10 @@ pub(crate) fn norm(
     if uses_kernels(&x) {
         return by_type!(x, kernel(kind, &x, weight, bias, eps));
     }
+    let inputs: Vec<&Tensor> = [Some(&x), weight, bias].into_iter().flatten().collect();
+    if uses_fused(&inputs) {
+        return fused::norm(kind, &x, weight, bias, eps);
+    }
     let mut y = normalized(kind, &x, eps)?.0;
     if let Some(weight) = weight {
         y = y.broadcast_mul(weight)?;
@@ -271,7 +307,11 @@ pub(crate) fn activation(kind: Activation, x: &Tensor) -> Result<Tensor> {
     })
 }
 
-fn sigmoid(x: &Tensor) -> Result<Tensor> {
+/// Computes `1/(1 + exp(−x))` where this crate's kernels do not.
+pub(super) fn sigmoid(x: &Tensor) -> Result<Tensor> {
+    if uses_fused(&[x]) {
+        return fused::sigmoid(x);
+    }
     Ok((x.neg()?.exp()? + 1.0)?.recip()?)
 }
 
@@ -339,6 +379,9 @@ pub(crate) fn softmax(x: &Tensor) -> Result<Tensor> {
     let x = x.contiguous()?;
     if uses_kernels(&x) {
         return by_type!(x, kernel(&x));
+    }
+    if uses_fused(&[&x]) {
+        return fused::softmax(&x);
     }
     let e = x.broadcast_sub(&x.max_keepdim(D::Minus1)?)?.exp()?;
     Ok(e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?)

@@ -50,7 +50,7 @@ def threads():
 
 
 def compare_with_pytorch(programs, device, rounds):
-    """Measures the training speed of tiny-cats and PyTorch alternately, in f32 and with TF32; returns rows."""
+    """Measures the training speed of tiny-cats, of it without fused kernels, and of PyTorch, alternately, in f32 and with TF32; returns rows."""
     work = programs / "training-cases"
     work.mkdir(exist_ok=True)
     training = [programs / "training", "--batch", BATCH[device]]
@@ -59,9 +59,10 @@ def compare_with_pytorch(programs, device, rounds):
     for file in sorted(work.glob("*.safetensors")):
         peer = [sys.executable, FOLDER / PEERS[kind(file)], file, "--device", device, "--threads", threads(), "--steps", STEPS[device]]
         for arithmetic in [[], ["--tf32"]] if device == "cuda" else [[]]:
-            ours, theirs = [], []
+            ours, composed, theirs = [], [], []
             for _ in range(rounds):
                 ours += run_lines([*training, "--device", device, *arithmetic, file.stem])
+                composed += run_lines([*training, "--device", device, *arithmetic, "--candle-ops", file.stem])
                 code, lines = run([*peer, *arithmetic])
                 theirs += lines
                 if code != 0:
@@ -69,7 +70,7 @@ def compare_with_pytorch(programs, device, rounds):
                     break
             rows.append({
                 "name": f"training {file.stem}, {'TF32' if arithmetic else 'f32'}", "batch": BATCH[device],
-                "ours": summary(ours), "pytorch": summary(theirs) if theirs else None,
+                "ours": summary(ours), "composed": summary(composed), "pytorch": summary(theirs) if theirs else None,
                 "ratios": [o["images_per_second"] / t["images_per_second"] for o, t in zip(ours, theirs)],
                 "difference": theirs[0]["difference"] if theirs else None,
             })
@@ -97,10 +98,10 @@ def print_tables(checks, timings):
     print_aligned(rows)
     if timings:
         print()
-        rows = [("images/s", "ours", "PyTorch", "ours ÷ PyTorch", "memory: ours, PyTorch; planned")]
+        rows = [("images/s", "ours", "without fused kernels", "PyTorch", "ours ÷ PyTorch", "memory: ours, PyTorch; planned")]
         for t in timings:
             both = [t["ours"], t["pytorch"] or {}]
-            speeds = [f"{w['images_per_second']:.1f}" if w else "-" for w in both]
+            speeds = [f"{w['images_per_second']:.1f}" if w else "-" for w in [both[0], t["composed"], both[1]]]
             memory = [f"{w['peak_bytes'] / 1e6:.0f} MB" if w.get("peak_bytes") else "-" for w in both]
             ratios = t["ratios"]
             ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "-"
