@@ -2,21 +2,25 @@
 
 pub mod chart;
 pub mod checkpoint;
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod cloud;
 pub mod data;
+pub mod device;
 pub mod doctor;
 pub mod evaluate;
 pub mod memory;
 pub mod plan;
 pub mod plot;
 mod plural;
+pub mod recipes;
 #[cfg(feature = "serve")]
 pub mod serve;
 pub mod signals;
 pub mod sweep;
 pub mod track;
 pub mod train;
+mod writable;
 
 /// Compiles the README's examples.
 #[cfg(doctest)]

@@ -3,10 +3,11 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
+use tiny_cats::device::DeviceKind;
 use tiny_cats::{
     checkpoint::verify::{Onnx, VerifyOptions, verify},
     cli::{
-        common::{DeviceKind, EXIT_ASSUMED, OverrideArgs, WeightsKind, weights_selection},
+        common::{EXIT_ASSUMED, OverrideArgs, WeightsKind, open_device, weights_selection},
         panic,
     },
 };
@@ -48,7 +49,7 @@ struct Args {
 fn main() -> ExitCode {
     panic::install_hook();
     let args = Args::parse();
-    let device = match args.device.device() {
+    let device = match open_device(args.device) {
         Ok(device) => device,
         Err(e) => {
             eprintln!("verify-checkpoint: {}", format!("{e:#}").lines().next().unwrap_or_default());

@@ -5,101 +5,26 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use candle_core::Device;
 use serde_json::Value;
-use tiny_cats_export::{Model, escape, excerpt, runtime::RuntimeKind, write_atomically};
+use tiny_cats_export::{Model, escape, runtime::RuntimeKind, write_atomically};
 
 use super::logging;
 use crate::{
     checkpoint::{self, Assumption, ModelOverrides, WeightsSelection},
-    data::{Dataset, printable},
-    doctor::CUDA_INSTALL_COMMAND,
+    data::{Dataset, printable, skipped_lines},
+    device::DeviceKind,
 };
 
-/// The device to compute on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum DeviceKind {
-    /// The first NVIDIA GPU if this program was built with CUDA and finds one, or the CPU.
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// The first NVIDIA GPU.
-    Cuda,
-}
-
-impl DeviceKind {
-    /// Opens the device.
-    ///
-    /// # Errors
-    /// If the device is not available.
-    pub fn device(self) -> anyhow::Result<Device> {
-        match self {
-            DeviceKind::Cpu => Ok(Device::Cpu),
-            DeviceKind::Auto if !cfg!(feature = "cuda") => Ok(Device::Cpu),
-            DeviceKind::Auto => Ok(gpu(0).unwrap_or_else(|reason| {
-                eprintln!("no usable GPU ({reason}); computing on the CPU");
-                Device::Cpu
-            })),
-            DeviceKind::Cuda if !cfg!(feature = "cuda") => {
-                bail!(
-                    "--device cuda: this program was built without CUDA; install NVIDIA's CUDA toolkit, \
-                     then run {CUDA_INSTALL_COMMAND} (tiny-cats doctor lists what is missing)"
-                )
-            }
-            DeviceKind::Cuda => match gpu(0) {
-                Ok(device) => Ok(device),
-                Err(reason) => bail!("--device cuda: no usable GPU: {reason}"),
-            },
-        }
-    }
-
-    /// Opens the device of process `rank` of `count`, two or more: a separate GPU, or the CPU if that is requested.
-    ///
-    /// # Errors
-    /// If there are fewer GPUs than processes.
-    pub fn device_for_rank(self, rank: usize, count: usize) -> anyhow::Result<Device> {
-        if self == DeviceKind::Cpu || (self == DeviceKind::Cuda && !cfg!(feature = "cuda")) {
-            return self.device();
-        }
-        let available = gpus();
-        if available < count {
-            bail!(
-                "--gpus {count}: expected {count} usable GPUs, found {available}; pass --device cpu to test on the CPU"
-            );
-        }
-        gpu(rank).map_err(|reason| anyhow::anyhow!("--gpus {count}: GPU {rank} cannot be used: {reason}"))
-    }
-}
-
-/// The number of NVIDIA GPUs.
-#[cfg(feature = "cuda")]
-fn gpus() -> usize {
-    use candle_core::cuda_backend::cudarc::driver::CudaContext;
-    CudaContext::device_count().map_or(0, |count| usize::try_from(count).unwrap_or(0))
-}
-
-/// Always 0, since this program was built without CUDA.
-#[cfg(not(feature = "cuda"))]
-fn gpus() -> usize {
-    0
-}
-
-/// Opens an NVIDIA GPU; the error is one line.
-fn gpu(index: usize) -> Result<Device, String> {
-    // With RUST_BACKTRACE, candle's errors have a backtrace after the first line.
-    Device::new_cuda(index).map_err(|e| e.to_string().lines().next().unwrap_or_default().to_owned())
-}
-
-/// Parses an interval of times, `FROM,TO`.
+/// Opens the device of `--device`. Prints why a GPU cannot be used.
 ///
 /// # Errors
-/// If they are not times from 0 to 1, or the second is before the first.
-pub fn interval(text: &str) -> Result<[f32; 2], String> {
-    let times = text.split_once(',').and_then(|(from, to)| Some([from.parse().ok()?, to.parse().ok()?]));
-    times
-        .filter(|&[from, to]: &[f32; 2]| 0.0 <= from && from <= to && to <= 1.0)
-        .ok_or_else(|| "expected two times from 0 to 1 in ascending order, such as 0.1,0.9".into())
+/// If the device is not available.
+pub fn open_device(device: DeviceKind) -> anyhow::Result<Device> {
+    device
+        .open(&mut |note| logging::eprint_and_log(note))
+        .map_err(|message| anyhow::anyhow!("--device: {message}"))
 }
 
 /// The weights of a checkpoint to select.
@@ -187,15 +112,9 @@ impl<T, E: Into<anyhow::Error>> ModelContext<T> for Result<T, E> {
     }
 }
 
-/// Prints the skipped images. Their names are escaped, since they may come from an untrusted index.
+/// Prints the skipped images.
 pub fn warn_skipped(skipped: &[(PathBuf, String)]) {
-    for (path, reason) in skipped {
-        logging::eprint_and_log(&format!(
-            "skipped {}: {}",
-            excerpt(&path.display().to_string()),
-            excerpt(reason)
-        ));
-    }
+    skipped_lines(skipped).for_each(|line| logging::eprint_and_log(&line));
 }
 
 /// Prints the images that occur more than once, such as in several classes.

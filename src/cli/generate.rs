@@ -17,9 +17,10 @@ use tiny_cats_export::{
 use tiny_cats_models::pretrained;
 
 use super::{
-    common::{ModelContext, Runtime, interval, open_model},
+    common::{ModelContext, Runtime, open_model},
     writable::{check_writable, check_writable_folder, has_extension},
 };
+use crate::recipes::parse_interval;
 
 /// The arguments of `tiny-cats generate`.
 #[derive(clap::Args, Debug)]
@@ -43,8 +44,8 @@ pub struct Args {
     #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true)]
     cfg: Option<f32>,
     /// Interval of times with guidance, from 0 (noise) to 1 (image) [default: recommended by the model]
-    #[arg(long, value_name = "FROM,TO", value_parser = interval)]
-    cfg_interval: Option<[f32; 2]>,
+    #[arg(long, value_name = "FROM,TO", value_parser = parse_interval)]
+    cfg_interval: Option<[f64; 2]>,
     /// Random seed; the same seed gives the same images
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -93,7 +94,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         steps: args.steps,
         sampler: args.sampler,
         guidance: args.cfg,
-        guidance_interval: args.cfg_interval,
+        guidance_interval: args.cfg_interval.map(|times| times.map(|time| time as f32)),
     };
     let settings = generator.settings(&request);
     let bar = ProgressBar::hidden();

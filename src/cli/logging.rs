@@ -21,6 +21,8 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
+use crate::recipes::LogFormat;
+
 /// The target of lines that have been printed, which the console layer skips.
 const PRINTED_TARGET: &str = "tiny_cats::said";
 /// The target of lines that only the log of the run lacks.
@@ -29,16 +31,6 @@ const REPLAYED_TARGET: &str = "tiny_cats::said::earlier";
 const CONSOLE_FILTER: &str = "error,tiny_cats=warn,tiny_cats::serve=info,tiny_cats::init=info,tiny_cats_export=warn,tiny_cats_models=warn";
 /// The filter of log files without `RUST_LOG`.
 const FILE_FILTER: &str = "warn,tiny_cats=info,tiny_cats_export=info,tiny_cats_models=info";
-
-/// The format of a log file's lines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    /// Time, level and text.
-    #[default]
-    Text,
-    /// One JSON object per line.
-    Json,
-}
 
 /// The destinations of printed and logged lines.
 struct Destinations {
@@ -55,7 +47,7 @@ struct Destinations {
 struct LogFile {
     path: PathBuf,
     file: File,
-    format: Format,
+    format: LogFormat,
     /// True if the last write failed, perhaps in the middle of a line.
     write_failed: bool,
 }
@@ -80,9 +72,9 @@ pub fn init() {
     let text = fmt::layer()
         .with_ansi(false)
         .with_target(false)
-        .with_writer(LogFiles { format: Format::Text, run_only: false });
+        .with_writer(LogFiles { format: LogFormat::Text, run_only: false });
     let json = fmt::layer().json().flatten_event(true).with_current_span(false).with_span_list(false);
-    let json = json.with_writer(LogFiles { format: Format::Json, run_only: false });
+    let json = json.with_writer(LogFiles { format: LogFormat::Json, run_only: false });
     tracing_subscriber::registry()
         .with(console)
         .with(text.with_filter(file_filter()))
@@ -104,14 +96,14 @@ fn file_filter<S>() -> impl Filter<S> {
 ///
 /// # Errors
 /// If the file cannot be opened for writing.
-pub fn add_file(path: &Path, format: Format) -> io::Result<()> {
+pub fn add_file(path: &Path, format: LogFormat) -> io::Result<()> {
     let file = LogFile::open(path, format)?;
     destinations().user_file = Some(file);
     Ok(())
 }
 
 /// Appends further log lines to the file at `path`, which replaces the log of the previous run. Warns if it cannot be opened.
-pub fn add_run_file(path: &Path, format: Format) {
+pub fn add_run_file(path: &Path, format: LogFormat) {
     match LogFile::open(path, format) {
         Ok(file) => destinations().run_file = Some(file),
         Err(e) => tracing::warn!("{}: {e}; the run is not logged to this file", path.display()),
@@ -172,7 +164,7 @@ fn suspend_bar(print: impl FnOnce() -> io::Result<()>) {
 }
 
 impl LogFile {
-    fn open(path: &Path, format: Format) -> io::Result<Self> {
+    fn open(path: &Path, format: LogFormat) -> io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
         Ok(Self { path: path.to_owned(), file, format, write_failed: false })
     }
@@ -214,7 +206,7 @@ impl Write for Console {
 /// The log files with this format.
 #[derive(Clone, Copy)]
 struct LogFiles {
-    format: Format,
+    format: LogFormat,
     /// True to write only to the log of the run.
     run_only: bool,
 }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use tiny_cats_export::escape;
 
 pub mod classify;
@@ -67,19 +67,14 @@ enum Command {
 pub fn main() -> ExitCode {
     train::catch_signals();
     panic::install_hook();
-    let (matches, Cli { command }) = match parse() {
-        Ok(parsed) => parsed,
-        Err(error) => return fail(&error),
-    };
+    let Cli { command } = Cli::parse();
     logging::init();
     let success = |result: anyhow::Result<()>| result.map(|()| ExitCode::SUCCESS);
     let result = match command {
         Command::Data(args) => success(data::run(args)),
         Command::Generate(args) => success(generate::run(args)),
         Command::Classify(args) => success(classify::run(&args)),
-        Command::Train(args) => {
-            train::run(&args, &matches.subcommand_matches("train").cloned().unwrap_or_default())
-        }
+        Command::Train(args) => train::run(&args),
         Command::Plan(args) => success(plan::run(&args)),
         Command::Eval(args) => eval::run(&args),
         #[cfg(feature = "serve")]
@@ -87,19 +82,10 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::run(args),
         Command::Runs(args) => success(runs::run(&args)),
         Command::Sweep(args) => sweep::run(&args),
-        Command::Cloud(args) => cloud::run(&args, &matches),
+        Command::Cloud(args) => cloud::run(&args),
         Command::Doctor(args) => success(doctor::run(&args)),
     };
     result.unwrap_or_else(|error| fail(&error))
-}
-
-/// Parses the command line, with defaults from a configuration.
-fn parse() -> anyhow::Result<(ArgMatches, Cli)> {
-    let arguments: Vec<_> = std::env::args_os().collect();
-    let command = train::config::with_defaults(Cli::command(), &arguments)?;
-    let matches = command.get_matches_from(arguments);
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    Ok((matches, cli))
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use clap::{CommandFactory, FromArgMatches};
+use clap::{CommandFactory, Parser};
 use serde_json::json;
 
 use super::{
@@ -197,10 +197,7 @@ fn train_flags(task: &str) -> Vec<String> {
 pub fn train_args(sweep: &Sweep, job: &Job) -> anyhow::Result<super::train::Args> {
     let arguments = ["tiny-cats"].into_iter().chain(job.arguments.iter().map(String::as_str));
     let arguments: Vec<OsString> = arguments.map(OsString::from).collect();
-    let command = super::train::config::with_defaults(Cli::command(), &arguments)
-        .with_context(|| sweep.path.display().to_string())?;
-    let parsed = command.try_get_matches_from(arguments).and_then(|matches| Cli::from_arg_matches(&matches));
-    match parsed {
+    match Cli::try_parse_from(arguments) {
         Ok(Cli { command: Command::Train(args) }) => {
             // The error does not repeat the settings, since they may contain a password.
             args.validate().with_context(|| sweep.path.display().to_string())?;

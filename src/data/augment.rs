@@ -11,9 +11,8 @@ use super::View;
 /// distribution of its images. Augmentation *leaks* into its output unless the data are as likely to show the augmented image as the
 /// original (Karras et al. 2020, arXiv 2006.06676, section 2.2). Its augmentation ([`View::for_generator`]) therefore stays within the
 /// variation among photographs of the same cats. It never shows a border, neither black nor mirrored, because no photograph has one.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum AugmentLevel {
     /// No augmentation.

@@ -34,7 +34,7 @@ pub use index::INDEX;
 pub(crate) use index::hex;
 pub use order::Order;
 pub use prepare::{Crop, Encoding, Prepare, Prepared};
-pub(crate) use scan::{can_be_image, printable};
+pub(crate) use scan::{can_be_image, printable, skipped_lines};
 pub use split::{Shares, Split};
 pub use stats::{ClassCount, Stats, ValueRange};
 pub use view::View;

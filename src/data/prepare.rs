@@ -39,13 +39,14 @@ the copyright of each photograph remains with its owner. Keep this file with the
 ";
 
 /// The part of a photograph that is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Crop {
     /// The square around the head, of 1.6 times the longer side of its box, moved inside the photograph.
     Head,
     /// The largest square in the middle.
-    #[value(name = "center", alias = "centre")]
+    #[cfg_attr(feature = "cli", value(name = "center", alias = "centre"))]
     // PREPARED.json keeps the spelling of its format.
     #[serde(rename = "centre")]
     Center,
@@ -54,7 +55,8 @@ pub enum Crop {
 }
 
 /// The file format of the output images.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Encoding {
     /// JPEG of quality 92 with full color resolution.

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tiny_cats_export::is_class_name;
+use tiny_cats_export::{excerpt, is_class_name};
 
 use super::{
     Error, INDEX, OTHER, Result, Split,
@@ -192,4 +192,11 @@ pub(super) fn name(path: &Path) -> String {
 /// Escapes a name so that it can be printed.
 pub(crate) fn printable(name: &Path) -> PathBuf {
     tiny_cats_export::escape(&name.to_string_lossy(), usize::MAX).into_owned().into()
+}
+
+/// Describes skipped images, one line each. Their names are escaped, since they may come from an untrusted index.
+pub(crate) fn skipped_lines(skipped: &[(PathBuf, String)]) -> impl Iterator<Item = String> {
+    skipped.iter().map(|(path, reason)| {
+        format!("skipped {}: {}", excerpt(&path.display().to_string()), excerpt(reason))
+    })
 }

@@ -64,11 +64,11 @@ impl<N: Network> ClassificationOptions<N> {
             return Err(Error::setting("network", message));
         }
         if !(0.0..=1.0).contains(&self.mixup) {
-            return Err(Error::setting("--mixup", format!("expected 0 to 1, found {}", self.mixup)));
+            return Err(Error::setting("mixup", format!("expected 0 to 1, found {}", self.mixup)));
         }
         if !(0.0..1.0).contains(&self.label_smoothing) {
             let message = format!("expected 0 or more and less than 1, found {}", self.label_smoothing);
-            return Err(Error::setting("--label-smoothing", message));
+            return Err(Error::setting("label-smoothing", message));
         }
         Ok(())
     }
@@ -139,29 +139,42 @@ impl<N: LoadableNetwork> Classification<N> {
         self.validation.as_deref()
     }
 
-    /// Classifies `examples` with `weights` and collects the results.
+    /// Classifies `examples` with `weights` and collects the results: see [`classify`].
     ///
     /// # Errors
     /// Returns errors of the network.
     pub fn classify(&self, weights: &Weights, examples: &dyn Examples) -> Result<ClassificationResults> {
-        let (dims, classes) = (examples.dims(), examples.classes());
-        let len: usize = dims.iter().product();
-        let mut params = Params::new(weights, DType::F32, &self.device)?;
-        let network = self.data.options.network.build::<CandleValue>(&mut Scope::root(&mut params))?;
-        let mut results = ClassificationResults::new(classes);
-        let all: Vec<usize> = (0..examples.count()).collect();
-        for chosen in all.chunks(EVAL_BATCH) {
-            let mut values = vec![0.0; chosen.len() * len];
-            values.par_chunks_mut(len).zip(chosen).try_for_each(|(out, &index)| examples.fill(index, out))?;
-            let x = Tensor::from_vec(values, batch_dims(chosen.len(), &dims), &self.device)?;
-            let logits = main_output(N::forward(&network, &[CandleValue::new(x)])?)?;
-            let logits = to_host(&logits.into_inner())?;
-            for (row, &index) in logits.data().chunks(classes.len()).zip(chosen) {
-                results.add(examples.label(index) as usize, &Prediction::new(row, classes));
-            }
-        }
-        Ok(results)
+        classify(&self.data.options.network, weights, examples, &self.device)
     }
+}
+
+/// Classifies `examples` with a network and its `weights`, and collects the results.
+///
+/// # Errors
+/// Returns errors of the network.
+pub fn classify<N: Network>(
+    network: &N,
+    weights: &Weights,
+    examples: &dyn Examples,
+    device: &Device,
+) -> Result<ClassificationResults> {
+    let (dims, classes) = (examples.dims(), examples.classes());
+    let len: usize = dims.iter().product();
+    let mut params = Params::new(weights, DType::F32, device)?;
+    let network = network.build::<CandleValue>(&mut Scope::root(&mut params))?;
+    let mut results = ClassificationResults::new(classes);
+    let all: Vec<usize> = (0..examples.count()).collect();
+    for chosen in all.chunks(EVAL_BATCH) {
+        let mut values = vec![0.0; chosen.len() * len];
+        values.par_chunks_mut(len).zip(chosen).try_for_each(|(out, &index)| examples.fill(index, out))?;
+        let x = Tensor::from_vec(values, batch_dims(chosen.len(), &dims), device)?;
+        let logits = main_output(N::forward(&network, &[CandleValue::new(x)])?)?;
+        let logits = to_host(&logits.into_inner())?;
+        for (row, &index) in logits.data().chunks(classes.len()).zip(chosen) {
+            results.add(examples.label(index) as usize, &Prediction::new(row, classes));
+        }
+    }
+    Ok(results)
 }
 
 impl<N> ClassificationBatches<N> {

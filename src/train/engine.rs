@@ -140,16 +140,16 @@ pub fn train_distributed(
     observe: &mut dyn FnMut(Event),
 ) -> Result<[PathBuf; 2]> {
     if options.accumulation == 0 {
-        return Err(Error::setting("--gradient-accumulation-steps", "expected at least 1, found 0"));
+        return Err(Error::setting("gradient-accumulation-steps", "expected at least 1, found 0"));
     }
     let (smallest, processes) = (task.smallest_batch() * group.size(), group.size());
     if options.batch < smallest {
         let message = format!("expected at least {smallest}, found {}", options.batch);
-        return Err(Error::setting("--batch-size", message));
+        return Err(Error::setting("batch-size", message));
     }
     if !options.batch.is_multiple_of(processes) {
-        let message = format!("expected a multiple of --gpus {processes}, found {}", options.batch);
-        return Err(Error::setting("--batch-size", message));
+        let message = format!("expected a multiple of gpus ({processes}), found {}", options.batch);
+        return Err(Error::setting("batch-size", message));
     }
     let cost = task.cost()?;
     let mut run = RunFiles::open(task, options, processes)?;

@@ -189,7 +189,7 @@ mod tests {
         let memory = candle("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")");
         assert!(memory.is_out_of_memory() && !memory.is_transient());
         assert!(!candle("shape mismatch").is_transient() && !candle("shape mismatch").is_out_of_memory());
-        assert!(!Error::setting("--lr", "out of memory").is_out_of_memory());
+        assert!(!Error::setting("lr", "out of memory").is_out_of_memory());
     }
 
     #[test]

@@ -190,7 +190,7 @@ impl Prefetcher {
                 Ok(())
             })
             .build()
-            .map_err(|error| Error::setting("--num-workers", error.to_string()))?;
+            .map_err(|error| Error::setting("num-workers", error.to_string()))?;
         let dropped = Arc::default();
         Ok(Self { pool: Some(pool), threads, max: max.max(1), queue: VecDeque::new(), dropped })
     }

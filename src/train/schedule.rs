@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::{Error, Result};
 
 /// The shape of the learning rate after the warm-up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum LrShape {
     /// Half a cosine down to the floor (SGDR without restarts, arXiv 1608.03983).
@@ -18,7 +19,8 @@ pub enum LrShape {
 }
 
 /// The scaling of the learning rate with the number of items in a step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum LrScaling {
     /// No scaling.
@@ -77,19 +79,19 @@ impl Schedule {
         steps: u64,
     ) -> Result<Self> {
         if steps == 0 {
-            return Err(Error::setting("--steps", "expected at least 1, found 0"));
+            return Err(Error::setting("steps", "expected at least 1, found 0"));
         }
         if !(peak > 0.0 && peak.is_finite()) {
-            return Err(Error::setting("--lr", format!("expected a positive number, found {peak}")));
+            return Err(Error::setting("lr", format!("expected a positive number, found {peak}")));
         }
         if !(0.0..=peak).contains(&floor) {
-            return Err(Error::setting("--min-lr", format!("expected 0 to --lr ({peak}), found {floor}")));
+            return Err(Error::setting("min-lr", format!("expected 0 to lr ({peak}), found {floor}")));
         }
         let warmup = warmup.unwrap_or(default_warmup.min(steps / 20));
         if warmup >= steps {
             return Err(Error::setting(
-                "--warmup-steps",
-                format!("expected fewer than --steps ({steps}), found {warmup}"),
+                "warmup-steps",
+                format!("expected fewer than steps ({steps}), found {warmup}"),
             ));
         }
         Ok(Self { shape, peak, floor, warmup, steps })

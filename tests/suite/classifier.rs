@@ -105,10 +105,10 @@ fn invalid_arguments_give_one_line_errors() {
     for (more, expected) in [
         (&["--mixup", "2"][..], "--mixup: expected 0 to 1, found 2"),
         (&["--label-smoothing", "1"], "--label-smoothing"),
-        (&["--crop-size", "64"], "--crop-size: expected 32 to --image-size (32), found 64"),
+        (&["--crop-size", "64"], "--crop-size: expected 32 to the image size (32), found 64"),
         (
             &["--epochs", "2", "--warmup-epochs", "2"],
-            "--warmup-epochs: expected fewer than --epochs (2), found 2",
+            "--warmup-epochs: expected fewer than epochs (2), found 2",
         ),
         (&["--epochs", "0"], "--epochs: expected at least 1"),
         (&["--lr", "0"], "--lr"),
@@ -131,7 +131,7 @@ fn invalid_arguments_give_one_line_errors() {
         }
     }
     let error = fails(CATS, dir, &classifier_args("x/m.onnx", &[]));
-    assert!(error.contains("--output x/m.onnx: expected the name of a .pt file"), "{error}");
+    assert!(error.contains("--output: expected the name of a .pt file, found x/m.onnx"), "{error}");
     assert!(
         !dir.join("x").exists() || fs::read_dir(dir.join("x")).unwrap().next().is_none(),
         "no files remain"

@@ -163,18 +163,18 @@ fn invalid_process_counts_and_batches_give_one_line_errors() {
     let error = |more: &[&str]| fails(CATS, test_dir.path(), &dit_arguments("x", more));
     assert!(error(&["--gpus", "0"]).contains("--gpus: expected at least 1, found 0"));
     let indivisible = error(&["--device", "cpu", "--gpus", "3"]);
-    assert!(indivisible.contains("--batch-size: expected a multiple of --gpus 3, found 8"), "{indivisible}");
+    assert!(indivisible.contains("--batch-size: expected a multiple of gpus (3), found 8"), "{indivisible}");
     // A batch never exceeds the number of images.
     let limited = ["--device", "cpu", "--gpus", "4", "--batch-size", "32", "--limit-files", "26"];
     let message = text(&run(CATS, test_dir.path(), &dit_arguments("x", &limited)));
-    assert!(message.contains("--batch-size: expected a multiple of --gpus 4, found 26"), "{message}");
+    assert!(message.contains("--batch-size: expected a multiple of gpus (4), found 26"), "{message}");
     let small_batch = ["--epochs", "1", "--batch-size", "2", "--device", "cpu", "--gpus", "2"];
     let message = fails(CATS, test_dir.path(), &trained::classifier_args("x/m.pt", &small_batch));
     assert!(message.contains("--batch-size: expected at least 4, found 2"), "{message}");
     if !cfg!(feature = "cuda") {
         let message = error(&["--gpus", "2"]);
         assert!(
-            message.contains("--gpus 2: expected 2 usable GPUs, found 0; pass --device cpu"),
+            message.contains("--gpus: expected 2 usable GPUs, found 0; the device cpu tests on the CPU"),
             "{message}"
         );
         assert!(error(&["--device", "cuda", "--gpus", "2"]).contains("built without CUDA"));

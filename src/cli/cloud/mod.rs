@@ -8,7 +8,6 @@ mod train;
 use std::{path::Path, process::ExitCode, time::Duration};
 
 use anyhow::{Context, bail};
-use clap::ArgMatches;
 use sha2::{Digest, Sha256};
 
 use super::plan::GpuArgs;
@@ -112,14 +111,14 @@ fn parse_timeout(text: &str) -> Result<Duration, humantime::DurationError> {
     }
 }
 
-/// Runs the subcommand; `matches` are those of the whole command line.
+/// Runs the subcommand.
 ///
 /// # Errors
 /// If a check before the start fails, or Modal reports an error; the error is one line.
-pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.command {
         Command::Check => check::run(),
-        Command::Train(args) => train::run(args, matches),
+        Command::Train(args) => train::run(args),
         Command::Status(args) => runs::status(args),
         Command::Logs(args) => runs::logs(args),
         Command::Fetch(args) => runs::fetch(args),

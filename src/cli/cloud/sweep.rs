@@ -15,11 +15,14 @@ use super::{
 use crate::{
     cli::{
         common::print,
-        plan::{CAT_HEADS, GpuArgs, PHOTOS, format_dollars, format_hours},
+        plan::{GpuArgs, format_dollars, format_hours},
         sweep::{load, print_outcome, train_args},
+        train::{TrainArgs, Visit, flag_error},
     },
     cloud::{CloudSettings, modal},
-    sweep::{Job, STATE_FILE, SWEEPS, Sweep, SweepResult, SweepState, TaskKind},
+    plan::Workload,
+    recipes::Recipe,
+    sweep::{Job, STATE_FILE, SWEEPS, Sweep, SweepResult, SweepState},
 };
 
 /// The arguments of `tiny-cats cloud sweep`.
@@ -68,18 +71,16 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return print_results(&sweep, &jobs, args.json);
     }
     let prices = args.limits.prices(&args.gpu_args)?;
-    let default_counts = if sweep.task == TaskKind::Dit { CAT_HEADS } else { PHOTOS };
     let (mut all_estimates, mut data, mut gpus) = (Vec::new(), String::new(), Vec::new());
     for job in &jobs {
-        let job = train_args(&sweep, job)?;
-        data = volume_path(job.data())?;
-        let (images, _) = args.gpu_args.image_counts(job.data(), default_counts)?;
+        let (path, workload) = train_args(&sweep, job)?.visit(JobWorkload(&args.gpu_args))?;
+        data = volume_path(&path)?;
         // All jobs use the same GPUs, so those of the first must fit the others.
         let gpu_args = GpuArgs {
             gpu: if gpus.is_empty() { args.gpu_args.gpu.clone() } else { gpus.clone() },
             ..args.gpu_args.clone()
         };
-        let estimates = choose_gpus(&gpu_args, &job.workload(&images)?, &settings, &prices)?;
+        let estimates = choose_gpus(&gpu_args, &workload, &settings, &prices)?;
         gpus = estimates.iter().map(|e| e.gpu.to_string()).collect();
         all_estimates.push(estimates);
     }
@@ -135,6 +136,17 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         check_data(&settings.app.data_volume, &data)?;
     }
     run_app(&app, &arguments)
+}
+
+/// The folder of the data and the workload of a job.
+struct JobWorkload<'a>(&'a GpuArgs);
+
+impl Visit<(PathBuf, Workload)> for JobWorkload<'_> {
+    fn visit<R: Recipe>(self, args: &TrainArgs<R>) -> anyhow::Result<(PathBuf, Workload)> {
+        let settings = args.settings()?;
+        let (images, _) = self.0.image_counts(settings)?;
+        Ok((settings.data().to_owned(), settings.workload(&images).map_err(flag_error::<R>)?))
+    }
 }
 
 /// Prints the results so far of the jobs in the volume.

@@ -3,23 +3,18 @@
 use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Context, bail};
-use clap::{ArgMatches, CommandFactory, parser::ValueSource};
 use serde_json::{Map, Value, json};
 
 use super::{CostLimits, check_data, check_idle, find_app, read_file, run_app, run_arguments, shell_command};
 use crate::{
     cli::{
-        Cli,
         common::print,
-        plan::{CAT_HEADS, GpuArgs, PHOTOS, format_dollars, format_hours},
-        train::{
-            classifier,
-            config::{ResolvedConfig, training},
-            dit,
-        },
+        plan::{GpuArgs, format_dollars, format_hours},
+        train::{TrainArgs, flag_error},
     },
     cloud::{CloudRecord, CloudSettings, modal},
     plan::{Estimate, Feasibility, Prices, Workload, attempts, choose, estimate},
+    recipes::{ClassifierSettings, DitSettings, Recipe, config},
     train::folder::{self, Status},
 };
 
@@ -33,9 +28,9 @@ pub struct Args {
 #[derive(clap::Subcommand, Debug)]
 enum TaskCommand {
     /// TinyDiT, the generator.
-    Dit(Box<TaskArgs<dit::Args>>),
+    Dit(Box<TaskArgs<TrainArgs<DitSettings>>>),
     /// A ResNet, the classifier.
-    Classifier(Box<TaskArgs<classifier::Args>>),
+    Classifier(Box<TaskArgs<TrainArgs<ClassifierSettings>>>),
 }
 
 #[derive(clap::Args, Debug)]
@@ -50,32 +45,31 @@ struct TaskArgs<T: clap::Args> {
 
 /// Flags that the container sets, so that runs can be resumed.
 const SET_BY_CONTAINER: [&str; 8] =
-    ["runs_dir", "output", "resume", "max_time", "device", "cache", "no_cache", "log_file"];
+    ["runs-dir", "output", "resume", "max-time", "device", "cache", "no-cache", "log-file"];
 /// Flags that the container receives in another form.
-const PASSED_SEPARATELY: [&str; 3] = ["data", "max_retries", "gpus"];
+const PASSED_SEPARATELY: [&str; 3] = ["data", "max-retries", "gpus"];
 
 /// Starts the training.
 ///
 /// # Errors
 /// If an argument is invalid, a requirement is missing, the cost is too high, or Modal reports an error.
-pub fn run(args: &Args, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
-    let (_, matches) = training(matches).context("the task's arguments")?;
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.task {
-        TaskCommand::Dit(args) => {
-            args.train.validate()?;
-            let data = volume_path(args.train.data())?;
-            let images = args.gpu_args.image_counts(args.train.data(), CAT_HEADS)?;
-            Training { task: "dit", data, matches, gpu_args: &args.gpu_args, limits: &args.limits }
-                .launch(&args.train.workload(&images.0)?, &images.1)
-        }
-        TaskCommand::Classifier(args) => {
-            args.train.validate()?;
-            let data = volume_path(args.train.data())?;
-            let images = args.gpu_args.image_counts(args.train.data(), PHOTOS)?;
-            Training { task: "classifier", data, matches, gpu_args: &args.gpu_args, limits: &args.limits }
-                .launch(&args.train.workload(&images.0)?, &images.1)
-        }
+        TaskCommand::Dit(args) => run_task(args),
+        TaskCommand::Classifier(args) => run_task(args),
     }
+}
+
+fn run_task<R: Recipe>(args: &TaskArgs<TrainArgs<R>>) -> anyhow::Result<ExitCode>
+where
+    TrainArgs<R>: clap::Args,
+{
+    let TaskArgs { train, gpu_args, limits } = args;
+    let settings = train.valid_settings()?;
+    let data = volume_path(settings.data())?;
+    let images = gpu_args.image_counts(settings)?;
+    let workload = settings.workload(&images.0).map_err(flag_error::<R>)?;
+    Training { train, settings, data, gpu_args, limits }.launch(&workload, &images.1)
 }
 
 /// Checks and returns the path of a data folder in a container, where the volume with images is mounted as `data`.
@@ -97,28 +91,27 @@ pub fn volume_path(data: &std::path::Path) -> anyhow::Result<String> {
 }
 
 /// A training to start.
-struct Training<'a> {
-    task: &'static str,
+struct Training<'a, R> {
+    train: &'a TrainArgs<R>,
+    settings: &'a R,
     data: String,
-    matches: &'a ArgMatches,
     gpu_args: &'a GpuArgs,
     limits: &'a CostLimits,
 }
 
-impl Training<'_> {
+impl<R: Recipe> Training<'_, R> {
     fn launch(&self, workload: &Workload, data_description: &str) -> anyhow::Result<ExitCode> {
         let settings = CloudSettings::default();
         let train_arguments = self.train_arguments()?;
-        let max_retries: Option<u64> = self
-            .is_on_command_line("max_retries")
-            .then(|| self.matches.get_one::<u32>("max_retries").copied().unwrap_or(0).into());
+        let max_retries: Option<u64> =
+            self.train.is_given("max-retries").then(|| self.settings.run().max_retries.into());
         self.limits.validate(max_retries.unwrap_or(0), &settings)?;
         let prices = self.limits.prices(self.gpu_args)?;
         let chosen = choose_gpus(self.gpu_args, workload, &settings, &prices)?;
-        let run = self.matches.get_one::<String>("run_id").cloned();
+        let run = self.train.process.run_id.clone();
         let has_name = run.is_some();
         let run = run.unwrap_or_else(|| {
-            folder::new_run_folder(std::path::Path::new(""), self.task).display().to_string()
+            folder::new_run_folder(std::path::Path::new(""), R::TASK).display().to_string()
         });
         let expected = ExpectedCost::from_estimates(&chosen);
         let timeout = self.limits.timeout.map_or(expected.timeout_s, |time| time.as_secs());
@@ -136,7 +129,7 @@ impl Training<'_> {
         ))?;
         let app = find_app()?;
         let mut arguments = run_arguments(&app, &run, self.limits.detach);
-        arguments.extend(["train", self.task, &self.data].map(str::to_owned));
+        arguments.extend(["train", R::TASK, &self.data].map(str::to_owned));
         arguments.push(format!("--run-id={run}"));
         arguments.extend(limit_flags(&chosen, timeout, retries, self.limits));
         arguments.extend(train_arguments);
@@ -168,26 +161,21 @@ impl Training<'_> {
         run_app(&app, &arguments)
     }
 
-    fn is_on_command_line(&self, id: &str) -> bool {
-        let existing = self.matches.try_contains_id(id).is_ok();
-        existing && self.matches.value_source(id) == Some(ValueSource::CommandLine)
-    }
-
     /// The flags of `train` in the container.
     fn train_arguments(&self) -> anyhow::Result<Vec<String>> {
-        if let Some(id) = SET_BY_CONTAINER.into_iter().find(|id| self.is_on_command_line(id)) {
-            let flag = id.replace('_', "-");
+        let resume = Some("resume").filter(|_| self.train.process.resume != "never");
+        let given = SET_BY_CONTAINER.into_iter().find(|key| self.train.is_given(key));
+        if let Some(flag) = given.or(resume) {
             bail!("--{flag}: is set in the cloud, so that the run can be resumed");
         }
-        if self.is_on_command_line("gpus") {
+        if self.train.is_given("gpus") {
             bail!("--gpus: set the number with the GPU, such as --gpu A100:4");
         }
-        if let Ok(Some(init)) = self.matches.try_get_one::<std::path::PathBuf>("init") {
+        if let Some(init) = self.settings.initial_weights() {
             volume_path(init).context("--init")?;
         }
-        let command = Cli::command();
-        let resolved = ResolvedConfig::new(self.task, &command, self.matches)?;
-        Ok(resolved.to_arguments(&command, &[&SET_BY_CONTAINER[..], &PASSED_SEPARATELY[..]].concat()))
+        let excluded = [&SET_BY_CONTAINER[..], &PASSED_SEPARATELY[..]].concat();
+        config::to_flags(self.settings, &excluded).map_err(flag_error::<R>)
     }
 
     /// Checks that the expected cost is within the limit. `remaining` is the cost so far in dollars, and the share of remaining steps.

@@ -14,8 +14,8 @@ use walkdir::WalkDir;
 
 use super::{labels, progress_bar};
 use crate::{
-    cli::common::interval,
     data::{Dataset, can_be_image, hex},
+    recipes::parse_interval,
 };
 
 /// Maximum number of files, so that the list of paths fits into memory.
@@ -44,8 +44,8 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true)]
     cfg: Option<f32>,
     /// Interval of times with guidance, from 0 (noise) to 1 (image) [default: recommended by the model]
-    #[arg(long, value_name = "FROM,TO", value_parser = interval)]
-    cfg_interval: Option<[f32; 2]>,
+    #[arg(long, value_name = "FROM,TO", value_parser = parse_interval)]
+    cfg_interval: Option<[f64; 2]>,
     /// Steps from noise to image [default: recommended by the model]
     #[arg(long)]
     steps: Option<usize>,
@@ -62,7 +62,7 @@ impl SamplingArgs {
             steps: self.steps,
             sampler: self.sampler,
             guidance: self.cfg,
-            guidance_interval: self.cfg_interval,
+            guidance_interval: self.cfg_interval.map(|times| times.map(|time| time as f32)),
             ..Request::default()
         }
     }

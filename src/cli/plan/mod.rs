@@ -16,15 +16,16 @@ pub use networks::calibration_task;
 use super::{
     common::{pretty_json, print},
     table::table,
-    train::{ImageCounts, classifier, dit},
+    train::{TrainArgs, flag_error},
 };
 use crate::{
     cloud::CloudSettings,
-    data::{BREEDS, Dataset},
+    data::Dataset,
     plan::{
         Bottleneck, Calibration, Estimate, Feasibility, Gpu, GpuModel, Memory, Prices, Requirements,
         SpeedSource, Workload, assumptions, calibrate, choose, estimate, gpu_models,
     },
+    recipes::{ClassifierSettings, DitSettings, ImageCounts, Notice, Recipe},
 };
 
 /// The arguments of `tiny-cats plan`.
@@ -37,7 +38,7 @@ pub struct Args {
 #[derive(clap::Subcommand, Debug)]
 enum Command {
     /// Plans a training, with the flags of `tiny-cats train`.
-    Train(TrainArgs),
+    Train(PlanArgs),
     /// Prints the hourly prices.
     Prices {
         /// TOML price list to use instead of the built-in one
@@ -50,7 +51,7 @@ enum Command {
 }
 
 #[derive(clap::Args, Debug)]
-struct TrainArgs {
+struct PlanArgs {
     #[command(subcommand)]
     task: TaskCommand,
 }
@@ -58,9 +59,9 @@ struct TrainArgs {
 #[derive(clap::Subcommand, Debug)]
 enum TaskCommand {
     /// TinyDiT, the generator.
-    Dit(Box<TaskArgs<dit::Args>>),
+    Dit(Box<TaskArgs<TrainArgs<DitSettings>>>),
     /// A ResNet, the classifier.
-    Classifier(Box<TaskArgs<classifier::Args>>),
+    Classifier(Box<TaskArgs<TrainArgs<ClassifierSettings>>>),
 }
 
 #[derive(clap::Args, Debug)]
@@ -95,11 +96,6 @@ pub struct GpuArgs {
     pub classes: Option<usize>,
 }
 
-/// Numbers of classes and images of the cat heads that `prepare` extracts from the Oxford-IIIT Pet Dataset, for the generator.
-pub const CAT_HEADS: [usize; 2] = [BREEDS.len(), 1_082];
-/// Numbers of classes and images of the photographs in the same data set, with dogs as another class, for the classifier.
-pub const PHOTOS: [usize; 2] = [BREEDS.len() + 1, 2_403];
-
 /// Maximum of `--images`, more than any data set has.
 const MAX_IMAGES: usize = 1 << 32;
 
@@ -113,16 +109,8 @@ const CALIBRATION_STEPS: u64 = 20;
 pub fn run(args: &Args) -> anyhow::Result<()> {
     match &args.command {
         Command::Prices { prices, json } => print(&list_prices(&load_prices(prices.as_deref())?, *json)?),
-        Command::Train(TrainArgs { task: TaskCommand::Dit(args) }) => {
-            args.train.validate()?;
-            let (images, data_description) = args.gpu_args.image_counts(args.train.data(), CAT_HEADS)?;
-            print(&plan(&args.train.workload(&images)?, data_description, args, || args.train.device())?)
-        }
-        Command::Train(TrainArgs { task: TaskCommand::Classifier(args) }) => {
-            args.train.validate()?;
-            let (images, data_description) = args.gpu_args.image_counts(args.train.data(), PHOTOS)?;
-            print(&plan(&args.train.workload(&images)?, data_description, args, || args.train.device())?)
-        }
+        Command::Train(PlanArgs { task: TaskCommand::Dit(args) }) => print(&plan(args)?),
+        Command::Train(PlanArgs { task: TaskCommand::Classifier(args) }) => print(&plan(args)?),
     }
 }
 
@@ -150,15 +138,12 @@ impl GpuArgs {
         load_prices(self.prices.as_deref())
     }
 
-    /// Returns the number of images and its description: from the flags, from `data`, or from `default_counts` of classes and images.
+    /// Returns the number of images and its description: from the flags, from the data of `recipe`, or its default.
     ///
     /// # Errors
     /// If the data exists but cannot be read.
-    pub fn image_counts(
-        &self,
-        data: &Path,
-        default_counts: [usize; 2],
-    ) -> anyhow::Result<(ImageCounts, String)> {
+    pub fn image_counts<R: Recipe>(&self, recipe: &R) -> anyhow::Result<(ImageCounts, String)> {
+        let (data, default_counts) = (recipe.data(), R::default_counts());
         let is_set = self.classes.is_some() || self.images.is_some();
         if !is_set && data.exists() {
             let images = ImageCounts::from_dataset(&Dataset::open(data)?);
@@ -190,12 +175,13 @@ fn describe_images(images: &ImageCounts) -> String {
     )
 }
 
-fn plan<T: clap::Args>(
-    workload: &Workload,
-    data_description: String,
-    args: &TaskArgs<T>,
-    device: impl FnOnce() -> anyhow::Result<Device>,
-) -> anyhow::Result<String> {
+fn plan<R: Recipe>(args: &TaskArgs<TrainArgs<R>>) -> anyhow::Result<String>
+where
+    TrainArgs<R>: clap::Args,
+{
+    let recipe = args.train.valid_settings()?;
+    let (images, data_description) = args.gpu_args.image_counts(recipe)?;
+    let workload = &recipe.workload(&images).map_err(flag_error::<R>)?;
     let (settings, prices) = (CloudSettings::default(), args.gpu_args.prices()?);
     let gpus = args.gpu_args.gpus()?;
     let estimates: Vec<Estimate> =
@@ -206,7 +192,15 @@ fn plan<T: clap::Args>(
         ..workload.clone()
     };
     let alternative = alternative.requirements(true)?.memory;
-    let calibration = if args.calibrate { Some(calibrate_workload(workload, &device()?)?) } else { None };
+    let calibration = if args.calibrate {
+        let device = recipe.run().open_device(0, &mut |notice| {
+            let (Notice::Info(line) | Notice::Warning(line)) = notice;
+            eprintln!("{line}");
+        });
+        Some(calibrate_workload(workload, &device.map_err(flag_error::<R>)?)?)
+    } else {
+        None
+    };
     if args.json {
         return pretty_json(&report_json(
             workload,

@@ -1,50 +1,43 @@
 //! Training on several GPUs: starts the other processes, and configures and reports for this process if it is one of them.
 
 use std::{
-    ffi::OsString,
+    path::Path,
     process::{Command, ExitCode},
     sync::Arc,
 };
 
 use anyhow::Context;
 
-use super::{common::CommonArgs, is_transient};
+use super::{TrainArgs, args::worker_command, is_transient};
 use crate::{
     cli::{logging, one_line},
+    recipes::Recipe,
     signals,
-    train::{Error, ProcessGroup, parallel},
+    train::{Error, ProcessGroup, parallel, supervise::Worker},
 };
 
-/// The environment variable for the number of threads of a process.
-const NUM_THREADS_VARIABLE: &str = "RAYON_NUM_THREADS";
-
-/// Starts the other processes of the process group; this process has rank 0. They get the same arguments and their rank.
+/// Starts the other processes of the process group; this process has rank 0. They get the same settings and their rank.
 ///
 /// # Errors
 /// If the path of this program cannot be found.
-pub fn create(common: &CommonArgs) -> anyhow::Result<ProcessGroup> {
-    if common.gpus == 1 {
+pub fn create<R: Recipe>(args: &TrainArgs<R>, settings: &R, folder: &Path) -> anyhow::Result<ProcessGroup> {
+    let processes = settings.run().gpus;
+    if processes == 1 {
         return Ok(ProcessGroup::single());
     }
     let program = std::env::current_exe().context("finding this program")?;
-    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let is_worker_flag = |argument: &OsString| argument.to_string_lossy().starts_with("--worker=");
-    let position = arguments.iter().position(is_worker_flag).unwrap_or(arguments.len());
-    Ok(ProcessGroup::leader(common.gpus, move |rank| {
-        let mut command = Command::new(&program);
-        command.args(&arguments[..position]).arg(format!("--rank={rank}")).args(&arguments[position..]);
+    let (initial_state, halvings) = (args.process.initial_state(), args.process.halvings);
+    let (settings, folder) = (settings.clone(), folder.to_owned());
+    Ok(ProcessGroup::leader(processes, move |rank| {
+        let worker = Worker { folder: &folder, halvings, deadline: None };
+        // This process was started in the same way, so this cannot fail.
+        let mut command = worker_command(&program, &settings, initial_state.as_deref(), &worker, rank)
+            .unwrap_or_else(|_| Command::new(&program));
         // A follower has nothing to save.
         #[cfg(unix)]
         signals::signal_on_parent_exit(&mut command, libc::SIGKILL);
         command
     }))
-}
-
-/// The environment variable and value that divide the cores among the processes; `None` with one process, or if the user has set it.
-pub fn num_threads_variable(common: &CommonArgs) -> Option<(&'static str, String)> {
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let is_unset = common.gpus > 1 && std::env::var_os(NUM_THREADS_VARIABLE).is_none();
-    is_unset.then(|| (NUM_THREADS_VARIABLE, (cores / common.gpus).max(1).to_string()))
 }
 
 /// Makes this process a follower: it prints nothing and ignores signals, which the process of rank 0 handles.

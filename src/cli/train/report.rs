@@ -15,6 +15,7 @@ use plot_thread::{PlotRequest, PlotThread};
 use crate::{
     cli::logging,
     memory,
+    recipes::LogFormat,
     track::{RunInfo, Tracker, flatten_settings},
     train::{
         Event, Sample, Step,
@@ -44,7 +45,7 @@ pub struct ReportOptions {
     /// The trackers to report to.
     pub trackers: Vec<Box<dyn Tracker>>,
     /// The format of the log in the run's folder.
-    pub log_format: logging::Format,
+    pub log_format: LogFormat,
     /// The device, if it is a GPU whose memory is reported.
     pub device: Option<Device>,
 }
@@ -413,8 +414,8 @@ mod tests {
         fs::create_dir(&folder).unwrap();
         let log_file = dir.path().join("own.log");
         let calls = RecordingTracker::default();
-        logging::add_file(&log_file, logging::Format::Json).unwrap();
-        let (steps, log_interval, format) = (200, 100, logging::Format::Text);
+        logging::add_file(&log_file, LogFormat::Json).unwrap();
+        let (steps, log_interval, format) = (200, 100, LogFormat::Text);
         let trackers: Vec<Box<dyn Tracker>> = vec![Box::new(calls.clone())];
         let options = ReportOptions {
             steps,

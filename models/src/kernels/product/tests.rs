@@ -231,7 +231,8 @@ fn products_equal_their_definition() {
 fn products_of_rounded_numbers_agree_with_f64() {
     check_rounded_product::<Bf16>(250, |x| bf16::from_f32(x).to_f64());
     check_rounded_product::<RoundedToBf16>(100, |x| bf16::from_f32(x).to_f64());
-    check_rounded_product::<RoundedToF16>(100, |x| f16::from_f32(x).to_f64());
+    // The other conversion uses instructions that Miri does not know.
+    check_rounded_product::<RoundedToF16>(100, |x| f16::from_f32_const(x).to_f64_const());
 }
 
 fn check_rounded_product<F: Factor<Number = f32>>(count: u64, number: fn(f32) -> f64) {

@@ -7,18 +7,15 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::{
-    cli::logging,
-    signals::{self, EXIT_RESUMABLE},
-    train::{Control, StoppedRun, folder},
-};
+use super::{Control, StoppedRun, folder};
+use crate::signals::{self, EXIT_RESUMABLE};
 
 /// The minimum time between a first and a second signal. Systemd and Slurm signal all processes of a run, so the same signal reaches this
 /// process twice: directly, and from its parent.
 const REPEAT_WINDOW: Duration = Duration::from_secs(1);
 
 /// Stops the run of `control` at the first SIGINT, SIGTERM or SIGHUP, or at `deadline`. Discards the current step, saves the last finished
-/// one, calls `finish`, and ends the process with [`EXIT_RESUMABLE`]. A second signal, at least [`REPEAT_WINDOW`] later, ends the process
+/// one, calls `finish` with a message for the user, and ends the process with [`EXIT_RESUMABLE`]. A second signal, at least [`REPEAT_WINDOW`] later, ends the process
 /// immediately. `folder` is that of the run.
 ///
 /// # Errors
@@ -27,7 +24,7 @@ pub fn watch(
     control: &Control,
     folder: &Path,
     deadline: Option<SystemTime>,
-    finish: impl Fn() + Clone + Send + 'static,
+    finish: impl Fn(&str) + Clone + Send + 'static,
 ) -> std::io::Result<()> {
     if let Some(deadline) = deadline {
         let (control, folder, finish) = (control.clone(), folder.to_owned(), finish.clone());
@@ -80,22 +77,18 @@ fn message(stopped: &StoppedRun, folder: &Path, reason: &str) -> String {
 }
 
 /// Saves the last finished step and ends the process, without waiting for other threads.
-fn stop(control: &Control, folder: &Path, reason: &str, finish: &dyn Fn()) {
+fn stop(control: &Control, folder: &Path, reason: &str, finish: &dyn Fn(&str)) {
     // Held until the end, so that the run does not change.
     let stopped = control.stop();
     let code = match &stopped {
         // Only the released files remain to be moved, which is quick. A second signal still ends the process.
         Ok(stopped) if stopped.was_finished => return,
         Ok(stopped) => {
-            logging::eprint_and_log(&message(stopped, folder, reason));
-            finish();
+            finish(&message(stopped, folder, reason));
             i32::from(EXIT_RESUMABLE)
         }
         Err(error) => {
-            logging::eprint_and_log(&format!(
-                "stopped ({reason}); the last step could not be saved: {error}"
-            ));
-            finish();
+            finish(&format!("stopped ({reason}); the last step could not be saved: {error}"));
             i32::from(EXIT_RESUMABLE)
         }
     };

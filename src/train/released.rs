@@ -6,17 +6,31 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Context;
 use tiny_cats_export::{remove_abandoned, write_atomically};
 
-/// The extensions of the released files.
-pub const EXTENSIONS: [&str; 2] = ["pt", "safetensors"];
+use super::{Error, Result};
+use crate::writable::check_free_space;
 
 /// For each of `destinations`, true if it is the same file, byte for byte, as one that the run in `folder` released.
 pub fn owned_by_run(folder: &Path, destinations: &[PathBuf; 2]) -> [bool; 2] {
     destinations.each_ref().map(|destination| {
         destination.file_name().is_some_and(|name| is_same(&folder.join(name), destination).unwrap_or(false))
     })
+}
+
+/// Checks that the files can be written to `destinations`, `bytes` each.
+///
+/// # Errors
+/// If a destination is a folder, or the disk has too little free space.
+pub fn check(destinations: &[PathBuf; 2], bytes: u64) -> Result<()> {
+    for path in destinations {
+        let failed = |source| Error::File { path: path.clone(), source };
+        if path.is_dir() {
+            return Err(failed(io::Error::other("expected a file, found a folder")));
+        }
+        check_free_space(path, destinations.len() as u64 * bytes).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// Copies `released` to `destinations`. Renames files of another run first, for which `is_own` is false. Returns those files with their new
@@ -28,7 +42,7 @@ pub fn publish(
     released: &[PathBuf; 2],
     destinations: &[PathBuf; 2],
     is_own: [bool; 2],
-) -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {
+) -> Result<Vec<(PathBuf, PathBuf)>> {
     let mut others = Vec::new();
     for ((from, to), is_own) in released.iter().zip(destinations).zip(is_own) {
         if to.is_file() && !is_own && !is_same(from, to).unwrap_or(false) {
@@ -40,13 +54,13 @@ pub fn publish(
     }
     let renamed = back_up(&others)?;
     for (from, to) in released.iter().zip(destinations) {
-        copy(from, to).with_context(|| to.display().to_string())?;
+        copy(from, to).map_err(|source| Error::File { path: to.clone(), source })?;
     }
     Ok(renamed)
 }
 
 /// Links `files` to a second name, with a number that is free for all of them: `NAME.1.pt`.
-fn back_up(files: &[&PathBuf]) -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {
+fn back_up(files: &[&PathBuf]) -> Result<Vec<(PathBuf, PathBuf)>> {
     let numbered = |number: u32| -> Vec<PathBuf> {
         let name = |file: &&PathBuf| {
             let extension = file.extension().unwrap_or_default().to_string_lossy();
@@ -65,18 +79,18 @@ fn back_up(files: &[&PathBuf]) -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {
         // On a file system without hard links, the old name is missing until the new file is copied there.
         fs::hard_link(file, name)
             .or_else(|_| fs::rename(file, name))
-            .with_context(|| format!("renaming {} to {}", file.display(), name.display()))?;
+            .map_err(|source| Error::File { path: name.clone(), source })?;
     }
     Ok(files.iter().map(|file| file.to_path_buf()).zip(names).collect())
 }
 
 /// Copies a file atomically.
-fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
     if let Some(folder) = to.parent() {
         fs::create_dir_all(folder)?;
     }
     let mut source = File::open(from)?;
-    Ok(write_atomically(to, |w| io::copy(&mut source, w).map(|_| ()))?)
+    write_atomically(to, |w| io::copy(&mut source, w).map(|_| ()))
 }
 
 /// True if two files hold the same bytes.
@@ -109,7 +123,7 @@ mod tests {
         let path = |name: &str| dir.path().join(name);
         let folder = path("run");
         fs::create_dir(&folder).unwrap();
-        let files = |root: &Path| EXTENSIONS.map(|extension| root.join(format!("m.{extension}")));
+        let files = |root: &Path| ["pt", "safetensors"].map(|extension| root.join(format!("m.{extension}")));
         let destinations = files(&path("out"));
         let write = |root: &Path, text: &str| {
             files(root).iter().for_each(|path| fs::write(path, text).unwrap());
