@@ -14,6 +14,7 @@ pub mod plan;
 pub mod plot;
 mod plural;
 pub mod recipes;
+pub mod report;
 #[cfg(feature = "serve")]
 pub mod serve;
 pub mod signals;

@@ -2,7 +2,7 @@
 
 pub mod args;
 mod process_group;
-pub mod report;
+mod terminal;
 
 use std::{
     path::{Path, PathBuf},
@@ -16,10 +16,7 @@ use serde_json::json;
 use tiny_cats_export::write_png;
 
 pub use self::args::{TrainArgs, flag_error};
-use self::{
-    args::worker_command,
-    report::{ReportOptions, Reporter},
-};
+use self::{args::worker_command, terminal::Terminal};
 use crate::{
     cli::{common::write_json, logging, writable},
     data,
@@ -27,6 +24,7 @@ use crate::{
         self, ClassifierSettings, DitSettings, EvaluateRelease, Job, Notice, Prepared, Recipe,
         SplitEvaluation, config,
     },
+    report::{ReportOptions, Reporter},
     train::{
         self, Task, TrainOptions,
         folder::{LOG, RunRecord, Status},
@@ -218,7 +216,7 @@ fn train_task<R: Recipe>(
     let destinations = settings.released_paths().map_err(flag_error::<R>)?;
     released::check(&destinations, 4 * task.cost()?.parameters()).context("--output")?;
     let mut process_group = process_group::create(args, settings, &options.folder)?;
-    let (reporter, finish) = start_report(settings, task, options)?;
+    let (reporter, finish) = start_report(settings, options)?;
     let deadline = args.process.deadline.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
     let at_stop = finish.clone();
     stop::watch(&options.control, &options.folder, deadline, move |message| {
@@ -228,7 +226,13 @@ fn train_task<R: Recipe>(
     let is_own = released::owned_by_run(&options.folder, &destinations);
     let result = train::train_distributed(task, options, &mut process_group, &mut |event| {
         if let Some(reporter) = &mut *reporter.lock().unwrap_or_else(PoisonError::into_inner) {
-            reporter.observe(event);
+            match event {
+                train::Event::ScheduleChanged { field, change } => {
+                    let field = schedule_flag::<R>(field);
+                    reporter.observe(train::Event::Note(&format!("the schedule changed: {field} {change}")));
+                }
+                event => reporter.observe(event),
+            }
         }
     });
     drop(process_group);
@@ -251,17 +255,16 @@ type SharedReporter = Arc<Mutex<Option<Reporter>>>;
 /// Starts the report of a run. Returns it, and a function that ends it.
 fn start_report<R: Recipe>(
     settings: &R,
-    task: &dyn Task,
     options: &TrainOptions,
 ) -> anyhow::Result<(SharedReporter, impl Fn(Status) + Clone + Send + 'static + use<R>)> {
-    let reporter = Reporter::new(ReportOptions {
+    let report_options = ReportOptions {
         steps: options.schedule.steps,
-        task: task.kind(),
         log_interval: options.log_interval,
         trackers: settings.run().trackers().map_err(flag_error::<R>)?,
-        log_format: settings.run().log_format,
         device: Some(options.device.clone()),
-    })?;
+    };
+    let terminal = Terminal::new(options.schedule.steps, settings.run().log_format)?;
+    let reporter = Reporter::new(report_options, terminal);
     let reporter = Arc::new(Mutex::new(Some(reporter)));
     let shared = reporter.clone();
     let finish = move |status| {
@@ -270,6 +273,23 @@ fn start_report<R: Recipe>(
         }
     };
     Ok((reporter, finish))
+}
+
+/// Returns the flag that sets a field of the schedule; the field itself if there is none. If the field has another unit than the flag,
+/// both are named.
+fn schedule_flag<R: Recipe>(field: &str) -> &str {
+    let has_steps = R::keys().contains(&"steps");
+    match field {
+        "steps" if has_steps => "--steps",
+        "steps" => "steps (--epochs)",
+        "warmup" if has_steps => "--warmup-steps",
+        "warmup" => "steps of the warm-up (--warmup-epochs)",
+        // --lr-scaling scales both rates.
+        "peak" => "learning rate (--lr, --lr-scaling)",
+        "floor" => "learning rate at the end (--min-lr)",
+        "shape" => "--lr-schedule",
+        _ => field,
+    }
 }
 
 /// Prints the confusion matrix of each split, and writes it as `PATH.png` and `PATH.json`.
@@ -305,4 +325,21 @@ fn is_transient(error: &anyhow::Error) -> bool {
     error.downcast_ref().is_some_and(training)
         || error.downcast_ref().is_some_and(data::Error::is_transient)
         || error.downcast_ref().is_some_and(recipes::Error::is_transient)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_field_of_a_schedule_has_a_flag() {
+        let schedule = train::Schedule::new(Default::default(), 1e-3, 1e-6, None, 0, 10).unwrap();
+        let fields = serde_json::to_value(schedule).unwrap();
+        for field in fields.as_object().unwrap().keys() {
+            for flag in [schedule_flag::<DitSettings>(field), schedule_flag::<ClassifierSettings>(field)] {
+                assert!(flag.contains("--"), "{field}: {flag}");
+            }
+        }
+        assert_eq!(schedule_flag::<DitSettings>("steps"), "--steps");
+    }
 }
