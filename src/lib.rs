@@ -11,6 +11,7 @@ pub mod memory;
 pub mod plan;
 pub mod plot;
 mod plural;
+pub mod runs;
 #[cfg(feature = "serve")]
 pub mod serve;
 pub mod signals;
