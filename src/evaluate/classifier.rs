@@ -30,6 +30,19 @@ pub struct ClassifierOptions {
     pub load: LoadOptions,
 }
 
+impl ClassifierOptions {
+    /// The bundled classifier on all test photographs in `data`.
+    pub fn new(data: impl Into<PathBuf>) -> Self {
+        Self {
+            data: data.into(),
+            model: None,
+            split: Some(Split::Test),
+            limit_files: None,
+            load: LoadOptions::default(),
+        }
+    }
+}
+
 /// The results of [`evaluate_classifier`]. [`Display`](fmt::Display) formats them as tables.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ClassifierReport {

@@ -19,6 +19,8 @@ use super::{
 };
 use crate::data::{Cache, Dataset, Images, Split};
 
+/// The default number of images per breed.
+const COUNT: usize = 20;
 /// Maximum of `count`.
 const MAX_COUNT: usize = 1000;
 /// Images per breed whose compression is measured, and which the sheet shows.
@@ -42,6 +44,21 @@ pub struct GateOptions {
     pub request: Request,
     /// The runtime of all networks, and the number of images that are computed at once. The generator is verified on all runtimes.
     pub load: LoadOptions,
+}
+
+impl GateOptions {
+    /// The gate for the bundled generator and the data that it was trained on.
+    pub fn new(data: impl Into<PathBuf>) -> Self {
+        Self {
+            data: data.into(),
+            model: None,
+            classifier: None,
+            judge: None,
+            count: COUNT,
+            request: Request::default(),
+            load: LoadOptions::default(),
+        }
+    }
 }
 
 /// The results of [`evaluate_gate`]. [`Display`](fmt::Display) formats them in one line per criterion.

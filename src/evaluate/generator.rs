@@ -159,6 +159,21 @@ pub fn evaluate_generator(
 }
 
 impl GeneratorOptions {
+    /// A comparison of `source` with all images in `data`, by the bundled classifier.
+    pub fn new(data: impl Into<PathBuf>, source: ImageSource) -> Self {
+        Self {
+            data: data.into(),
+            source,
+            split: None,
+            limit_files: None,
+            features: FeatureOptions::default(),
+            classifier: None,
+            resamples: None,
+            seed: 0,
+            load: LoadOptions::default(),
+        }
+    }
+
     fn validate(&self) -> Result<()> {
         match &self.source {
             ImageSource::Model { samples: Some(n), .. } if !(2..=MAX_SAMPLES).contains(n) => {

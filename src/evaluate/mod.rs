@@ -7,6 +7,21 @@
 //! JSON. They report their progress to an observer, a function of [events](Event). The other functions compute single metrics from values
 //! in memory.
 //!
+//! ```no_run
+//! use tiny_cats::evaluate::{ClassifierOptions, Event, evaluate_classifier};
+//!
+//! let mut observe = |event: Event| {
+//!     if let Event::Skipped(images) = event {
+//!         eprintln!("skipped {} images", images.len());
+//!     }
+//! };
+//! let options = ClassifierOptions { model: Some("cats.onnx".into()), ..ClassifierOptions::new("data/cats") };
+//! let report = evaluate_classifier(&options, &mut observe)?;
+//! println!("{report}");
+//! println!("{}", serde_json::to_string(&report)?);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! Comparisons of images use their [`Features`] and nothing else. Sums are taken in f64 over fixed pieces in a fixed order, so that results
 //! are bitwise reproducible on one CPU with any number of threads.
 
