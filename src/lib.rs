@@ -15,6 +15,7 @@ pub mod plot;
 mod plural;
 pub mod recipes;
 pub mod report;
+pub mod runs;
 #[cfg(feature = "serve")]
 pub mod serve;
 pub mod signals;

@@ -208,6 +208,41 @@ impl Generator {
         Ok(())
     }
 
+    /// Generates intermediate images of a request: `frames` for each image, from noise to the finished image, evenly spaced in steps. Calls
+    /// `progress` after every frame. `progress` can cancel.
+    ///
+    /// # Errors
+    /// [`Error::Request`] with the invalid field, such as fewer than two `frames` or more than the number of steps plus 1, errors of the
+    /// runtime, and [`Error::Canceled`].
+    pub fn generate_frames(
+        &mut self,
+        request: &Request,
+        frames: usize,
+        mut progress: impl FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Vec<RgbImage>> {
+        let steps = self.settings(request).steps;
+        let max = steps + 1;
+        if !(2..=max).contains(&frames) {
+            let message = format!("expected 2 to {max}, the number of steps plus 1, found {frames}");
+            return Err(Error::request("frames", message));
+        }
+        let mut images = Vec::with_capacity(request.count * frames);
+        for (index, label) in self.labels(request)?.into_iter().enumerate() {
+            let mut trajectory = self.start_trajectory(label, index as u64, request)?;
+            for frame in 0..frames {
+                while trajectory.done() < frame * steps / (frames - 1) {
+                    self.advance([&mut trajectory])?;
+                }
+                images.push(self.current_image(&trajectory));
+                let (done, total) = (index * steps + trajectory.done(), request.count * steps);
+                if progress(Progress { done, total }).is_break() {
+                    return Err(Error::Canceled);
+                }
+            }
+        }
+        Ok(images)
+    }
+
     /// Starts the trajectory of the image of class `label` that has the number `index` in `request`. The breed and the count of
     /// `request` have no effect. [`advance`](Self::advance) continues it, together with those of other requests.
     ///

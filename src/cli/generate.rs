@@ -7,11 +7,10 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, bail};
-use image::RgbImage;
+use anyhow::{Context, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use tiny_cats_export::{
-    Breed, GeneratedImage, Generator, LoadOptions, Model, Request, Sampler, contact_sheet, grid,
+    Breed, Error, GeneratedImage, Generator, LoadOptions, Model, Request, Sampler, contact_sheet, grid,
     sample::Progress, write_png,
 };
 use tiny_cats_models::pretrained;
@@ -69,18 +68,7 @@ pub struct Args {
 /// If an argument is invalid, the model cannot be used, or an image cannot be written.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let start = Instant::now();
-    let is_folder_output = is_folder(&args.output);
-    if is_folder_output {
-        check_writable_folder("--output", &args.output)?;
-    } else {
-        if !has_extension(&args.output, "png") {
-            let output = args.output.display();
-            bail!(
-                "--output {output}: expected a name that ends in .png, or a folder: {output}{MAIN_SEPARATOR}"
-            );
-        }
-        check_writable("--output", &args.output, "png")?;
-    }
+    check_output(&args.output)?;
     let options = LoadOptions { runtime: args.runtime.map(Into::into), batch: args.batch };
     let model = match &args.model {
         Some(path) => open_model(path)?,
@@ -102,31 +90,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
         bar.set_style(ProgressStyle::with_template("{bar:30} step {pos}/{len}, {eta} left")?);
     }
-    let on_progress = |progress: Progress| {
+    generate(&mut generator, &request, &args, |progress| {
         bar.set_length(progress.total as u64);
         bar.set_position(progress.done as u64);
         ControlFlow::Continue(())
-    };
-    if let Some(frames) = args.frames {
-        if is_folder_output {
-            bail!("--frames: expected --output to end in .png");
-        }
-        let frame_images = denoising_frames(&mut generator, &request, frames, on_progress)
-            .model_context(args.model.as_deref())?;
-        write_png(&args.output, &grid(&frame_images, frames, None))
-            .with_context(|| args.output.display().to_string())?;
-    } else if is_folder_output {
-        std::fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
-        let labels = generator.labels(&request).model_context(args.model.as_deref())?;
-        let sink = |image: GeneratedImage| write_image(&args.output, &image);
-        generator
-            .generate_each(&labels, 0, &request, on_progress, sink)
-            .model_context(args.model.as_deref())?;
-    } else {
-        let images = generator.generate_with(&request, on_progress).model_context(args.model.as_deref())?;
-        write_png(&args.output, &contact_sheet(&images))
-            .with_context(|| args.output.display().to_string())?;
-    }
+    })?;
     bar.finish_and_clear();
     println!(
         "{}: {} of {} px by {}, {} {} steps, seed {}, {:.2} s",
@@ -142,31 +110,49 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The intermediate images of a request: `frames` for each image, from noise to the finished image.
-fn denoising_frames(
+/// Checks that the output is a PNG file or a folder, and can be written.
+fn check_output(output: &Path) -> anyhow::Result<()> {
+    if is_folder(output) {
+        return check_writable_folder("--output", output);
+    }
+    if !has_extension(output, "png") {
+        let output = output.display();
+        bail!("--output {output}: expected a name that ends in .png, or a folder: {output}{MAIN_SEPARATOR}");
+    }
+    check_writable("--output", output, "png")
+}
+
+/// Generates the images, and writes them as a grid or as one file each.
+fn generate(
     generator: &mut Generator,
     request: &Request,
-    frames: usize,
-    mut on_progress: impl FnMut(Progress) -> ControlFlow<()>,
-) -> anyhow::Result<Vec<RgbImage>> {
-    let steps = generator.settings(request).steps;
-    let max = steps + 1;
-    if !(2..=max).contains(&frames) {
-        bail!("--frames: expected 2 to {max}, the number of steps plus 1, found {frames}");
-    }
-    let mut frame_images = Vec::with_capacity(request.count * frames);
-    for (index, label) in generator.labels(request)?.into_iter().enumerate() {
-        let mut trajectory = generator.start_trajectory(label, index as u64, request)?;
-        for frame in 0..frames {
-            while trajectory.done() < frame * steps / (frames - 1) {
-                generator.advance([&mut trajectory])?;
-            }
-            frame_images.push(generator.current_image(&trajectory));
-            let (done, total) = (index * steps + trajectory.done(), request.count * steps);
-            let _ = on_progress(Progress { done, total });
+    args: &Args,
+    on_progress: impl FnMut(Progress) -> ControlFlow<()>,
+) -> anyhow::Result<()> {
+    let (output, model) = (&args.output, args.model.as_deref());
+    let sheet = match args.frames {
+        Some(_) if is_folder(output) => bail!("--frames: expected --output to end in .png"),
+        Some(frames) => {
+            let images = generator.generate_frames(request, frames, on_progress);
+            grid(&images.map_err(with_frames_flag).model_context(model)?, frames, None)
         }
+        None if is_folder(output) => {
+            std::fs::create_dir_all(output).with_context(|| output.display().to_string())?;
+            let labels = generator.labels(request).model_context(model)?;
+            let sink = |image: GeneratedImage| write_image(output, &image);
+            return generator.generate_each(&labels, 0, request, on_progress, sink).model_context(model);
+        }
+        None => contact_sheet(&generator.generate_with(request, on_progress).model_context(model)?),
+    };
+    write_png(output, &sheet).with_context(|| output.display().to_string())
+}
+
+/// Replaces the field of the number of frames in an error by its flag.
+fn with_frames_flag(error: Error) -> anyhow::Error {
+    match error {
+        Error::Request { field: "frames", message } => anyhow!("--frames: {message}"),
+        error => error.into(),
     }
-    Ok(frame_images)
 }
 
 fn is_folder(path: &Path) -> bool {

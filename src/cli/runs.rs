@@ -2,14 +2,13 @@
 
 use std::{
     fmt::Write as _,
-    io::{ErrorKind, IsTerminal},
+    io::IsTerminal,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context, bail};
-use serde_json::{Value, json};
-use tiny_cats_export::closest;
+use anyhow::{anyhow, bail};
+use serde_json::json;
 
 use super::{
     common::{pretty_json, print},
@@ -17,23 +16,20 @@ use super::{
 };
 use crate::{
     chart::{Curve, draw, format_number},
-    cloud,
     plural::pluralize,
-    sweep,
+    runs::{Error, EvaluationSummary, LATEST, RunDetails, RunSummary, find, list},
     train::{
-        folder::{CONFIGURATION, Lock, RUNS, RunRecord, Status, latest, read_bounded},
-        metrics::{Goal, LOSS, MEAN_LOSS, METRICS, Metrics, Point, best},
+        folder::{CONFIGURATION, RUNS},
+        metrics::{LOSS, METRICS},
     },
 };
 
-/// Bytes at the end of `metrics.jsonl` that are searched for the last loss, some hundreds of lines.
-const TAIL_BYTES: u64 = 64 << 10;
 /// The width of the loss curve without a terminal, in characters.
 const WIDTH: usize = 80;
+/// Maximum width of the loss curve, in characters.
+const MAX_WIDTH: usize = 160;
 /// Maximum printed characters of a text from a file.
 const MAX_TEXT: usize = 200;
-/// The name for the newest run.
-const LATEST: &str = "latest";
 
 /// The arguments of `tiny-cats runs`.
 #[derive(clap::Args, Debug)]
@@ -65,130 +61,26 @@ enum Command {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let output = match &args.command {
         None => {
-            let runs = list(&args.runs_dir)?;
-            if args.json {
-                pretty_json(&runs.iter().map(RunSummary::to_json).collect())?
-            } else {
-                runs_table(&runs, &args.runs_dir)
-            }
+            let runs = list(&args.runs_dir).map_err(with_flags)?;
+            if args.json { pretty_json(&json!(runs))? } else { runs_table(&runs, &args.runs_dir) }
         }
         Some(Command::Show { id }) => {
-            let run = RunSummary::open(find(&args.runs_dir, id)?);
-            show(&run, args.json)?
+            let run = RunSummary::open(find(&args.runs_dir, id).map_err(with_flags)?);
+            if let Err(error) = &run.record {
+                bail!("{}", clean(error, 2 * MAX_TEXT));
+            }
+            let run = RunDetails::read(run);
+            if args.json { pretty_json(&json!(run))? } else { show(&run)? }
         }
     };
     print(&output)
 }
 
-/// The readable information about a run.
-struct RunSummary {
-    folder: PathBuf,
-    id: String,
-    /// The record, or the reason why it cannot be read.
-    record: Result<RunRecord, String>,
-    /// The status in the record; `killed` and `broken` are determined here.
-    status: &'static str,
-    /// The loss of the last logged step.
-    loss: Option<Point>,
-    /// The running mean of the loss at that step; `None` for runs of earlier versions.
-    mean_loss: Option<Point>,
-}
-
-impl RunSummary {
-    fn open(folder: PathBuf) -> Self {
-        let id = name(&folder);
-        let record = RunRecord::load(&folder).map_err(|e| e.to_string());
-        let status = match &record {
-            Err(_) => "broken",
-            Ok(record) => match record.status {
-                Status::Running if Lock::is_held(&folder) => "running",
-                Status::Running => "killed",
-                Status::Stopped => "stopped",
-                Status::Failed => "failed",
-                Status::Finished => "finished",
-            },
-        };
-        let metrics = Metrics::tail(&folder.join(METRICS), TAIL_BYTES).unwrap_or_default();
-        let [loss, mean_loss] = [LOSS, MEAN_LOSS].map(|name| metrics.training(name).last().copied());
-        Self { folder, id, record, status, loss, mean_loss }
-    }
-
-    /// The newest sample grid, relative to the working directory.
-    fn sample(&self) -> Option<PathBuf> {
-        Some(self.folder.join(self.record.as_ref().ok()?.sample.as_ref()?))
-    }
-
-    fn to_json(&self) -> Value {
-        let mut json = match &self.record {
-            Ok(record) => json!(record),
-            Err(error) => json!({"id": self.id, "error": error}),
-        };
-        json["status"] = json!(self.status);
-        json["folder"] = json!(self.folder.to_string_lossy());
-        json["loss"] = json!(self.loss);
-        json[MEAN_LOSS] = json!(self.mean_loss);
-        json["sample"] = json!(self.sample().map(|path| path.to_string_lossy().into_owned()));
-        json
-    }
-}
-
-fn name(folder: &Path) -> String {
-    folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// The folders that may contain runs, sorted by name; empty if `root` does not exist.
-fn folders(root: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let entries = match std::fs::read_dir(root) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.with_context(|| format!("--runs-dir {}", root.display()))?,
-    };
-    let folders = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    let is_run = |path: &PathBuf| {
-        let name = name(path);
-        path.is_dir() && !path.is_symlink() && !name.starts_with('.') && name != sweep::SWEEPS
-    };
-    let mut folders: Vec<_> = folders.filter(is_run).collect();
-    folders.sort();
-    Ok(folders)
-}
-
-/// All runs, oldest first; runs that cannot be read come before the others.
-fn list(root: &Path) -> anyhow::Result<Vec<RunSummary>> {
-    let mut runs: Vec<RunSummary> = folders(root)?.into_iter().map(RunSummary::open).collect();
-    runs.sort_by_key(|run| run.record.as_ref().map_or(0, |record| record.started));
-    Ok(runs)
-}
-
-/// Finds the folder of a run by its ID, or by a unique prefix or suffix of it.
-fn find(root: &Path, id: &str) -> anyhow::Result<PathBuf> {
-    let folders = folders(root)?;
-    if id == LATEST {
-        // The link is used only for its name, and only if that run exists.
-        let linked_name = latest(root);
-        let latest = folders.iter().find(|folder| Some(name(folder)) == linked_name).cloned();
-        let newest = || Some(list(root).ok()?.pop()?.folder);
-        return latest.or_else(newest).with_context(|| format!("{}: no runs found", root.display()));
-    }
-    let names: Vec<String> = folders.iter().map(|folder| name(folder)).collect();
-    if let Some(exact) = names.iter().position(|name| name == id) {
-        return Ok(folders[exact].clone());
-    }
-    let is_match = |i: &usize| !id.is_empty() && (names[*i].starts_with(id) || names[*i].ends_with(id));
-    match (0..names.len()).filter(is_match).collect::<Vec<_>>()[..] {
-        [index] => Ok(folders[index].clone()),
-        [] => {
-            let suggestion = closest(id, names.iter().map(String::as_str));
-            let suggestion =
-                suggestion.map_or(String::new(), |id| format!("; did you mean {}?", clean(id, MAX_TEXT)));
-            bail!("{}: no run is called {}{suggestion}", root.display(), clean(id, MAX_TEXT))
-        }
-        [first, second, ..] => bail!(
-            "{}: several runs match {}, such as {} and {}",
-            root.display(),
-            clean(id, MAX_TEXT),
-            clean(&names[first], MAX_TEXT),
-            clean(&names[second], MAX_TEXT)
-        ),
+/// Adds the flag to an error about the folder of the runs.
+fn with_flags(error: Error) -> anyhow::Error {
+    match error {
+        Error::Folder { .. } => anyhow!("--runs-dir {error}"),
+        error => error.into(),
     }
 }
 
@@ -245,59 +137,57 @@ fn runs_table(runs: &[RunSummary], root: &Path) -> String {
     output
 }
 
-fn show(run: &RunSummary, json: bool) -> anyhow::Result<String> {
-    if let Err(error) = &run.record {
-        bail!("{}", clean(error, 2 * MAX_TEXT));
-    }
-    let metrics = Metrics::read(&run.folder.join(METRICS));
-    let error = metrics.as_ref().err().map(ToString::to_string);
-    let metrics = metrics.unwrap_or_default();
-    let config = read_bounded(&run.folder.join(CONFIGURATION))
-        .ok()
-        .map(|text| String::from_utf8_lossy(&text).into_owned());
-    // A metric whose goal is unknown is minimized.
-    let goal = |name: &str| Goal::for_metric(name).unwrap_or(Goal::Min);
-    let best =
-        metrics.evaluations().filter_map(|(name, points)| Some((name, best(points, goal(name))?, points)));
-    let best: Vec<(&str, Point, &[Point])> = best.collect();
-    if json {
-        let mut output = run.to_json();
-        output["config"] = json!(config.and_then(|text| text.parse::<toml::Table>().ok()));
-        let evaluations = best.iter().map(|(name, best_point, points)| {
-            json!({"name": name, "best": best_point, "last": points.last(), "evaluations": points.len()})
-        });
-        output["evaluations"] = evaluations.collect();
-        output["metrics"] = json!(run.folder.join(METRICS).to_string_lossy());
-        output["cloud"] = json!(cloud::CloudRecord::load(&run.folder).ok().flatten());
-        output["unreadable_lines"] = json!(metrics.unreadable);
-        return pretty_json(&output);
-    }
+/// Formats all information about a run.
+fn show(run: &RunDetails) -> Result<String, std::fmt::Error> {
+    let RunDetails { metrics, metrics_error, .. } = run;
     let mut output = String::new();
     write_record(&mut output, run)?;
-    if let Some(config) = config {
+    if let Some(text) = &run.configuration {
         writeln!(output, "\n{CONFIGURATION}")?;
-        for line in config.lines().take(MAX_TEXT).filter(|line| !line.trim().is_empty()) {
+        for line in text.lines().take(MAX_TEXT).filter(|line| !line.trim().is_empty()) {
             writeln!(output, "  {}", clean(line, MAX_TEXT))?;
         }
     }
-    if !best.is_empty() {
+    let evaluations = run.evaluations();
+    if !evaluations.is_empty() {
         writeln!(output)?;
-        let row = |(name, best_point, points): &(&str, Point, &[Point])| {
-            let last_value = points.last().map_or(f64::NAN, |point| point.value);
-            vec![
-                clean(name, 40),
-                format_number(best_point.value),
-                best_point.step.to_string(),
-                format_number(last_value),
-                points.len().to_string(),
-            ]
-        };
-        let rows: Vec<_> = best.iter().map(row).collect();
-        output += &table(&["evaluation", "best", "step", "last", "count"], &rows);
+        output += &evaluations_table(&evaluations);
     }
     writeln!(output)?;
-    let best_name = run.record.as_ref().ok().and_then(|record| record.best.as_ref()).map(|best| &best.name);
-    let scores: Vec<_> = metrics.evaluations().collect();
+    output += &curves(run);
+    if metrics.unreadable > 0 {
+        let lines = pluralize(metrics.unreadable, "line");
+        writeln!(output, "{METRICS}: skipped {lines} without metrics")?;
+    }
+    if metrics.omitted > 0 {
+        writeln!(output, "{METRICS}: skipped the first {} MiB", metrics.omitted >> 20)?;
+    }
+    if let Some(error) = metrics_error {
+        writeln!(output, "{}", clean(error, MAX_TEXT))?;
+    }
+    Ok(output)
+}
+
+fn evaluations_table(evaluations: &[EvaluationSummary]) -> String {
+    let row = |evaluation: &EvaluationSummary| {
+        let EvaluationSummary { name, best, last, count } = evaluation;
+        vec![
+            clean(name, 40),
+            format_number(best.value),
+            best.step.to_string(),
+            format_number(last.value),
+            count.to_string(),
+        ]
+    };
+    let rows: Vec<_> = evaluations.iter().map(row).collect();
+    table(&["evaluation", "best", "step", "last", "count"], &rows)
+}
+
+/// Draws the loss, and the metric that selects the best weights.
+fn curves(run: &RunDetails) -> String {
+    let record = run.summary.record.as_ref().ok();
+    let best_name = record.and_then(|record| record.best.as_ref()).map(|best| &best.name);
+    let scores: Vec<_> = run.metrics.evaluations().collect();
     let selected =
         scores.iter().find(|(name, _)| Some(*name) == best_name.map(String::as_str)).or(scores.first());
     let title = selected.map_or(String::new(), |(name, _)| clean(name, 40));
@@ -306,28 +196,18 @@ fn show(run: &RunSummary, json: bool) -> anyhow::Result<String> {
     let is_terminal = std::io::stdout().is_terminal();
     let width = terminal_size::terminal_size().map_or(WIDTH, |(width, _)| usize::from(width.0));
     let color = is_terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    output += &draw(
-        Curve { name: LOSS, points: metrics.training(LOSS) },
+    draw(
+        Curve { name: LOSS, points: run.metrics.training(LOSS) },
         evaluation_curve,
         share_axis,
-        width.min(160),
+        width.min(MAX_WIDTH),
         color,
-    );
-    if metrics.unreadable > 0 {
-        let lines = pluralize(metrics.unreadable, "line");
-        writeln!(output, "{METRICS}: skipped {lines} without metrics")?;
-    }
-    if metrics.omitted > 0 {
-        writeln!(output, "{METRICS}: skipped the first {} MiB", metrics.omitted >> 20)?;
-    }
-    if let Some(error) = error {
-        writeln!(output, "{}", clean(&error, MAX_TEXT))?;
-    }
-    Ok(output)
+    )
 }
 
 /// Writes the record of a run to `output`.
-fn write_record(output: &mut String, run: &RunSummary) -> std::fmt::Result {
+fn write_record(output: &mut String, details: &RunDetails) -> std::fmt::Result {
+    let run = &details.summary;
     let Ok(record) = &run.record else { return Ok(()) };
     let mut row = |name: &str, text: &str| {
         if text.is_empty() { Ok(()) } else { writeln!(output, "{name:<10}{}", clean(text, 5 * MAX_TEXT)) }
@@ -348,7 +228,7 @@ fn write_record(output: &mut String, run: &RunSummary) -> std::fmt::Result {
     }
     row("error", record.error.as_deref().unwrap_or_default())?;
     row("sample", &run.sample().map_or_else(String::new, |path| path.to_string_lossy().into_owned()))?;
-    if let Ok(Some(cloud)) = cloud::CloudRecord::load(&run.folder) {
+    if let Some(cloud) = &details.cloud {
         row("cloud", &cloud.to_line())?;
     }
     row("command", &record.command.join(" "))?;

@@ -59,6 +59,15 @@ pub fn version() -> Result<String> {
     if found < MIN_VERSION { Err(Error::Old { found: version }) } else { Ok(version) }
 }
 
+/// Checks that `modal` is installed, new enough and logged in.
+///
+/// # Errors
+/// Returns an error if it is not, or if Modal cannot be reached.
+pub fn check_login() -> Result<()> {
+    version()?;
+    run_captured(&["token", "info"]).map(|_| ())
+}
+
 /// Calls `modal ARGUMENTS` and returns its output.
 ///
 /// # Errors

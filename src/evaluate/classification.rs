@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use tiny_cats_export::Prediction;
 
@@ -93,6 +94,13 @@ impl ClassificationResults {
             "reliability": calibration.bins.iter().enumerate().map(bin).collect::<Vec<_>>(),
             "confusion": confusion,
         })
+    }
+}
+
+impl Serialize for ClassificationResults {
+    /// Serializes the [report](Self::report).
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.report().serialize(serializer)
     }
 }
 

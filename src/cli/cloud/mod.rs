@@ -5,16 +5,14 @@ mod runs;
 mod sweep;
 mod train;
 
-use std::{path::Path, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
-use anyhow::{Context, bail};
-use sha2::{Digest, Sha256};
+use anyhow::anyhow;
 
-use super::plan::GpuArgs;
+use super::{common::print, plan::GpuArgs};
 use crate::{
-    cloud::{CloudSettings, ModalApp, modal},
-    data::hex,
-    plan::{Prices, assumptions},
+    cloud::{self, CostLimits, Error, ModalApp, modal, parse_timeout, shell_command},
+    plan::Gpu,
 };
 
 /// The arguments of `tiny-cats cloud`.
@@ -42,9 +40,9 @@ enum Command {
     Sweep(sweep::Args),
 }
 
-/// The limits of the region, time and cost of a training.
+/// The limits of the region, time and cost of a training, and how it starts.
 #[derive(clap::Args, Debug)]
-struct CostLimits {
+struct LimitArgs {
     /// Timeout of an attempt, such as 4h, or in seconds; at most 24h [default: from the plan]
     #[arg(long, value_parser = parse_timeout, value_name = "TIME", help_heading = "Cloud")]
     timeout: Option<Duration>,
@@ -62,52 +60,10 @@ struct CostLimits {
     dry_run: bool,
 }
 
-impl CostLimits {
-    /// The prices at Modal, with the surcharge for a region.
-    ///
-    /// # Errors
-    /// If the price list is invalid.
-    fn prices(&self, gpu_args: &GpuArgs) -> anyhow::Result<Prices> {
-        let prices = gpu_args.prices()?;
-        let region_factor = CloudSettings::default().price.region;
-        Ok(if self.region.is_some() { prices.with_factor(region_factor) } else { prices })
-    }
-
-    /// Checks the limits.
-    ///
-    /// # Errors
-    /// If a flag is invalid; the error names the first one.
-    fn validate(&self, max_retries: u64, settings: &CloudSettings) -> anyhow::Result<()> {
-        let max_timeout = Duration::from_secs_f64(settings.time.longest_attempt_s);
-        // The time to start, to make progress, and to stop.
-        let min_timeout = Duration::from_secs_f64(assumptions::START_S + settings.time.stop_before_s + 60.0);
-        if let Some(timeout) = self.timeout.filter(|timeout| !(min_timeout..=max_timeout).contains(timeout)) {
-            let [min_timeout, max_timeout, found] =
-                [min_timeout, max_timeout, timeout].map(humantime::format_duration);
-            bail!("--timeout: expected {min_timeout} to {max_timeout}, found {found}");
-        }
-        let max_allowed = settings.retries.max;
-        if max_retries > max_allowed {
-            bail!("--max-retries: expected 0 to {max_allowed}, found {max_retries}");
-        }
-        if let Some(dollars) = self.max_cost.filter(|dollars| !(*dollars > 0.0 && dollars.is_finite())) {
-            bail!("--max-cost: expected more than 0 dollars, found {dollars}");
-        }
-        if let Some(region) = &self.region {
-            let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-,".contains(c);
-            if region.is_empty() || !region.chars().all(is_allowed) {
-                bail!("--region: expected a name such as us-east, found {}", region.escape_debug());
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Parses a duration such as `4h`, or a number of seconds, as the app does.
-fn parse_timeout(text: &str) -> Result<Duration, humantime::DurationError> {
-    match text.parse() {
-        Ok(seconds) => Ok(Duration::from_secs(seconds)),
-        Err(_) => humantime::parse_duration(text),
+impl LimitArgs {
+    fn to_limits(&self, max_retries: Option<u64>) -> CostLimits {
+        let Self { timeout, max_cost, region, .. } = self;
+        CostLimits { timeout: *timeout, max_cost: *max_cost, region: region.clone(), max_retries }
     }
 }
 
@@ -132,6 +88,17 @@ fn find_app() -> anyhow::Result<ModalApp> {
     Ok(ModalApp::find(&std::env::current_dir()?)?)
 }
 
+/// The requested GPUs; empty if there are none.
+fn requested_gpus(gpu_args: &GpuArgs) -> anyhow::Result<Vec<Gpu>> {
+    if gpu_args.gpu.is_empty() { Ok(Vec::new()) } else { gpu_args.gpus() }
+}
+
+/// Prints a call of `modal` as a command for a shell.
+fn print_command(arguments: &[String]) -> anyhow::Result<ExitCode> {
+    print(&format!("{}\n", shell_command(arguments)))?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Runs Modal's command line on the app, with its output on the terminal.
 fn run_app(app: &ModalApp, arguments: &[String]) -> anyhow::Result<ExitCode> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -141,104 +108,30 @@ fn run_app(app: &ModalApp, arguments: &[String]) -> anyhow::Result<ExitCode> {
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-/// The arguments of `modal` that run the app.
-fn run_arguments(app: &ModalApp, name: &str, detach: bool) -> Vec<String> {
-    let detach = detach.then(|| "--detach".to_owned());
-    let arguments = [Some("run".to_owned()), detach, Some(format!("--name={}", app_name(name)))];
-    arguments.into_iter().flatten().chain([app.file.to_string_lossy().into_owned()]).collect()
-}
-
-/// The name of the app while it works on a run. Modal allows at most 64 letters, digits, -, _ and dots. If the name of the run does not
-/// comply, a hash keeps the name of the app unique.
-fn app_name(run: &str) -> String {
-    let sanitize = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' };
-    let full_name = format!("{}-{run}", CloudSettings::default().app.name);
-    let name: String = full_name.chars().map(sanitize).collect();
-    if name == full_name && name.len() <= 64 {
-        return name;
-    }
-    let hash = hex(&Sha256::digest(run)[..4]);
-    name.chars().take(55).collect::<String>() + "-" + &hash
-}
-
-/// Quotes a command for a shell.
-fn shell_command(arguments: &[String]) -> String {
-    let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-_=./:,+@%".contains(c);
-    let quote = |argument: &String| {
-        if !argument.is_empty() && argument.chars().all(is_allowed) {
-            argument.clone()
-        } else {
-            format!("'{}'", argument.replace('\'', "'\\''"))
-        }
-    };
-    std::iter::once("modal".to_owned()).chain(arguments.iter().map(quote)).collect::<Vec<_>>().join(" ")
-}
-
-/// Lists a folder of a volume: each name, and true if it is a folder.
-fn list_volume(volume: &str, folder: &str) -> modal::Result<Vec<(String, bool)>> {
-    let output = modal::run_captured(&["volume", "ls", "--json", volume, folder])?;
-    let entries: Vec<serde_json::Value> =
-        serde_json::from_slice(&output).map_err(|_| modal::Error::Failed {
-            command: "volume ls".into(),
-            message: format!("expected a list of {folder} in {volume} as JSON"),
-        })?;
-    let entry = |entry: &serde_json::Value| {
-        let name = Path::new(entry["filename"].as_str()?).file_name()?.to_str()?.to_owned();
-        Some((name, entry["type"] == "dir"))
-    };
-    Ok(entries.iter().filter_map(entry).collect())
-}
-
-/// Reads the file `runs/RUN/NAME` from the volume, if it exists.
-fn read_file(run: &str, name: &str) -> modal::Result<Option<Vec<u8>>> {
-    let volume = CloudSettings::default().app.output_volume;
-    match modal::run_captured(&["volume", "get", &volume, &format!("runs/{run}/{name}"), "-"]) {
-        Err(modal::Error::NotFound(_)) => Ok(None),
-        output => output.map(Some),
+/// Replaces fields in an error by flags.
+fn with_flags(error: cloud::Error) -> anyhow::Error {
+    match &error {
+        Error::Setting { setting, message } => anyhow!("--{}: {message}", setting.replace('_', "-")),
+        Error::Gpu { gpu, message } => anyhow!("--gpu {gpu}: {message}"),
+        Error::NoGpu => anyhow!("{error}; tiny-cats plan train shows the reasons"),
+        Error::NoPrice => anyhow!("--max-cost: these GPUs have no price; set one with --prices FILE"),
+        Error::OtherRun { .. } => anyhow!("{error}; choose another folder with --runs-dir"),
+        _ => error.into(),
     }
 }
 
-/// The ID of the app of this name, if it is running.
-fn running_app(name: &str) -> anyhow::Result<Option<String>> {
-    let output = modal::run_captured(&["app", "list", "--json"])?;
-    let apps: Vec<serde_json::Value> =
-        serde_json::from_slice(&output).context("modal app list: expected JSON")?;
-    let is_running = |app: &&serde_json::Value| {
-        let state = app["state"].as_str().unwrap_or_default();
-        app["description"] == name && !state.starts_with("stop")
-    };
-    Ok(apps.iter().find(is_running).and_then(|app| Some(app["app_id"].as_str()?.to_owned())))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Checks that no app works on the run, since two would conflict.
-fn check_idle(name: &str) -> anyhow::Result<()> {
-    match running_app(&app_name(name))? {
-        None => Ok(()),
-        Some(app) => {
-            bail!("{name}: the app {app} already works on this run; stop it with modal app stop {app}")
+    #[test]
+    fn fields_in_errors_become_flags() {
+        for (error, expected) in [
+            (Error::Setting { setting: "max_cost", message: "x".into() }, "--max-cost: x"),
+            (Error::Gpu { gpu: "A10".into(), message: "x".into() }, "--gpu A10: x"),
+            (Error::NotRunning { run: "a".into() }, "a: no container works on this run"),
+        ] {
+            assert_eq!(with_flags(error).to_string(), expected);
         }
-    }
-}
-
-/// Checks that the volume has data to train on.
-fn check_data(volume: &str, data: &str) -> anyhow::Result<()> {
-    let folder = data.trim_start_matches("data").trim_start_matches('/');
-    let found = match list_volume(volume, &format!("/{folder}")) {
-        Err(modal::Error::NotFound(_)) => list_volume(volume, "/").map(|_| Vec::new()),
-        found => found,
-    };
-    let upload_command = format!("modal volume put {volume} FOLDER /{folder}");
-    match found {
-        Ok(entries) if entries.iter().any(|(_, is_folder)| *is_folder) => Ok(()),
-        Ok(_) => bail!(
-            "{data}: no class folders found in the volume {volume}; run {upload_command}, or modal run {} download-data",
-            find_app()?.file.display()
-        ),
-        Err(modal::Error::NotFound(_)) => {
-            bail!(
-                "{data}: the volume {volume} does not exist; run modal volume create {volume} && {upload_command}"
-            )
-        }
-        Err(error) => Err(error.into()),
     }
 }

@@ -6,12 +6,8 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use serde_json::{Map, Value};
 
-use super::{
-    CostLimits, check_data, check_idle, find_app, read_file, run_app, run_arguments, shell_command,
-    train::{ExpectedCost, choose_gpus, choose_retries, limit_flags, volume_path},
-};
+use super::{LimitArgs, find_app, print_command, requested_gpus, run_app, with_flags};
 use crate::{
     cli::{
         common::print,
@@ -19,7 +15,7 @@ use crate::{
         sweep::{load, print_outcome, train_args},
         train::{TrainArgs, Visit, flag_error},
     },
-    cloud::{CloudSettings, modal},
+    cloud::{CloudSettings, CloudSweep, CostLimits, gpu_names, read_run_file, volume_path},
     plan::Workload,
     recipes::Recipe,
     sweep::{Job, STATE_FILE, SWEEPS, Sweep, SweepResult, SweepState},
@@ -49,7 +45,7 @@ pub struct Args {
     #[command(flatten)]
     gpu_args: GpuArgs,
     #[command(flatten)]
-    limits: CostLimits,
+    limits: LimitArgs,
 }
 
 /// Starts the sweep, or prints its results.
@@ -58,7 +54,8 @@ pub struct Args {
 /// If an argument is invalid, a requirement is missing, the cost is too high, or Modal reports an error.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let settings = CloudSettings::default();
-    args.limits.validate(args.max_retries.unwrap_or(0), &settings)?;
+    let limits = args.limits.to_limits(args.max_retries);
+    limits.validate(&settings).map_err(with_flags)?;
     let is_inside = |part: Component| matches!(part, Component::Normal(_) | Component::CurDir);
     if !args.file.components().all(is_inside) {
         bail!("{}: expected a path below the working directory", args.file.display());
@@ -70,72 +67,58 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.results {
         return print_results(&sweep, &jobs, args.json);
     }
-    let prices = args.limits.prices(&args.gpu_args)?;
-    let (mut all_estimates, mut data, mut gpus) = (Vec::new(), String::new(), Vec::new());
-    for job in &jobs {
-        let (path, workload) = train_args(&sweep, job)?.visit(JobWorkload(&args.gpu_args))?;
-        data = volume_path(&path)?;
-        // All jobs use the same GPUs, so those of the first must fit the others.
-        let gpu_args = GpuArgs {
-            gpu: if gpus.is_empty() { args.gpu_args.gpu.clone() } else { gpus.clone() },
-            ..args.gpu_args.clone()
-        };
-        let estimates = choose_gpus(&gpu_args, &workload, &settings, &prices)?;
-        gpus = estimates.iter().map(|e| e.gpu.to_string()).collect();
-        all_estimates.push(estimates);
+    let planned = plan(args, &sweep, &jobs, limits, &settings)?;
+    print(&summary(&planned))?;
+    planned.limits.check_cost(planned.dollars()).map_err(with_flags)?;
+    let attempts = planned.attempts(&settings).map_err(with_flags)?;
+    let app = find_app()?;
+    let arguments = planned.arguments(&app, attempts, args.limits.detach);
+    if args.limits.dry_run {
+        return print_command(&arguments);
     }
-    let expected: Vec<ExpectedCost> =
-        all_estimates.iter().map(|estimates| ExpectedCost::from_estimates(estimates)).collect();
-    let dollars: Option<f64> = expected.iter().map(|e| e.dollars).sum();
-    let longest_job = expected.iter().map(|e| e.hours).fold(0.0, f64::max);
-    let total_hours: f64 = expected.iter().map(|e| e.hours).sum();
-    print(&format!(
+    planned.check(&app).map_err(with_flags)?;
+    run_app(&app, &arguments)
+}
+
+/// Estimates all jobs.
+fn plan(
+    args: &Args,
+    sweep: &Sweep,
+    jobs: &[Job],
+    limits: CostLimits,
+    settings: &CloudSettings,
+) -> anyhow::Result<CloudSweep> {
+    let prices = limits.prices(args.gpu_args.prices()?, settings);
+    let mut planned = CloudSweep {
+        name: sweep.name.clone(),
+        file: args.file.to_string_lossy().into_owned(),
+        data: String::new(),
+        parallel: args.parallel,
+        retry_failed: args.retry_failed,
+        limits,
+        jobs: Vec::new(),
+    };
+    for job in jobs {
+        let (path, workload) = train_args(sweep, job)?.visit(JobWorkload(&args.gpu_args))?;
+        planned.data = volume_path(&path)?;
+        let gpus = requested_gpus(&args.gpu_args)?;
+        planned.add_job(&job.name, &gpus, &workload, settings, &prices).map_err(with_flags)?;
+    }
+    Ok(planned)
+}
+
+/// Formats the GPUs, the duration and the cost of a sweep.
+fn summary(sweep: &CloudSweep) -> String {
+    format!(
         "sweep {}: {} jobs, {} in parallel, on {}; {} of container time, about {} in total, {} expected\n",
         sweep.name,
-        jobs.len(),
-        args.parallel,
-        gpus.join(","),
-        format_hours(total_hours),
-        format_hours(longest_job.max(total_hours / args.parallel as f64)),
-        dollars.map_or("an unknown price".into(), format_dollars)
-    ))?;
-    match (args.limits.max_cost, dollars) {
-        (Some(_), None) => bail!("--max-cost: these GPUs have no price; set one with --prices FILE"),
-        (Some(max_cost), Some(dollars)) if dollars > max_cost => {
-            let [dollars, max_cost] = [dollars, max_cost].map(format_dollars);
-            bail!("--max-cost: the expected cost of {dollars} exceeds {max_cost}; nothing was started");
-        }
-        _ => {}
-    }
-    let timeout = expected.iter().map(|e| e.timeout_s).max().unwrap_or(0);
-    let timeout = args.limits.timeout.map_or(timeout, |time| time.as_secs());
-    let retries = choose_retries(&all_estimates.concat(), timeout, args.max_retries, &settings)?;
-    let app = find_app()?;
-    let mut arguments = run_arguments(&app, &format!("sweep-{}", sweep.name), args.limits.detach);
-    arguments.extend(["sweep".to_owned(), args.file.to_string_lossy().into_owned()]);
-    arguments.push(format!("--parallel={}", args.parallel));
-    arguments.extend(limit_flags(&all_estimates[0], timeout, retries, &args.limits));
-    arguments.extend(args.retry_failed.then(|| "--retry-failed".to_owned()));
-    if let Some((max_cost, dollars)) = args.limits.max_cost.zip(dollars) {
-        // Each job gets a share of the maximum cost in proportion to its expected cost.
-        let share = |e: &ExpectedCost| {
-            ((e.dollars.unwrap_or(0.0) * max_cost / dollars * 1e4).floor() / 1e4).max(1e-4)
-        };
-        let shares: Map<String, Value> =
-            jobs.iter().zip(&expected).map(|(job, e)| (job.name.clone(), share(e).into())).collect();
-        arguments.push(format!("--shares={}", Value::Object(shares)));
-    }
-    if args.limits.dry_run {
-        print(&format!("{}\n", shell_command(&arguments)))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    modal::version()?;
-    modal::run_captured(&["token", "info"])?;
-    check_idle(&format!("sweep-{}", sweep.name))?;
-    if std::env::var_os("TINY_CATS_S3_BUCKET").is_none() {
-        check_data(&settings.app.data_volume, &data)?;
-    }
-    run_app(&app, &arguments)
+        sweep.jobs.len(),
+        sweep.parallel,
+        sweep.jobs.first().map_or_else(String::new, |job| gpu_names(&job.estimates)),
+        format_hours(sweep.container_hours()),
+        format_hours(sweep.hours()),
+        sweep.dollars().map_or("an unknown price".into(), format_dollars)
+    )
 }
 
 /// The folder of the data and the workload of a job.
@@ -152,7 +135,7 @@ impl Visit<(PathBuf, Workload)> for JobWorkload<'_> {
 /// Prints the results so far of the jobs in the volume.
 fn print_results(sweep: &Sweep, jobs: &[Job], json: bool) -> anyhow::Result<ExitCode> {
     let sweep_path = format!("{SWEEPS}/{}", sweep.name);
-    let text = read_file(&sweep_path, STATE_FILE)?
+    let text = read_run_file(&sweep_path, STATE_FILE)?
         .with_context(|| format!("{sweep_path}: no job of this sweep has ended in the volume"))?;
     let temp_folder = tempfile::tempdir()?;
     std::fs::write(temp_folder.path().join(STATE_FILE), text)?;

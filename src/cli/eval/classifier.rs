@@ -2,17 +2,13 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
-use serde_json::json;
-use tiny_cats_export::{Classifier, Error, LoadOptions, write_png};
-use tiny_cats_models::pretrained;
+use anyhow::Context;
+use tiny_cats_export::{LoadOptions, write_png};
 
-use super::{OpenedModel, SplitArg, labels, progress_bar, skipped_json};
+use super::{Printer, SplitArg, with_flags, write_report};
 use crate::{
-    cli::common::{ModelContext, Runtime, warn_skipped, write_json},
-    cli::writable::check_writable,
-    data::evenly_spaced,
-    evaluate::ClassificationResults,
+    cli::{common::Runtime, writable::check_writable},
+    evaluate::{ClassifierOptions, evaluate_classifier},
 };
 
 /// The arguments of `tiny-cats eval classifier`.
@@ -54,77 +50,19 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(path) = &args.confusion {
         check_writable("--confusion", path, "png")?;
     }
-    if args.limit_files == Some(0) {
-        bail!("--limit-files: expected at least 1, found 0");
-    }
-    let opened = OpenedModel::new(args.model.as_deref(), (pretrained::CLASSIFIER, "resnet18-breeds.onnx"))?;
-    let options = LoadOptions { runtime: args.runtime.map(Into::into), batch: args.batch };
-    let mut classifier =
-        Classifier::from_model(&opened.model, &options).model_context(opened.path.as_deref())?;
-    let data = args.split.open(&args.data)?;
-    let model_labels = labels(&data.classes, &classifier.meta().classes);
-    let files = evenly_spaced(&data.files, args.limit_files);
-    if let Some(file) = files.iter().find(|file| model_labels[file.label as usize].is_none()) {
-        bail!(
-            "{}: the model has no class {:?}; its classes are {}",
-            args.data.display(),
-            data.classes[file.label as usize],
-            classifier.meta().classes.join(", ")
-        );
-    }
-    let mut result = ClassificationResults::new(&classifier.meta().classes);
-    let mut skipped = Vec::new();
-    let progress = progress_bar(files.len() as u64, "photographs")?;
-    for chunk in files.chunks(args.batch) {
-        let paths: Vec<PathBuf> = chunk.iter().map(|file| data.root.join(&file.path)).collect();
-        for (file, prediction) in
-            chunk.iter().zip(classifier.classify_files(&paths).model_context(opened.path.as_deref())?)
-        {
-            match (prediction, model_labels[file.label as usize]) {
-                (Ok(prediction), Some(label)) => result.add(label, &prediction),
-                (Err(Error::Image { reason, .. }), _) => skipped.push((file.path.clone(), reason)),
-                (Err(error), _) => return Err(error.into()),
-                (Ok(_), None) => {}
-            }
-        }
-        progress.inc(chunk.len() as u64);
-    }
-    progress.finish_and_clear();
-    warn_skipped(&skipped);
-    if result.total() == 0 {
-        bail!("{}: none of {} photographs could be decoded", args.data.display(), files.len());
-    }
-    println!(
-        "{} photographs ({}), {} on {}\n",
-        result.total(),
-        args.split.name(),
-        opened.file,
-        classifier.runtime()
-    );
-    println!("{result}");
+    let options = ClassifierOptions {
+        data: args.data.clone(),
+        model: args.model.clone(),
+        split: args.split.to_split(),
+        limit_files: args.limit_files,
+        load: LoadOptions { runtime: args.runtime.map(Into::into), batch: args.batch },
+    };
+    let mut printer = Printer::default();
+    let report = evaluate_classifier(&options, &mut |event| printer.on_event(&event)).map_err(with_flags)?;
+    println!("{report}");
     if let Some(path) = &args.confusion {
-        write_png(path, &result.confusion.to_image()).with_context(|| path.display().to_string())?;
+        write_png(path, &report.results.confusion.to_image()).with_context(|| path.display().to_string())?;
         println!("wrote {}", path.display());
     }
-    if let Some(path) = &args.json {
-        let report = json!({
-            "evaluation": "classifier",
-            "version": env!("CARGO_PKG_VERSION"),
-            "model": opened.provenance(),
-            "data": {
-                "fingerprint": data.fingerprint,
-                "split": args.split.name(),
-                "pictures": files.len(),
-                "limit_files": args.limit_files,
-                "skipped": skipped_json(&skipped),
-            },
-            "runtime": classifier.runtime().name(),
-            "preprocessing": classifier.meta().classifier().map(|task| &task.preprocessing),
-            "image_size": classifier.meta().image_size,
-            "results": result.report(),
-        });
-        write_json(path, &report)?;
-        println!("wrote {}", path.display());
-    }
-    Ok(())
+    write_report(args.json.as_deref(), &report)
 }

@@ -3,25 +3,23 @@
 mod classifier;
 mod dit;
 mod gate;
-mod generated;
-mod image_features;
 
 use std::{
-    fs::File,
     io::{self, IsTerminal},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use anyhow::{Context, bail};
+use anyhow::anyhow;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
-use tiny_cats_export::Model;
+use serde::Serialize;
+use tiny_cats_export::{Request, Sampler};
 
+use super::common::{warn_assumed, warn_duplicates, warn_skipped, write_json};
 use crate::{
-    cli::common::{open_model, warn_duplicates, warn_skipped},
-    data::{Dataset, Split, hex},
+    data::Split,
+    evaluate::{Error, Event},
+    recipes::parse_interval,
 };
 
 /// The arguments of `tiny-cats eval`.
@@ -69,101 +67,149 @@ enum SplitArg {
 }
 
 impl SplitArg {
-    fn name(self) -> &'static str {
+    /// The part of the data set; `None` for all of it.
+    fn to_split(self) -> Option<Split> {
         match self {
-            Self::Test => "test",
-            Self::Validation => "validation",
-            Self::Train => "train",
-            Self::All => "all",
+            Self::Test => Some(Split::Test),
+            Self::Validation => Some(Split::Validation),
+            Self::Train => Some(Split::Train),
+            Self::All => None,
         }
     }
+}
 
-    /// Opens this part of a data set, and prints the skipped images of the whole data set.
-    fn open(self, path: &Path) -> anyhow::Result<Dataset> {
-        let data = Dataset::open(path)?;
-        warn_skipped(&data.skipped);
-        warn_duplicates(&data);
-        let part = match self {
-            Self::Test => data.part(Split::Test),
-            Self::Validation => data.part(Split::Validation),
-            Self::Train => data.part(Split::Train),
-            Self::All => data,
-        };
-        if part.files.is_empty() {
-            bail!("{}: no {} images found; pass --split all to use all images", path.display(), self.name());
+/// The settings of the sampler.
+#[derive(clap::Args, Debug)]
+struct SamplingArgs {
+    /// Weight of classifier-free guidance; 1 disables it [default: recommended by the model]
+    #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true)]
+    cfg: Option<f32>,
+    /// Interval of times with guidance, from 0 (noise) to 1 (image) [default: recommended by the model]
+    #[arg(long, value_name = "FROM,TO", value_parser = parse_interval)]
+    cfg_interval: Option<[f64; 2]>,
+    /// Steps from noise to image [default: recommended by the model]
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Sampler: heun, euler or midpoint [default: recommended by the model]
+    #[arg(long)]
+    sampler: Option<Sampler>,
+}
+
+impl SamplingArgs {
+    /// Creates the request for a generator.
+    fn to_request(&self, seed: u64) -> Request {
+        Request {
+            seed,
+            steps: self.steps,
+            sampler: self.sampler,
+            guidance: self.cfg,
+            guidance_interval: self.cfg_interval.map(|times| times.map(|time| time as f32)),
+            ..Request::default()
         }
-        Ok(part)
     }
 }
 
-/// A model and its file.
-struct OpenedModel {
-    model: Model,
-    /// The path; `None` for the bundled model.
-    path: Option<PathBuf>,
-    /// The name of the file, without its folders.
-    file: String,
-    /// The SHA-256 of the file, in hexadecimal.
-    sha256: String,
+/// Prints warnings of an evaluation, and shows its progress on a terminal.
+#[derive(Default)]
+struct Printer {
+    bar: Option<ProgressBar>,
 }
 
-impl OpenedModel {
-    /// Opens the model in `path`, of any supported format; without a path, the bundled one in `bytes`.
-    fn new(path: Option<&Path>, (bytes, name): (&[u8], &str)) -> anyhow::Result<Self> {
-        let Some(path) = path else {
-            let model = Model::from_bytes(bytes.to_vec(), name)?;
-            return Ok(Self {
-                model,
-                path: None,
-                file: name.to_owned(),
-                sha256: hex(&Sha256::digest(bytes)),
-            });
-        };
-        let context = || path.display().to_string();
-        let model = open_model(path)?;
-        Ok(Self {
-            model,
-            path: Some(path.to_owned()),
-            file: file_name(path),
-            sha256: sha256(path).with_context(context)?,
-        })
-    }
-
-    /// Returns the name and digest of the file as JSON.
-    fn provenance(&self) -> Value {
-        json!({"file": self.file, "sha256": self.sha256})
+impl Printer {
+    fn on_event(&mut self, event: &Event) {
+        match *event {
+            Event::Assumed { path, assumptions } => warn_assumed(path, assumptions),
+            Event::Opened(data) => {
+                warn_skipped(&data.skipped);
+                warn_duplicates(data);
+            }
+            Event::Skipped(skipped) => warn_skipped(&with_flags_in_reasons(skipped)),
+            Event::Progress { subject, done, total } => {
+                let bar = match &mut self.bar {
+                    Some(bar) if done > 0 => bar,
+                    bar => bar.insert(progress_bar(total, subject)),
+                };
+                bar.set_position(done as u64);
+                if done == total {
+                    bar.finish_and_clear();
+                }
+            }
+            _ => {}
+        }
     }
 }
 
-fn sha256(path: &Path) -> io::Result<String> {
-    let mut hash = Sha256::new();
-    io::copy(&mut File::open(path)?, &mut hash)?;
-    Ok(hex(&hash.finalize()))
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
-}
-
-/// For each class in `from`, the label of the class with that name in `to`. Case, spaces, `_` and `-` are ignored.
-fn labels(from: &[String], to: &[String]) -> Vec<Option<usize>> {
-    let normalized = |name: &String| name.to_lowercase().replace([' ', '-'], "_");
-    from.iter()
-        .map(|name| to.iter().position(|candidate| normalized(candidate) == normalized(name)))
-        .collect()
-}
-
-fn skipped_json(skipped: &[(PathBuf, String)]) -> Value {
-    skipped.iter().map(|(path, reason)| json!({"path": path.to_string_lossy(), "reason": reason})).collect()
-}
-
-/// A progress bar with the label `label`, shown only on a terminal.
-fn progress_bar(len: u64, label: &str) -> anyhow::Result<ProgressBar> {
-    let bar = ProgressBar::with_draw_target(Some(len), ProgressDrawTarget::hidden());
+/// Creates a progress bar with the label `label`, shown only on a terminal.
+fn progress_bar(len: usize, label: &'static str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(len as u64), ProgressDrawTarget::hidden());
     if io::stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::stderr());
-        bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}, {eta} left")?);
+        if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}, {eta} left") {
+            bar.set_style(style);
+        }
     }
-    bar.set_message(label.to_owned());
-    Ok(bar)
+    bar.set_message(label);
+    bar
+}
+
+/// Replaces fields in an error by flags.
+fn with_flags(error: Error) -> anyhow::Error {
+    match &error {
+        Error::Setting { setting, message } => match *setting {
+            "samples" | "image_size" | "limit_files" | "count" => {
+                anyhow!("--{}: {message}", setting.replace('_', "-"))
+            }
+            "preprocessing" => anyhow!("--features-resize, --features-mean, --features-std: {message}"),
+            _ => error.into(),
+        },
+        Error::EmptySplit { .. } => anyhow!("{error}; pass --split all to use all images"),
+        Error::GeneratedImages { .. } => anyhow!("--images {error}"),
+        Error::Images { path, message } => anyhow!("{}: {}", path.display(), with_flags_in(message)),
+        _ => error.into(),
+    }
+}
+
+/// Replaces the field in an advice of the library by its flag.
+fn with_flags_in(message: &str) -> String {
+    message.replace("; set image_size to resize", "; pass --image-size to resize")
+}
+
+fn with_flags_in_reasons(skipped: &[(PathBuf, String)]) -> Vec<(PathBuf, String)> {
+    skipped.iter().map(|(path, reason)| (path.clone(), with_flags_in(reason))).collect()
+}
+
+/// Writes a report, if a path is given for it, and prints the path.
+fn write_report(path: Option<&Path>, report: &impl Serialize) -> anyhow::Result<()> {
+    if let Some(path) = path {
+        // The fields of a value are sorted by name.
+        write_json(path, &serde_json::to_value(report)?)?;
+        println!("wrote {}", path.display());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_in_errors_become_flags() {
+        let setting = |setting| Error::Setting { setting, message: "expected 2".into() };
+        let path = || PathBuf::from("a");
+        for (error, expected) in [
+            (setting("limit_files"), "--limit-files: expected 2"),
+            (setting("bootstrap"), "bootstrap: expected 2"),
+            (
+                Error::EmptySplit { path: path(), split: "test" },
+                "a: no test images found; pass --split all to use all images",
+            ),
+            (Error::GeneratedImages { path: path(), message: "x".into() }, "--images a: x"),
+            (
+                Error::Images { path: path(), message: "y; set image_size to resize".into() },
+                "a: y; pass --image-size to resize",
+            ),
+        ] {
+            assert_eq!(with_flags(error).to_string(), expected);
+        }
+    }
 }

@@ -216,37 +216,49 @@ where
     output.push('\n');
     output += &estimates_table(&estimates, workload);
     output.push('\n');
-    match choose(&estimates) {
-        None => writeln!(output, "no GPU can train this with these settings")?,
-        Some([cheapest, fastest, chosen]) => {
-            let name = |i: usize| {
-                let dollars = estimates[i]
-                    .expected_dollars()
-                    .map_or(", no price".into(), |d| format!(", {}", format_dollars(d)));
-                format!("{} ({}{dollars})", estimates[i].gpu, format_hours(estimates[i].expected_hours))
-            };
-            writeln!(output, "cheapest {}; fastest {}", name(cheapest), name(fastest))?;
-            let (gpu, max_hours) = (&estimates[chosen].gpu, assumptions::OVERNIGHT_H);
-            writeln!(output, "chosen   {gpu}: the cheapest within {max_hours} h, or the fastest")?;
-        }
-    }
+    write_choice(&mut output, &estimates)?;
     if let Some(calibration) = &calibration {
-        let seconds = calibration.step_seconds * workload.steps as f64;
-        let evaluation_seconds = workload.eval_flops / calibration.flops;
-        writeln!(
-            output,
-            "here     {:.3} s per step of {} images, {}FLOP/s, measured over {} steps; {} in total; {:.1} ns per value to prepare",
-            calibration.step_seconds,
-            calibration.batch as u64 * workload.accumulation as u64,
-            format_quantity(calibration.flops),
-            calibration.steps,
-            format_hours((seconds + evaluation_seconds) / 3600.0),
-            calibration.prepare_ns
-        )?;
+        write_calibration(&mut output, workload, calibration)?;
     }
     output.push('\n');
     output += &footnotes(&settings, &prices, &estimates);
     Ok(output)
+}
+
+/// Writes the cheapest, the fastest and the recommended GPU.
+fn write_choice(output: &mut String, estimates: &[Estimate]) -> std::fmt::Result {
+    let Some([cheapest, fastest, chosen]) = choose(estimates) else {
+        return writeln!(output, "no GPU can train this with these settings");
+    };
+    let name = |i: usize| {
+        let dollars = estimates[i]
+            .expected_dollars()
+            .map_or(", no price".into(), |d| format!(", {}", format_dollars(d)));
+        format!("{} ({}{dollars})", estimates[i].gpu, format_hours(estimates[i].expected_hours))
+    };
+    writeln!(output, "cheapest {}; fastest {}", name(cheapest), name(fastest))?;
+    let (gpu, max_hours) = (&estimates[chosen].gpu, assumptions::OVERNIGHT_H);
+    writeln!(output, "chosen   {gpu}: the cheapest within {max_hours} h, or the fastest")
+}
+
+/// Writes the measured speed of this machine.
+fn write_calibration(
+    output: &mut String,
+    workload: &Workload,
+    calibration: &Calibration,
+) -> std::fmt::Result {
+    let seconds = calibration.step_seconds * workload.steps as f64;
+    let evaluation_seconds = workload.eval_flops / calibration.flops;
+    writeln!(
+        output,
+        "here     {:.3} s per step of {} images, {}FLOP/s, measured over {} steps; {} in total; {:.1} ns per value to prepare",
+        calibration.step_seconds,
+        calibration.batch as u64 * workload.accumulation as u64,
+        format_quantity(calibration.flops),
+        calibration.steps,
+        format_hours((seconds + evaluation_seconds) / 3600.0),
+        calibration.prepare_ns
+    )
 }
 
 fn calibrate_workload(workload: &Workload, device: &Device) -> anyhow::Result<Calibration> {

@@ -3,11 +3,8 @@
 use image::{RgbImage, imageops};
 use tiny_cats_export::{Classifier, FeatureExtractor, decode, to_rgb};
 
-use super::progress_bar;
-use crate::{
-    data::{Images, View},
-    evaluate::{Confusion, Features},
-};
+use super::{Confusion, Event, Features, Result, event::Progress};
+use crate::data::{Images, View};
 
 /// The width at which pixels are compared, or that of the generated images if it is smaller.
 const COMPARED_SIZE: u32 = 32;
@@ -15,29 +12,32 @@ const COMPARED_SIZE: u32 = 32;
 const MIN_TRUSTED_ACCURACY: f64 = 0.5;
 
 /// Computes the features of each image with `extractor`.
-pub fn extract(
+///
+/// # Errors
+/// Those of the extractor, and if there is no image or a feature is not finite.
+pub(super) fn extract(
     extractor: &mut FeatureExtractor,
     images: &[RgbImage],
     batch: usize,
-    label: &str,
-) -> anyhow::Result<Features> {
-    let progress = progress_bar(images.len() as u64, label)?;
+    subject: &'static str,
+    observe: &mut dyn FnMut(Event),
+) -> Result<Features> {
+    let mut progress = Progress::new(observe, subject, images.len());
     let (mut dims, mut data) = (0, Vec::new());
     for chunk in images.chunks(batch) {
         let features = extractor.extract(chunk)?;
         dims = features.dims().last().copied().unwrap_or(0);
         data.extend(features.into_data());
-        progress.inc(chunk.len() as u64);
+        progress.add(chunk.len());
     }
-    progress.finish_and_clear();
-    Ok(Features::new(dims, data)?)
+    Features::new(dims, data)
 }
 
 /// Converts the images of a data set to 8-bit RGB.
 ///
 /// # Errors
 /// Those of [`Resident::fill`](crate::data::Resident::fill).
-pub fn to_rgb_images(images: &Images) -> anyhow::Result<Vec<RgbImage>> {
+pub(super) fn to_rgb_images(images: &Images) -> Result<Vec<RgbImage>> {
     let mut values = vec![0.0; 3 * (images.size() * images.size()) as usize];
     let convert = |i| {
         let view = View::center(images.dimensions(i), images.size());
@@ -48,7 +48,7 @@ pub fn to_rgb_images(images: &Images) -> anyhow::Result<Vec<RgbImage>> {
 }
 
 /// Converts the pixels of images to features from −1 (black) to 1 (white). Flips the images horizontally if `mirror` is true.
-pub fn pixels(images: &[RgbImage], mirror: bool) -> anyhow::Result<Features> {
+pub(super) fn pixels(images: &[RgbImage], mirror: bool) -> Result<Features> {
     let side = images.first().map_or(1, RgbImage::width).min(COMPARED_SIZE);
     let values = images.iter().flat_map(|image| {
         let (width, height) = image.dimensions();
@@ -61,19 +61,23 @@ pub fn pixels(images: &[RgbImage], mirror: bool) -> anyhow::Result<Features> {
         }
         resized.into_raw().into_iter().map(|byte| f32::from(byte) / 127.5 - 1.0)
     });
-    Ok(Features::new(3 * (side * side) as usize, values.collect())?)
+    Features::new(3 * (side * side) as usize, values.collect())
 }
 
 /// Classifies images, and counts the predictions per class. `classifier_labels` maps `labels` to those of the classifier.
-pub fn breed_confusion(
+///
+/// # Errors
+/// Those of the classifier.
+pub(super) fn breed_confusion(
     classifier: &mut Classifier,
     images: &[RgbImage],
     labels: &[Option<usize>],
     classifier_labels: &[Option<usize>],
     batch: usize,
-) -> anyhow::Result<Confusion> {
+    observe: &mut dyn FnMut(Event),
+) -> Result<Confusion> {
     let mut confusion = Confusion::new(&classifier.meta().classes);
-    let progress = progress_bar(images.len() as u64, "images classified")?;
+    let mut progress = Progress::new(observe, "images classified", images.len());
     for (images, labels) in images.chunks(batch).zip(labels.chunks(batch)) {
         for (prediction, label) in classifier.classify(images)?.into_iter().zip(labels) {
             let expected = label.and_then(|label| classifier_labels[label]);
@@ -81,18 +85,43 @@ pub fn breed_confusion(
                 confusion.add(expected, best.label);
             }
         }
-        progress.inc(images.len() as u64);
+        progress.add(images.len());
     }
-    progress.finish_and_clear();
     Ok(confusion)
 }
 
-/// Warns if a classifier is too inaccurate on real images to evaluate generated ones.
-pub fn warn_weak_classifier(real: &Confusion, classifier_name: &str) {
-    if real.total() > 0 && real.accuracy() < MIN_TRUSTED_ACCURACY {
-        eprintln!(
-            "warning: requested breed: {classifier_name} has an accuracy of {:.1} % on real images of this size, which is too low to evaluate generated images",
+/// The warning for a classifier that is too inaccurate on real images to evaluate generated ones.
+pub(super) fn weak_classifier_warning(real: &Confusion, classifier_name: &str) -> Option<String> {
+    (real.total() > 0 && real.accuracy() < MIN_TRUSTED_ACCURACY).then(|| {
+        format!(
+            "requested breed: {classifier_name} has an accuracy of {:.1} % on real images of this size, which is too low to evaluate generated images",
             100.0 * real.accuracy()
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pixels_are_resized_and_mirrored() {
+        let images = [RgbImage::from_fn(64, 64, |x, _| image::Rgb([if x < 32 { 0 } else { 255 }; 3]))];
+        let [plain, mirrored] = [false, true].map(|mirror| pixels(&images, mirror).unwrap());
+        assert_eq!(plain.dims(), 3 * 32 * 32);
+        assert_eq!((plain.row(0)[0], mirrored.row(0)[0]), (-1.0, 1.0));
+    }
+
+    #[test]
+    fn only_a_classifier_with_low_accuracy_gives_a_warning() {
+        let mut confusion = Confusion::new(&["a".to_owned(), "b".to_owned()]);
+        assert_eq!(weak_classifier_warning(&confusion, "x"), None);
+        confusion.add(0, 1);
+        assert!(
+            weak_classifier_warning(&confusion, "x")
+                .is_some_and(|text| text.contains("x has an accuracy of 0.0 %"))
         );
+        confusion.add(1, 1);
+        assert_eq!(weak_classifier_warning(&confusion, "x"), None);
     }
 }
