@@ -1,12 +1,15 @@
-//! Digests in files, which detect altered and damaged files.
+//! Digests in files, which detect altered and damaged files, and the keys of our entries in a file's metadata.
 
 use std::fmt;
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+/// The key of a [`ModelMeta`](crate::ModelMeta) as JSON: in safetensors' metadata, in a PyTorch file's dictionary, in ONNX's `metadata_props`.
+pub const META_KEY: &str = "tiny-cats";
+
 /// The key of an ONNX file's `metadata_props` that holds its digest: SHA-256 in hexadecimal, over its weights, its graph and its
-/// [`META_KEY`](crate::META_KEY) entry.
+/// [`META_KEY`] entry.
 pub const DIGEST_KEY: &str = "tiny-cats.sha256";
 
 /// The error message for a file whose digest does not match.

@@ -4,6 +4,7 @@ mod atomic;
 mod classifier;
 mod closest;
 mod compat;
+mod config;
 mod convert;
 pub mod decode;
 mod error;
@@ -14,11 +15,14 @@ mod grid;
 pub(crate) mod guard;
 mod integrity;
 mod load;
+mod loadable;
 mod meta;
 mod network;
 pub mod onnx;
 mod options;
+mod prediction;
 mod preprocess;
+mod read;
 mod registry;
 mod request;
 mod resize;
@@ -26,23 +30,26 @@ pub mod runtime;
 pub mod sample;
 
 pub use atomic::{StagedFile, png, remove_abandoned, stage, strip_temp_name, write_atomically, write_png};
-pub use classifier::{Candidate, Classifier, Classify, Prediction};
+pub use classifier::Classifier;
 pub use closest::closest;
 pub use compat::{PREDECESSOR_CLASSES, graph_input_names, predecessor_classes};
+pub use config::NetworkConfig;
 pub use convert::to_onnx;
 pub use error::{Error, Result, escape, excerpt};
 pub use features::FeatureExtractor;
 pub use font::{draw_text, text_size};
-pub use generator::{GeneratedImage, Generator};
-pub use grid::{contact_sheet, display_size, grid, to_rgb};
-pub use integrity::{CHECKSUM_MISMATCH, Checksum, DIGEST_KEY, Integrity};
+pub use generator::{GeneratedImage, Generator, contact_sheet};
+pub use grid::{display_size, grid, to_rgb};
+pub use integrity::{CHECKSUM_MISMATCH, Checksum, DIGEST_KEY, Integrity, META_KEY};
 pub use load::Model;
+pub use loadable::LoadableNetwork;
 pub use meta::{
-    ClassifierMeta, FORMAT_VERSION, GeneratorMeta, IMAGE_SIZE, META_KEY, ModelMeta, Preprocessing, Sampler,
+    ClassifierMeta, FORMAT_VERSION, GeneratorMeta, IMAGE_SIZE, ModelMeta, Preprocessing, Sampler,
     SamplerDefaults, TaskMeta, image_sizes, is_class_name,
 };
-pub use network::{DynNetwork, LoadableNetwork, NetworkConfig};
+pub use network::DynNetwork;
 pub use options::LoadOptions;
+pub use prediction::{Candidate, Classify, Prediction};
 pub use preprocess::{resize_short_side, short_side_size};
 pub use registry::{register, registered_kinds};
 pub use request::{Breed, Request};
