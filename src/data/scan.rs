@@ -10,9 +10,9 @@ use std::{
 use tiny_cats_export::is_class_name;
 
 use super::{
-    Error, INDEX, OTHER, Result, Split,
-    prepare::{PREPARED, SOURCE},
-    synth::MANIFEST,
+    Error, OTHER, Result, Split,
+    error::printable,
+    file_names::{INDEX, MANIFEST, PREPARED, SOURCE},
 };
 
 /// The largest number of files: labels and positions in an order have 32 bits.
@@ -187,9 +187,4 @@ pub(super) fn link_error(canonical_root: &Path, path: &Path) -> Option<String> {
 /// A path with `/` between its parts on every system.
 pub(super) fn name(path: &Path) -> String {
     path.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/")
-}
-
-/// Escapes a name so that it can be printed.
-pub(crate) fn printable(name: &Path) -> PathBuf {
-    tiny_cats_export::escape(&name.to_string_lossy(), usize::MAX).into_owned().into()
 }
