@@ -3,7 +3,7 @@
 use tiny_cats_models::Weights;
 
 use crate::{
-    Error, META_KEY, ModelMeta, Result,
+    Error, META_KEY, ModelMeta, NetworkConfig, Result,
     onnx::{OnnxGraph, WeightStorage, round_to_f16},
 };
 
@@ -48,6 +48,7 @@ pub(crate) fn to_onnx_with_storage(
 /// # Errors
 /// If the network's kind is not registered, or weights are missing.
 pub fn export_form(meta: &ModelMeta, weights: &Weights) -> Result<(ModelMeta, Weights)> {
-    let (config, weights) = meta.config.network()?.for_inference(weights)?;
+    let (network, weights) = meta.config.network()?.for_inference(weights)?;
+    let config = NetworkConfig::from_dyn(network)?;
     Ok((ModelMeta { config, ..meta.clone() }, weights))
 }

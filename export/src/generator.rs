@@ -6,7 +6,7 @@ use image::RgbImage;
 use tiny_cats_models::Array;
 
 use crate::{
-    Breed, Error, GeneratorMeta, LoadOptions, Model, ModelMeta, Request, Result, excerpt,
+    Breed, Error, GeneratorMeta, LoadOptions, Model, ModelMeta, Request, Result, excerpt, grid,
     runtime::RuntimeKind,
     sample::{Denoiser, Progress, SampleSpec, SamplingSettings, Trajectory, advance, sample},
     to_rgb,
@@ -29,6 +29,16 @@ pub struct GeneratedImage {
     pub image: RgbImage,
     /// The sampled values, `[3, size, size]`, before they are clamped and rounded to 8 bits.
     pub values: Array,
+}
+
+/// Returns a labeled [`grid`] of generated images, with about as many rows as columns; images of one class are adjacent.
+pub fn contact_sheet(generated: &[GeneratedImage]) -> RgbImage {
+    let mut order: Vec<&GeneratedImage> = generated.iter().collect();
+    order.sort_by_key(|image| (image.label, image.index));
+    let labels: Vec<String> = order.iter().map(|image| image.class.replace('_', " ")).collect();
+    let images: Vec<_> = order.iter().map(|generated| generated.image.clone()).collect();
+    let columns = (images.len() as f64).sqrt().ceil() as usize;
+    grid(&images, columns, Some(&labels))
 }
 
 /// A model that generates images.

@@ -2,7 +2,7 @@
 
 use image::{Rgb, RgbImage, imageops};
 
-use crate::{GeneratedImage, font};
+use crate::font;
 
 /// Space around each image, in pixels of the sheet.
 const MARGIN: u32 = 6;
@@ -44,16 +44,6 @@ pub fn grid(images: &[RgbImage], columns: usize, labels: Option<&[String]>) -> R
 pub fn display_size(size: u32) -> u32 {
     let size = size.max(1);
     size * MIN_DISPLAY_SIZE.div_ceil(size)
-}
-
-/// Returns a labeled [`grid`] of generated images, with about as many rows as columns; images of one class are adjacent.
-pub fn contact_sheet(generated: &[GeneratedImage]) -> RgbImage {
-    let mut order: Vec<&GeneratedImage> = generated.iter().collect();
-    order.sort_by_key(|image| (image.label, image.index));
-    let labels: Vec<String> = order.iter().map(|image| image.class.replace('_', " ")).collect();
-    let images: Vec<_> = order.iter().map(|generated| generated.image.clone()).collect();
-    let columns = (images.len() as f64).sqrt().ceil() as usize;
-    grid(&images, columns, Some(&labels))
 }
 
 /// Draws as much of `text` as fits, centered in the `width` pixels that begin at (`x`, `y`).

@@ -1,12 +1,17 @@
-//! Digests in files, which detect altered and damaged files.
+//! Digests in files, which detect altered and damaged files, and the keys of our entries in a file's metadata.
 
 use std::fmt;
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use crate::hex;
+
+/// The key of a [`ModelMeta`](crate::ModelMeta) as JSON: in safetensors' metadata, in a PyTorch file's dictionary, in ONNX's `metadata_props`.
+pub const META_KEY: &str = "tiny-cats";
+
 /// The key of an ONNX file's `metadata_props` that holds its digest: SHA-256 in hexadecimal, over its weights, its graph and its
-/// [`META_KEY`](crate::META_KEY) entry.
+/// [`META_KEY`] entry.
 pub const DIGEST_KEY: &str = "tiny-cats.sha256";
 
 /// The error message for a file whose digest does not match.
@@ -65,7 +70,7 @@ impl Checksum {
 
     /// Returns the hexadecimal digits. All bytes of the file must have been added.
     pub fn finish(self) -> String {
-        hex(self.0)
+        hex(&self.0.finalize())
     }
 
     /// Returns the offset of the digits in the header. Quotes inside JSON strings are escaped, so the key matches nowhere else.
@@ -73,11 +78,6 @@ impl Checksum {
         let key = format!("\"{}\":\"", Self::KEY);
         Some(header.windows(key.len()).position(|w| w == key.as_bytes())? + key.len())
     }
-}
-
-/// Returns the hexadecimal digits of a digest.
-pub(crate) fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -98,7 +98,7 @@ mod tests {
         assert_eq!(digits, sum(&header(&digits, "a"), b"data"));
         assert_eq!(
             digits,
-            hex(Sha256::new_with_prefix(
+            hex(&Sha256::digest(
                 [&(empty.len() as u64).to_le_bytes()[..], empty.as_bytes(), b"data"].concat()
             ))
         );

@@ -9,23 +9,11 @@ use crate::{
     CHECKSUM_MISMATCH, Checksum, ClassifierMeta, Classify, DynNetwork, Error, GeneratorMeta, Integrity,
     META_KEY, ModelMeta, Result, compat,
     onnx::{DEFAULT_OPSET, DataType, OnnxFile},
+    read::read_bounded,
     runtime::{InputTensor, RuntimeKind, Session},
     sample::Denoiser,
     to_onnx,
 };
-
-/// Maximum size of a model file, in bytes: above any model that we write, and small enough to hold in memory.
-const MAX_BYTES: u64 = i32::MAX as u64;
-
-/// Reads a model file of at most [`MAX_BYTES`].
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
-    let size = std::fs::metadata(path).map_err(Error::io(path))?.len();
-    if size > MAX_BYTES {
-        let message = format!("expected at most {MAX_BYTES} bytes, found {size}");
-        return Err(Error::file(path.display(), "size", message));
-    }
-    std::fs::read(path).map_err(Error::io(path))
-}
 
 /// A released model in memory.
 #[derive(Clone, Debug)]
@@ -49,7 +37,7 @@ impl Model {
     /// # Errors
     /// [`Error::Io`], and as [`from_bytes`](Self::from_bytes).
     pub fn open(path: &Path) -> Result<Self> {
-        Self::read(read(path)?, &path.display().to_string(), path.parent())
+        Self::read(read_bounded(path)?, &path.display().to_string(), path.parent())
     }
 
     /// Reads a model file in memory; errors call it `name`.

@@ -8,10 +8,7 @@ use std::{
 
 use serde_json::{Map, Value as Json};
 
-use crate::{
-    Error, Result,
-    network::{DynNetwork, LoadableNetwork},
-};
+use crate::{DynNetwork, Error, LoadableNetwork, Result};
 
 type Parse = fn(&Map<String, Json>) -> Result<Arc<dyn DynNetwork>, String>;
 

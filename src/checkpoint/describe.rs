@@ -3,19 +3,13 @@
 use std::fmt;
 
 use serde_json::{Map, Value as Json};
-use tiny_cats_export::{ModelMeta, NetworkConfig, PREDECESSOR_CLASSES, image_sizes, is_class_name};
+use tiny_cats_export::{ModelMeta, NetworkConfig, image_sizes, is_class_name};
 use tiny_cats_models::{
     Head, Layout, Network, ResNetConfig, Sizes, TinyDitConfig, Weights, tiny_dit::CHANNELS,
 };
 
-use super::{Checkpoint, ErrorKind};
+use super::{Checkpoint, ErrorKind, compat};
 
-/// The image size that the Python project's and torchvision's classifiers are trained on, in pixels.
-const RESNET_IMAGE_SIZE: usize = 224;
-/// The default image size of the Python project's generators, in pixels.
-const LEGACY_IMAGE_SIZE: usize = 128;
-/// The default width of an attention head in the Python project's generators.
-const LEGACY_HEAD: usize = 64;
 const MAX_DEPTH: usize = 128;
 /// The first convolution of a ResNet.
 const STEM: &str = "conv1.weight";
@@ -85,11 +79,10 @@ impl Checkpoint {
             // A network with as many classes as the Python project's has its class names. Other networks have numbers as names.
             if let Some(names) = foreign.class_names(classes) {
                 meta.classes = names;
-            } else if classes == PREDECESSOR_CLASSES.len() {
-                meta.classes = PREDECESSOR_CLASSES.map(String::from).to_vec();
-                // Only the Python project's trainer of generators writes this key.
-                let has_known_classes = self.is_predecessor || foreign.number(&["embed_dim"]).is_some();
-                if !has_known_classes {
+            } else if let Some(names) = compat::class_names(classes) {
+                meta.classes = names;
+                let is_generator = foreign.number(&[compat::EMBED_DIM]).is_some();
+                if !(self.is_predecessor || is_generator) {
                     assume(
                         &mut assumed,
                         "classes",
@@ -125,9 +118,9 @@ impl Checkpoint {
         let size = overrides.image_size.or_else(|| foreign.image_size());
         let size = size.unwrap_or_else(|| {
             if !self.is_predecessor {
-                assume(assumed, "image_size", RESNET_IMAGE_SIZE);
+                assume(assumed, "image_size", compat::CLASSIFIER_IMAGE_SIZE);
             }
-            RESNET_IMAGE_SIZE
+            compat::CLASSIFIER_IMAGE_SIZE
         });
         let classes = numbered(config.classes);
         ModelMeta::for_network(config, image_sizes(size), classes).map_err(invalid)
@@ -253,7 +246,7 @@ fn tiny_dit(
         Layout::Modern => (first_dim("blocks.0.mlp.w12.weight")? / 2, rows.saturating_sub(1)),
         Layout::Legacy => (first_dim("blocks.0.mlp.fc1.weight")?, rows),
     };
-    for (key, found) in [("embed_dim", width), ("patch_size", patch_size), ("depth", depth)] {
+    for (key, found) in [(compat::EMBED_DIM, width), ("patch_size", patch_size), ("depth", depth)] {
         if let Some(configured) = foreign.number(&[key])
             && configured != found
         {
@@ -265,7 +258,7 @@ fn tiny_dit(
     }
     // No weight depends on the image size.
     let image_size = overrides.image_size.or_else(|| foreign.image_size()).unwrap_or_else(|| {
-        let size = if layout == Layout::Modern { 8 * patch_size } else { LEGACY_IMAGE_SIZE };
+        let size = if layout == Layout::Modern { 8 * patch_size } else { compat::GENERATOR_IMAGE_SIZE };
         assume(assumed, "image_size", size);
         size
     });
@@ -276,7 +269,7 @@ fn tiny_dit(
         // The weights of the query and key normalization have the width of a head.
         (None, Layout::Modern) => width.checked_div(first_dim("blocks.0.attn.q_norm.weight")?).unwrap_or(0),
         (None, Layout::Legacy) => {
-            let heads = if width.is_multiple_of(LEGACY_HEAD) { width / LEGACY_HEAD } else { 6 };
+            let heads = compat::heads(width);
             assume(assumed, "heads", heads);
             heads
         }

@@ -5,6 +5,8 @@
 //! counts, nesting and offsets are checked before memory is allocated.
 
 mod compare;
+mod compat;
+mod contents;
 mod describe;
 mod dictionary;
 mod error;
@@ -20,12 +22,13 @@ pub mod torch;
 pub mod verify;
 
 pub use compare::WeightsComparison;
+pub use contents::{Checkpoint, Format, Unsupported, WeightsSelection};
 pub use describe::{Assumption, ModelDescription, ModelOverrides};
 pub use dictionary::WeightsLocation;
 pub use error::{Error, ErrorKind, Result};
 pub use init::{InitFile, InitialWeights};
 pub use model::{OpenError, is_checkpoint, open_model};
-pub use open::{Checkpoint, Format, Unsupported, WeightsSelection, open};
+pub use open::open;
 pub use released::{write_safetensors, write_torch};
 pub use state::TrainingState;
 pub use tensor_data::{Dtype, TensorData};

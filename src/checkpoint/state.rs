@@ -7,9 +7,9 @@ use tiny_cats_models::{Array, Weights};
 
 use super::{
     ErrorKind, Result,
-    open::is_torch,
     safetensors::{self, SafetensorsFile, StoredTensor},
     tensor_data::TensorData,
+    torch::is_torch,
 };
 
 /// The metadata key that marks a safetensors file as a training state.

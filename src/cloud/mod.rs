@@ -11,7 +11,6 @@ mod record;
 mod requirements;
 mod run;
 mod running;
-mod settings;
 mod sweep;
 mod training;
 mod volume;
@@ -26,7 +25,8 @@ pub use record::{Attempt, CloudRecord, RECORD};
 pub use requirements::{RequirementCheck, check_requirements};
 pub use run::{CloudRun, RunLocation};
 pub use running::{check_idle, running_app, stop};
-pub use settings::{CloudSettings, Container};
 pub use sweep::{CloudJob, CloudSweep};
 pub use training::CloudTraining;
 pub use volume::{BUCKET, check_data, list_volume, read_run_file, volume_path};
+
+pub use crate::plan::{CloudSettings, Container};

@@ -20,7 +20,7 @@ use memmap2::Mmap;
 use tempfile::{NamedTempFile, TempPath};
 use tiny_cats_export::strip_temp_name;
 
-use super::{Error, Result, index::hex};
+use super::{Error, Result, hex};
 
 /// The location of decoded images.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

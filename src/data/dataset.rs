@@ -5,12 +5,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rayon::prelude::*;
 use sha2::{Digest, Sha256};
+use tiny_cats_export::{decode, hex};
 
 use super::{
-    Error, INDEX, Result, Shares, Split, decode,
-    index::hex,
+    Error, Result, Shares, Split,
     scan::{self, FolderScan, name},
     split::series,
 };
@@ -53,31 +52,6 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Opens an index that [`Dataset::index`] wrote, or a folder: by the `index.json` in it, or else by scanning it.
-    ///
-    /// Images are recognized by their content, not by their names. Files that are not PNG, JPEG or WebP images, or are damaged, are
-    /// skipped. So are links out of the folder, and files that changed since they were indexed: see [`Dataset::skipped`]. Hidden files,
-    /// those of operating systems, such as `Thumbs.db`, and class folders without an image are skipped, too.
-    ///
-    /// Of identical files in one class, one is used; [`Dataset::duplicates`] lists those in several classes. An index is not filtered: if it
-    /// lists a file and its copy, the data set has both.
-    ///
-    /// # Errors
-    /// If the folder cannot be read, or has no class folders or no usable image, or if the index is invalid.
-    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let index = path.join(INDEX);
-        if path.is_file() {
-            Self::open_index(path)
-        } else if index.is_file() {
-            Self::open_index(&index)
-        } else {
-            let found = scan::scan(path)?;
-            let examined = found.files.par_iter().map(|(_, file)| examine(&path.join(file))).collect();
-            Self::assemble(path, found, examined, Shares::default())
-        }
-    }
-
     /// True if the class folders of `root` are in folders `train`, `val` and `test`, which define the split.
     ///
     /// # Errors
@@ -218,17 +192,10 @@ pub(super) struct FileInfo {
     pub sha256: [u8; 32],
 }
 
-/// Reads the header of an image, or returns the reason why the image is not usable.
-fn examine(path: &Path) -> std::result::Result<FileInfo, String> {
-    let bytes = decode::read(path)?;
-    let size = decode::check(&bytes)?;
-    Ok(FileInfo { size, bytes: bytes.len() as u64, sha256: Sha256::digest(&bytes).into() })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{Cache, Images, synth};
+    use crate::data::{Cache, INDEX, Images, synth};
     use image::ImageFormat;
     use std::fs;
 

@@ -3,9 +3,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tiny_cats_export::excerpt;
-
-use super::printable;
+use tiny_cats_export::{escape, excerpt};
 
 /// An error of reading or writing data.
 #[derive(Debug, thiserror::Error)]
@@ -154,6 +152,11 @@ impl Error {
         };
         Self::NoImages { path: path.to_path_buf(), first }
     }
+}
+
+/// Escapes a name so that it can be printed.
+pub(crate) fn printable(name: &Path) -> PathBuf {
+    escape(&name.to_string_lossy(), usize::MAX).into_owned().into()
 }
 
 /// True if an error of the operating system may be transient.

@@ -13,7 +13,7 @@ use std::{
 use rayon::prelude::*;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use sha2::{Digest, Sha256};
-use tiny_cats_export::{decode, excerpt, is_class_name, write_atomically};
+use tiny_cats_export::{decode, excerpt, hex, is_class_name, unhex, write_atomically};
 
 use crate::plural::pluralize;
 
@@ -22,9 +22,6 @@ use super::{
     dataset::{FileInfo, fingerprint},
     scan::{self, FolderScan, name},
 };
-
-/// The name of an index in its data folder.
-pub const INDEX: &str = "index.json";
 
 const FORMAT: &str = "tiny-cats index";
 const VERSION: u32 = 1;
@@ -396,25 +393,10 @@ fn class_path(path: &str) -> Option<PathBuf> {
     (is_plain(folder) && is_plain(file)).then(|| parent.join(folder).join(file))
 }
 
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Option<[u8; 32]> {
-    if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        return None;
-    }
-    let mut bytes = [0; 32];
-    for (i, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
-    }
-    Some(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::synth;
+    use crate::data::{INDEX, synth};
 
     fn put(root: &Path, name: &str, number: u64) {
         let path = root.join(name);

@@ -10,21 +10,19 @@ use image::{ExtendedColorType, ImageEncoder, RgbImage, codecs::jpeg::JpegEncoder
 use rayon::prelude::*;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use tiny_cats_export::{decode, is_class_name};
+use tiny_cats_export::{decode, hex, is_class_name};
 
 use super::{
     Dataset, Error, ImageFile, OTHER, Result,
     boxes::{Boxes, HeadBox},
+    file_names::{PREPARED, SOURCE},
     folder,
-    index::{hex, list},
+    index::list,
+    printable,
     scan::{self, name},
     split,
 };
 
-/// The file that lists the output images of a folder and their sources.
-pub(super) const PREPARED: &str = "PREPARED.json";
-/// The file with the source and license of the images; it is copied along with them.
-pub(super) const SOURCE: &str = "SOURCE.md";
 /// The largest source file that is copied, in bytes.
 const MAX_SOURCE_BYTES: u64 = 1 << 20;
 const OXFORD: &str = "\
@@ -342,7 +340,7 @@ impl SourceImages {
             let path = Path::new("images").join(&name);
             let breed = name.to_str().map(|name| split::series(name).0.trim_end_matches('_'));
             match breed.filter(|breed| is_class_name(breed)) {
-                None => skipped.push((scan::printable(&path), "not named like Breed_12.jpg".to_string())),
+                None => skipped.push((printable(&path), "not named like Breed_12.jpg".to_string())),
                 Some(breed) => {
                     let cat = breed.starts_with(char::is_uppercase);
                     if !cat && !other {

@@ -10,9 +10,9 @@ use std::{
 use tiny_cats_export::{excerpt, is_class_name};
 
 use super::{
-    Error, INDEX, OTHER, Result, Split,
-    prepare::{PREPARED, SOURCE},
-    synth::MANIFEST,
+    Error, OTHER, Result, Split,
+    error::printable,
+    file_names::{INDEX, MANIFEST, PREPARED, SOURCE},
 };
 
 /// The largest number of files: labels and positions in an order have 32 bits.
@@ -188,12 +188,6 @@ pub(super) fn link_error(canonical_root: &Path, path: &Path) -> Option<String> {
 pub(super) fn name(path: &Path) -> String {
     path.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/")
 }
-
-/// Escapes a name so that it can be printed.
-pub(crate) fn printable(name: &Path) -> PathBuf {
-    tiny_cats_export::escape(&name.to_string_lossy(), usize::MAX).into_owned().into()
-}
-
 /// Describes skipped images, one line each. Their names are escaped, since they may come from an untrusted index.
 pub(crate) fn skipped_lines(skipped: &[(PathBuf, String)]) -> impl Iterator<Item = String> {
     skipped.iter().map(|(path, reason)| {

@@ -3,8 +3,7 @@
 use serde::Serialize;
 use tiny_cats_models::{Precision, Role};
 
-use super::{Gpu, Prices, Result, SpeedSource, Workload, assumptions, gpu::launch_s};
-use crate::cloud::CloudSettings;
+use super::{CloudSettings, Gpu, Prices, Result, SpeedSource, Workload, assumptions, gpu::launch_s};
 
 /// The feasibility of training on a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

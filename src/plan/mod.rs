@@ -6,12 +6,14 @@
 
 pub mod assumptions;
 mod calibrate;
+mod cloud_settings;
 mod estimate;
 mod gpu;
 mod prices;
 mod requirements;
 
 pub use calibrate::{Calibration, calibrate};
+pub use cloud_settings::{CloudSettings, Container};
 pub use estimate::{Bottleneck, Estimate, Feasibility, attempts, choose, estimate};
 pub use gpu::{Gpu, GpuModel, SpeedSource, gpu_models};
 pub use prices::Prices;

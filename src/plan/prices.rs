@@ -6,8 +6,8 @@ use serde::Serialize;
 use tiny_cats_export::{closest, excerpt};
 use toml::{Table, Value};
 
-use super::{Error, Gpu, Result, gpu_models};
-use crate::{cloud::Container, data::printable, train::folder::read_bounded};
+use super::{Container, Error, Gpu, Result, gpu_models};
+use crate::{data::printable, train::folder::read_bounded};
 
 const EMBEDDED: &str = include_str!("prices.toml");
 

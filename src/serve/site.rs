@@ -18,6 +18,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use tiny_cats_export::hex;
 use walkdir::WalkDir;
 
 use super::{AppState, NamedModel, Problem, WebDemo};
@@ -195,7 +196,7 @@ fn assets(mut files: HashMap<String, Bytes>) -> HashMap<String, Asset> {
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(bytes))
 }
 
 fn content_type(path: &str) -> &'static str {

@@ -51,5 +51,4 @@ pub use job::Job;
 pub use run::{LOG, Runner, StopSignal, SweepEvent, SweepResult};
 pub use state::{JobStatus, Outcome, STATE_FILE, SweepState};
 
-/// The folder of all sweeps, inside the folder of runs.
-pub const SWEEPS: &str = "sweeps";
+pub use crate::train::folder::SWEEPS;

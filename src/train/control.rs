@@ -1,11 +1,12 @@
 //! A handle for other threads that stops a run without waiting for the current step.
 
 use std::{
+    any::Any,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{Optimizer, Result, run::RunFiles};
+use super::Result;
 
 /// A handle to a run for other threads.
 ///
@@ -14,23 +15,24 @@ use super::{Optimizer, Result, run::RunFiles};
 #[derive(Clone, Default)]
 pub struct Control(Arc<Mutex<Phase>>);
 
+/// A run that another thread can stop between steps.
+pub(super) trait Stoppable: Any + Send {
+    /// Saves the last finished step, and returns it with its training state. `None` if a step failed midway.
+    ///
+    /// # Errors
+    /// Returns an error if the state cannot be written.
+    fn stop(&mut self) -> Result<Option<(u64, PathBuf)>>;
+}
+
 #[derive(Default)]
 pub(super) enum Phase {
     /// The run has not started.
     #[default]
     NotStarted,
     /// The run is training.
-    Training(Box<ActiveRun>),
+    Training(Box<dyn Stoppable>),
     /// The run has finished or failed.
     Ended,
-}
-
-/// The state of a run that changes while it trains.
-pub(super) struct ActiveRun {
-    pub(super) optimizer: Optimizer,
-    pub(super) run: RunFiles,
-    /// True while a step changes the weights, and after an error in it: not all weights are then of one step.
-    pub(super) inconsistent: bool,
 }
 
 impl std::fmt::Debug for Control {
@@ -62,9 +64,7 @@ impl Control {
         let has_started = !matches!(*held, Phase::NotStarted);
         let (at, was_finished) = match &mut *held {
             Phase::NotStarted => (None, false),
-            // The previous training state is intact.
-            Phase::Training(active) if active.inconsistent => (None, false),
-            Phase::Training(active) => (Some(active.stop()?), false),
+            Phase::Training(active) => (active.stop()?, false),
             Phase::Ended => (None, true),
         };
         Ok(StoppedRun { at, has_started, was_finished, _held: held })
@@ -77,12 +77,9 @@ impl Control {
     /// Calls `f` with the run, under the lock.
     ///
     /// # Panics
-    /// Panics if the run has not started or has ended; only the run's own thread calls this, while it trains.
-    pub(super) fn with_run<R>(&self, f: impl FnOnce(&mut ActiveRun) -> R) -> R {
-        match &mut *self.lock() {
-            Phase::Training(active) => f(active),
-            _ => unreachable!("the run is training"),
-        }
+    /// Panics if the run has not started or has ended, or is of another type; only the run's own thread calls this, while it trains.
+    pub(super) fn with_run<T: Stoppable, R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        f(training(&mut self.lock()))
     }
 
     /// Calls `f` with the run and marks the run as ended if `f` succeeds.
@@ -94,10 +91,9 @@ impl Control {
     ///
     /// # Panics
     /// Panics as [`with_run`](Self::with_run) does.
-    pub(super) fn finish<R>(&self, f: impl FnOnce(&mut ActiveRun) -> Result<R>) -> Result<R> {
+    pub(super) fn finish<T: Stoppable, R>(&self, f: impl FnOnce(&mut T) -> Result<R>) -> Result<R> {
         let mut held = self.lock();
-        let Phase::Training(active) = &mut *held else { unreachable!("the run is training") };
-        let finished = f(active)?;
+        let finished = f(training(&mut held))?;
         *held = Phase::Ended;
         Ok(finished)
     }
@@ -108,10 +104,9 @@ impl Control {
     }
 }
 
-impl ActiveRun {
-    fn stop(&mut self) -> Result<(u64, PathBuf)> {
-        let path = self.run.save(&self.optimizer)?;
-        self.run.record_stop()?;
-        Ok((self.run.progress.step, path))
-    }
+/// Returns the run that is training.
+fn training<T: Stoppable>(phase: &mut Phase) -> &mut T {
+    let Phase::Training(active) = phase else { unreachable!("the run is training") };
+    let active: &mut dyn Any = &mut **active;
+    active.downcast_mut().expect("the type of the run")
 }

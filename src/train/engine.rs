@@ -4,112 +4,20 @@ use std::{path::PathBuf, time::Instant};
 
 use candle_core::Device;
 use serde_json::{Value, json};
-use tiny_cats_models::{
-    TapeOptions,
-    candle::Params,
-    tape::{DropoutKey, Tape},
-};
 
 use super::{
-    Control, Error, Event, Loader, LrShape, OptimizerOptions, ProcessGroup, Result, Schedule, Score, Step,
-    StepGradients, Task,
-    control::{ActiveRun, Phase},
+    Control, Error, Event, ProcessGroup, Result, Score, Step, Task, TrainOptions,
+    control::Phase,
+    gradients::halve_micro_batch,
     metrics::{LOSS, MEAN_LOSS},
-    parallel::Start,
+    parallel::{
+        Start,
+        gradients::{forward_backward_all, loader},
+    },
     preflight,
-    run::RunFiles,
+    run::{ActiveRun, RunFiles},
 };
 use crate::memory;
-
-/// Settings of a training run.
-#[derive(Clone, Debug)]
-pub struct TrainOptions {
-    /// The run's folder, which holds all its files. A run with training states in it resumes from the newest.
-    pub folder: PathBuf,
-    /// The training state that a run in a new folder starts from.
-    ///
-    /// Its settings must be the same except for the schedule, so a run may be extended or shortened.
-    pub from: Option<PathBuf>,
-    /// The learning rate and the number of steps.
-    pub schedule: Schedule,
-    /// The optimizer: its rule, clipping and moving averages.
-    pub optimizer: OptimizerOptions,
-    /// Items in a micro-batch, of all processes together.
-    pub batch: usize,
-    /// Micro-batches in an optimizer step.
-    pub accumulation: usize,
-    /// Number of earlier attempts that ran out of memory. The micro-batch is halved once for each.
-    pub halvings: u32,
-    /// The precision of gradients, and gradient checkpointing.
-    pub tape: TapeOptions,
-    /// Threads that prepare batches ahead; 0 prepares each batch when it is needed.
-    pub workers: usize,
-    /// Steps between training states; each is evaluated. 0 saves only the last step.
-    pub save_interval: u64,
-    /// Steps between samples; 0 for none.
-    pub sample_interval: u64,
-    /// Steps between lines of `metrics.jsonl`.
-    pub log_interval: u64,
-    /// The condition for early stopping; `None` trains to the last step.
-    pub early_stopping: Option<EarlyStopping>,
-    /// Maximum number of consecutive steps that are skipped because the loss or a gradient is not finite.
-    pub max_skipped_steps: u64,
-    /// Seed of the initial weights.
-    pub seed: u64,
-    /// The user's settings as TOML, kept in the run's folder and in every training state.
-    pub configuration: String,
-    /// The device that computes.
-    pub device: Device,
-    /// The handle with which other threads stop the run.
-    pub control: Control,
-}
-
-impl TrainOptions {
-    /// Returns the settings of a run of `steps` steps with micro-batches of `batch` items in `folder`, on the CPU: AdamW at a learning rate
-    /// of 1e-3 with a short warm-up and a cosine to zero, a training state and an evaluation every tenth of the run, two loader threads.
-    ///
-    /// # Errors
-    /// Returns [`Error::Setting`] for a run without steps.
-    pub fn new(folder: impl Into<PathBuf>, steps: u64, batch: usize) -> Result<Self> {
-        Ok(Self {
-            folder: folder.into(),
-            from: None,
-            schedule: Schedule::new(LrShape::Cosine, 1e-3, 0.0, None, 100, steps)?,
-            optimizer: OptimizerOptions::default(),
-            batch,
-            accumulation: 1,
-            halvings: 0,
-            tape: TapeOptions::default(),
-            workers: 2,
-            save_interval: steps.div_ceil(10),
-            sample_interval: 0,
-            log_interval: 10,
-            early_stopping: None,
-            max_skipped_steps: 10,
-            seed: 0,
-            configuration: String::new(),
-            device: Device::Cpu,
-            control: Control::default(),
-        })
-    }
-
-    /// Items in an optimizer step.
-    pub(super) fn per_step(&self) -> u64 {
-        (self.batch * self.accumulation) as u64
-    }
-}
-
-/// The condition that ends a run that no longer improves.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct EarlyStopping {
-    /// Number of evaluations without improvement after which the run ends.
-    pub patience: u64,
-    /// The smallest improvement of a score that counts.
-    pub min_delta: f64,
-}
-
-/// Micro-batches that are ready or in progress beside the one that is being trained on.
-const PREFETCH: usize = 2;
 
 /// Trains `task` with the settings `options` and returns the paths of the released files, `.pt` and `.safetensors`.
 ///
@@ -170,11 +78,13 @@ pub fn train_distributed(
     });
     options.control.set(Phase::Training(Box::new(ActiveRun { optimizer, run, inconsistent: false })));
     let result = train_loop(task, options, group, observe).and_then(|()| {
-        options.control.finish(|active| active.run.publish(&active.optimizer, task.releases_best(), observe))
+        options.control.finish(|active: &mut ActiveRun| {
+            active.run.publish(&active.optimizer, task.releases_best(), observe)
+        })
     });
     if let Err(error) = &result {
         // An error while saving must not hide the error that ended the run.
-        options.control.with_run(|active| {
+        with_run(&options.control, |active| {
             let saved = if active.run.progress.step > 0 && !active.run.is_saved() && !active.inconsistent {
                 active.run.save(&active.optimizer).map(|_| ())
             } else {
@@ -192,6 +102,11 @@ pub fn train_distributed(
     result
 }
 
+/// Calls `f` with the run, under the lock of `control`.
+fn with_run<R>(control: &Control, f: impl FnOnce(&mut ActiveRun) -> R) -> R {
+    control.with_run(f)
+}
+
 /// Trains from the run's current step to its end.
 fn train_loop(
     task: &mut dyn Task,
@@ -207,15 +122,15 @@ fn train_loop(
         observe(Event::Note(&describe_split(task, micro_batch, per_step)));
     }
     let mut loader = loader(task, options, micro_batch, group)?;
-    let existing_bytes = control.with_run(|active| active.run.state_bytes());
+    let existing_bytes = with_run(control, |active| active.run.state_bytes());
     preflight::check(task, options, micro_batch, existing_bytes, group.size())?;
     if let Some(describe) = group.describe(&options.device) {
         observe(Event::Note(&describe));
     }
-    let (saved, progress) = control.with_run(|active| (active.run.is_saved(), active.run.progress.clone()));
+    let (saved, progress) = with_run(control, |active| (active.run.is_saved(), active.run.progress.clone()));
     group.begin(&Start { settings: task.settings(), saved, progress, micro_batch }, &options.device)?;
     loop {
-        let (step, scale) = control.with_run(|active| {
+        let (step, scale) = with_run(control, |active| {
             let progress = &mut active.run.progress;
             progress.micro_batch = Some(micro_batch).filter(|&n| n < share);
             (progress.step, progress.scale(options))
@@ -226,7 +141,7 @@ fn train_loop(
         }
 
         let start = Instant::now();
-        let params = control.with_run(|active| active.optimizer.params())?;
+        let params = with_run(control, |active| active.optimizer.params())?;
         let gradients = forward_backward_all(task, options, params, &mut loader, group, step, scale);
         let (loss, gradients) = match gradients {
             Err(error) if error.is_out_of_memory() => {
@@ -246,7 +161,7 @@ fn train_loop(
         }
         let rate = options.schedule.rate(step);
         let waited = loader.waited();
-        let (finished, skipped_in_a_row) = control.with_run(|active| -> Result<_> {
+        let (finished, skipped_in_a_row) = with_run(control, |active| -> Result<_> {
             let ActiveRun { optimizer, run, inconsistent } = active;
             // An error in between leaves weights of two steps, which must not be saved.
             *inconsistent = true;
@@ -292,18 +207,18 @@ fn end_step(
     observe: &mut dyn FnMut(Event),
 ) -> Result<bool> {
     let (control, steps) = (&options.control, options.schedule.steps);
-    let evaluated = control.with_run(|active| active.run.progress.evaluated);
+    let evaluated = with_run(control, |active| active.run.progress.evaluated);
     let save = step > 0 && is_due(options.save_interval, step, steps);
     if save && evaluated < step {
         evaluate(task, options, step, observe)?;
     }
     let (stale, best) =
-        control.with_run(|active| (active.run.progress.stale, active.run.progress.best.clone()));
+        with_run(control, |active| (active.run.progress.stale, active.run.progress.best.clone()));
     let stop = options
         .early_stopping
         .is_some_and(|early_stopping| best.is_some() && stale >= early_stopping.patience);
-    if save && !control.with_run(|active| active.run.is_saved() && evaluated == step) {
-        let path = control.with_run(|active| active.run.save(&active.optimizer))?;
+    if save && !with_run(control, |active| active.run.is_saved() && evaluated == step) {
+        let path = with_run(control, |active| active.run.save(&active.optimizer))?;
         observe(Event::Wrote(&path));
     }
     if step > 0 && options.sample_interval > 0 && (is_due(options.sample_interval, step, steps) || stop) {
@@ -329,10 +244,10 @@ fn evaluate(
     observe: &mut dyn FnMut(Event),
 ) -> Result<()> {
     let control = &options.control;
-    let averages = control.with_run(|active| active.optimizer.averages());
+    let averages = with_run(control, |active| active.optimizer.averages());
     let mut evaluations = Vec::new();
     for average in 0..averages {
-        let weights = control.with_run(|active| active.optimizer.ema(average))?;
+        let weights = with_run(control, |active| active.optimizer.ema(average))?;
         evaluations.push(task.evaluate(&weights)?);
     }
     // Of two averages, the better one is used.
@@ -344,7 +259,7 @@ fn evaluate(
     );
     let scores = &evaluations[leading];
     let min_delta = options.early_stopping.map_or(0.0, |early_stopping| early_stopping.min_delta);
-    let best = control.with_run(|active| -> Result<bool> {
+    let best = with_run(control, |active| -> Result<bool> {
         let run = &mut active.run;
         let better = scores.first().is_some_and(|first| run.update_best(first, leading, min_delta));
         if !scores.is_empty() {
@@ -375,100 +290,11 @@ fn sample(
     step: u64,
     observe: &mut dyn FnMut(Event),
 ) -> Result<()> {
-    let weights = options.control.with_run(|active| active.optimizer.ema(0))?;
+    let weights = with_run(&options.control, |active| active.optimizer.ema(0))?;
     let Some(sample) = task.sample(&weights)? else { return Ok(()) };
-    let path = options.control.with_run(|active| active.run.write_sample(&sample))?;
+    let path = with_run(&options.control, |active| active.run.write_sample(&sample))?;
     observe(Event::Sampled { step, sample: &sample, path: &path });
     Ok(())
-}
-
-/// Computes the loss and the gradients of step `step` over all processes of `group`; each process calls this.
-///
-/// # Errors
-/// Returns the errors of [`ProcessGroup::all_reduce`].
-pub(super) fn forward_backward_all(
-    task: &mut dyn Task,
-    options: &TrainOptions,
-    mut params: Params,
-    loader: &mut Loader,
-    group: &mut ProcessGroup,
-    step: u64,
-    scale: f64,
-) -> Result<(f64, StepGradients)> {
-    let per_step = options.per_step();
-    let accumulation = per_step as usize / (loader.size() * group.size());
-    let dropout = DropoutKey { seed: options.seed, step, first_item: 0 };
-    let position = step * per_step;
-    let gradient_options =
-        GradientOptions { tape: options.tape, accumulation, position, scale, dropout: Some(dropout) };
-    let local = forward_backward(task, &mut params, loader, &gradient_options);
-    drop(params);
-    group.all_reduce(local)
-}
-
-/// The options of [`forward_backward`].
-#[derive(Clone, Copy, Debug)]
-pub struct GradientOptions {
-    /// The precision of gradients, and gradient checkpointing.
-    pub tape: TapeOptions,
-    /// Number of micro-batches.
-    pub accumulation: usize,
-    /// The number of items drawn before the first one.
-    pub position: u64,
-    /// The loss scale, by which gradients are multiplied; 1 without scaling.
-    pub scale: f64,
-    /// The key of the first item; without it, dropout is the identity.
-    pub dropout: Option<DropoutKey>,
-}
-
-impl GradientOptions {
-    /// Returns the options of one micro-batch from `position` on, without loss scaling and dropout.
-    pub fn new(tape: TapeOptions, position: u64) -> Self {
-        Self { tape, accumulation: 1, position, scale: 1.0, dropout: None }
-    }
-}
-
-/// Computes the mean loss and the gradients of some micro-batches. A [sharded](Loader::sharded) loader yields its share of both.
-///
-/// # Errors
-/// Returns errors of the task.
-pub fn forward_backward(
-    task: &mut dyn Task,
-    params: &mut Params,
-    loader: &mut Loader,
-    options: &GradientOptions,
-) -> Result<(f64, StepGradients)> {
-    let &GradientOptions { tape, accumulation, position, scale, dropout } = options;
-    let share = 1.0 / (accumulation * loader.shards()) as f64;
-    let (mut loss, mut gradients) = (0.0, StepGradients::default());
-    for micro in 0..accumulation {
-        let mut tape = Tape::with_options(tape);
-        if let Some(key) = dropout {
-            tape = tape.with_dropout(DropoutKey { first_item: key.first_item + loader.offset(micro), ..key });
-        }
-        let batch = loader.load(position + loader.offset(micro))?;
-        let value = task.loss(&tape, params, &batch)?;
-        loss += share * f64::from(value.value().to_scalar::<f32>()?);
-        gradients.statistics.push(tape.take_statistics());
-        for (name, gradient) in value.backward(share * scale)? {
-            let total = match gradients.gradients.remove(&name) {
-                Some(old) => (old + gradient)?,
-                None => gradient,
-            };
-            gradients.gradients.insert(name, total);
-        }
-    }
-    Ok((loss, gradients))
-}
-
-pub(super) fn loader(
-    task: &dyn Task,
-    options: &TrainOptions,
-    micro_batch: usize,
-    group: &ProcessGroup,
-) -> Result<Loader> {
-    let loader = Loader::with_workers(task.batches(), micro_batch, options.workers, PREFETCH)?;
-    Ok(loader.sharded(group.rank(), group.size()))
 }
 
 /// True if work that is due every `interval` steps, and at the last of `steps`, is due at `step`.
@@ -502,16 +328,11 @@ fn metrics_line(step: &Step, device: &Device) -> Value {
 /// The micro-batch that a run starts or resumes with; `planned` is the planned number of items.
 fn first_micro_batch(task: &dyn Task, options: &TrainOptions, planned: usize) -> usize {
     let (previous, smallest) =
-        (options.control.with_run(|active| active.run.progress.micro_batch), task.smallest_batch());
+        (with_run(&options.control, |active| active.run.progress.micro_batch), task.smallest_batch());
     let halved = (0..options.halvings).try_fold(planned, |size, _| halve_micro_batch(size, smallest));
     let max = previous.unwrap_or(planned).min(halved.unwrap_or(smallest)).min(planned);
     // A run with another number of processes may have had a size that does not divide this share.
     (smallest..=max).rev().find(|part| planned.is_multiple_of(*part)).unwrap_or(planned)
-}
-
-/// The largest divisor of `size` that is at most half of it; `None` if that is less than `smallest`.
-pub(super) fn halve_micro_batch(size: usize, smallest: usize) -> Option<usize> {
-    (smallest..=size / 2).rev().find(|part| size.is_multiple_of(*part))
 }
 
 /// Describes the split of a step after memory was too small for the planned micro-batches.

@@ -30,6 +30,9 @@ use super::{Error, Result};
 /// The default folder of runs.
 pub const RUNS: &str = "runs";
 
+/// The folder of all sweeps, inside the folder of runs.
+pub const SWEEPS: &str = "sweeps";
+
 /// The file in a run's folder that holds its resolved configuration.
 pub const CONFIGURATION: &str = "config.toml";
 
@@ -191,7 +194,7 @@ pub fn read_bounded(path: &Path) -> Result<Vec<u8>> {
 /// True if `id` is valid as a run's name: every file system accepts it, and it is not a reserved name.
 pub fn is_id(id: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_+=.".contains(c);
-    let reserved = [LATEST, crate::sweep::SWEEPS].contains(&id);
+    let reserved = [LATEST, SWEEPS].contains(&id);
     (1..=MAX_ID_CHARS).contains(&id.len())
         && !id.starts_with(['.', '-'])
         && id.chars().all(allowed)

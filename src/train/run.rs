@@ -14,6 +14,7 @@ use tiny_cats_models::{ParamSpec, Precision};
 use super::{
     BestScore, Error, Event, LossScale, Optimizer, Result, Sample, Schedule, Score, StepGradients,
     StepOptions, Task, TrainOptions,
+    control::Stoppable,
     difference::{difference, settings_mismatch},
     folder::{self, RunRecord, Status},
     metrics::{LOSS, METRICS},
@@ -85,6 +86,26 @@ impl RunProgress {
         let is_searching_scale = previous.is_some_and(LossScale::is_calibrating) && loss.is_finite();
         self.skipped_in_a_row = if skipped && !is_searching_scale { self.skipped_in_a_row + 1 } else { 0 };
         Ok((norm, skipped))
+    }
+}
+
+/// The state of a run that changes while it trains.
+pub(super) struct ActiveRun {
+    pub(super) optimizer: Optimizer,
+    pub(super) run: RunFiles,
+    /// True while a step changes the weights, and after an error in it: not all weights are then of one step.
+    pub(super) inconsistent: bool,
+}
+
+impl Stoppable for ActiveRun {
+    fn stop(&mut self) -> Result<Option<(u64, PathBuf)>> {
+        if self.inconsistent {
+            // The previous training state is intact.
+            return Ok(None);
+        }
+        let path = self.run.save(&self.optimizer)?;
+        self.run.record_stop()?;
+        Ok(Some((self.run.progress.step, path)))
     }
 }
 

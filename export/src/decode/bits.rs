@@ -1,6 +1,6 @@
 //! A reader of the entropy-coded data of a JPEG scan, bit by bit, up to the next marker.
 
-use super::jpeg::{CodeStep, ScanError, Table};
+use super::huffman::{CodeStep, ScanError, Table};
 
 /// The lowest bit of each byte.
 const LOW_BITS: u64 = 0x0101_0101_0101_0101;

@@ -8,6 +8,7 @@
 
 mod bits;
 mod format;
+mod huffman;
 mod jpeg;
 mod large;
 

@@ -11,10 +11,7 @@ use tiny_cats_models::{Role, Sizes};
 pub use classifier::{ClassifierMeta, Preprocessing};
 pub use generator::{GeneratorMeta, Sampler, SamplerDefaults};
 
-use crate::{Error, LoadableNetwork, NetworkConfig, Result, closest, excerpt};
-
-/// The key of a [`ModelMeta`] as JSON: in safetensors' metadata, in a PyTorch file's dictionary, in ONNX's `metadata_props`.
-pub const META_KEY: &str = "tiny-cats";
+use crate::{Error, LoadableNetwork, META_KEY, NetworkConfig, Result, closest, excerpt, onnx::OnnxFile};
 
 /// The version of [`ModelMeta`] that this crate writes, and the newest that it reads.
 pub const FORMAT_VERSION: u32 = 1;
@@ -85,6 +82,19 @@ fn image_size(config: &NetworkConfig, sizes: &Sizes) -> Option<usize> {
     match inputs.first()?.dims(sizes).ok()?[..] {
         [3, height, width] if height == width => Some(height),
         _ => None,
+    }
+}
+
+impl OnnxFile {
+    /// Returns the metadata of the model.
+    ///
+    /// # Errors
+    /// [`Error::File`] if it is missing or invalid.
+    pub fn meta(&self) -> Result<ModelMeta> {
+        match self.metadata().get(META_KEY) {
+            Some(text) => ModelMeta::from_json(text, self.name()),
+            None => Err(Error::file(self.name(), META_KEY, "expected the metadata of the model, found none")),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 
 use super::proto::{ModelProto, TensorProto};
-use crate::{CHECKSUM_MISMATCH, DIGEST_KEY, Error, Integrity, META_KEY, Result, integrity::hex};
+use crate::{CHECKSUM_MISMATCH, DIGEST_KEY, Error, Integrity, META_KEY, Result, hex};
 
 /// Returns the digest of `model`, in hexadecimal.
 pub fn digest(model: &ModelProto) -> String {
@@ -18,7 +18,7 @@ pub fn digest(model: &ModelProto) -> String {
     for set in &model.opset_import {
         hash.part("opset", &set.encode_to_vec());
     }
-    let Some(graph) = &model.graph else { return hex(hash.0) };
+    let Some(graph) = &model.graph else { return hex(&hash.0.finalize()) };
     for node in &graph.node {
         hash.part("node", &node.encode_to_vec());
     }
@@ -48,7 +48,7 @@ pub fn digest(model: &ModelProto) -> String {
             hash.part("values", raw_data);
         }
     }
-    hex(hash.0)
+    hex(&hash.0.finalize())
 }
 
 /// Compares `model` with the digest that it carries.

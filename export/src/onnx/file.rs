@@ -16,7 +16,7 @@ use super::{
     },
     scan::scan,
 };
-use crate::{Error, Integrity, META_KEY, ModelMeta, Result};
+use crate::{Error, Integrity, Result, read::read_bounded};
 
 const FLOAT: i32 = DataType::Float as i32;
 
@@ -50,7 +50,7 @@ impl OnnxFile {
     /// # Errors
     /// [`Error::Io`], and as [`from_bytes`](Self::from_bytes).
     pub fn open(path: &Path) -> Result<Self> {
-        Self::read(crate::load::read(path)?, &path.display().to_string(), path.parent())
+        Self::read(read_bounded(path)?, &path.display().to_string(), path.parent())
     }
 
     /// Reads and validates a file in memory; errors call it `name`.
@@ -145,22 +145,6 @@ impl OnnxFile {
     /// Returns the `metadata_props` of the file.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
-    }
-
-    /// Returns the text under [`META_KEY`].
-    fn meta_text(&self) -> Option<&str> {
-        self.metadata.get(META_KEY).map(String::as_str)
-    }
-
-    /// Returns the metadata of the model.
-    ///
-    /// # Errors
-    /// [`Error::File`] if it is missing or invalid.
-    pub fn meta(&self) -> Result<ModelMeta> {
-        match self.meta_text() {
-            Some(text) => ModelMeta::from_json(text, &self.name),
-            None => Err(Error::file(&self.name, META_KEY, "expected the metadata of the model, found none")),
-        }
     }
 
     /// Returns all floating-point initializers by name, except scalars. Those in [half precision](Self::f16_names) are converted to
@@ -284,7 +268,7 @@ fn value_info(info: &ValueInfoProto) -> ValueInfo {
 mod tests {
     use super::*;
     use crate::{
-        DIGEST_KEY,
+        DIGEST_KEY, META_KEY,
         onnx::{DEFAULT_OPSET, OnnxGraph, WeightStorage},
     };
     use tiny_cats_models::{Init, Scope, Tensor};
@@ -375,7 +359,7 @@ mod tests {
                     1
                 }
                 Ok((found, file)) => {
-                    assert_eq!((&found, file.meta_text()), (&weights, original.meta_text()));
+                    assert_eq!((&found, file.metadata()), (&weights, original.metadata()));
                     assert_eq!((file.inputs(), file.outputs()), (original.inputs(), original.outputs()));
                     assert_eq!((file.opset(), file.f16_names()), (original.opset(), original.f16_names()));
                     0

@@ -1,20 +1,14 @@
 //! The graph that the ONNX backend builds when it evaluates a definition.
 
-use std::{
-    cell::RefCell,
-    collections::{BTreeSet, HashMap},
-    rc::Rc,
-};
+use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
 
 use prost::Message;
 use tiny_cats_models::{Array, Error as ModelError, ParamSpec, Source, Weights};
 
 use super::{
+    builder::GraphBuilder,
     digest::digest,
-    proto::{
-        AttributeProto, DataType, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
-        StringStringEntryProto, TensorProto, ValueInfoProto,
-    },
+    proto::{DataType, GraphProto, ModelProto, OperatorSetIdProto, StringStringEntryProto, ValueInfoProto},
     value::{Param, Value},
 };
 use crate::{DIGEST_KEY, Error, Result, error::WEIGHTS};
@@ -27,108 +21,6 @@ pub const OPSETS: std::ops::RangeInclusive<u32> = 17..=23;
 
 /// Maximum size of a protobuf message, in bytes.
 pub(super) const MAX_BYTES: usize = i32::MAX as usize;
-
-/// The nodes and initializers written so far; all values of a graph share it.
-#[derive(Debug)]
-pub(super) struct GraphBuilder {
-    pub opset: u32,
-    nodes: Vec<NodeProto>,
-    initializers: Vec<TensorProto>,
-    constants: HashMap<(DataType, Vec<usize>, Vec<u8>), Rc<str>>,
-    names: HashMap<String, usize>,
-    inputs: Vec<ValueInfoProto>,
-}
-
-impl GraphBuilder {
-    /// Returns `base`, with a number appended if it is in use.
-    fn unique_name(&mut self, base: &str) -> Rc<str> {
-        let mut name = base.to_owned();
-        while let Some(n) = self.names.get_mut(&name) {
-            *n += 1;
-            name = format!("{base}_{n}");
-        }
-        self.names.insert(name.clone(), 0);
-        name.into()
-    }
-
-    /// Appends a node with one output, both named after `module` and `op`.
-    pub fn node(
-        &mut self,
-        module: &str,
-        op: &str,
-        inputs: &[&str],
-        attribute: Vec<AttributeProto>,
-    ) -> Rc<str> {
-        let base = if module.is_empty() { op.to_owned() } else { format!("{module}/{op}") };
-        let name = self.unique_name(&base);
-        self.push(&name, op, inputs, &name, attribute);
-        name
-    }
-
-    fn push(&mut self, name: &str, op: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto>) {
-        self.nodes.push(NodeProto {
-            input: inputs.iter().map(|&i| i.to_owned()).collect(),
-            output: vec![output.to_owned()],
-            name: name.to_owned(),
-            op_type: op.into(),
-            attribute,
-            domain: String::new(),
-        });
-    }
-
-    fn constant(&mut self, dtype: DataType, tensor: TensorProto) -> Rc<str> {
-        let dims = tensor.dims.iter().map(|&d| d as usize).collect();
-        let key = (dtype, dims, tensor.raw_data.clone());
-        if let Some(name) = self.constants.get(&key) {
-            return name.clone();
-        }
-        let name = self.unique_name("constant");
-        self.initializers.push(TensorProto { name: name.to_string(), ..tensor });
-        self.constants.insert(key, name.clone());
-        name
-    }
-
-    /// Returns a constant of integers, such as a shape; equal constants are written once.
-    pub fn ints(&mut self, values: &[i64]) -> Rc<str> {
-        self.constant(DataType::Int64, TensorProto::ints("", values))
-    }
-
-    /// Returns a constant number; equal constants are written once.
-    pub fn scalar(&mut self, value: f64) -> Rc<str> {
-        self.constant(DataType::Float, TensorProto::floats("", &[], &[value as f32]))
-    }
-
-    /// Returns a constant array of numbers; equal constants are written once.
-    pub fn floats(&mut self, dims: &[usize], values: &[f32]) -> Rc<str> {
-        self.constant(DataType::Float, TensorProto::floats("", dims, values))
-    }
-
-    /// Adds an initializer. If `is_f16`, it is stored in half precision, and a cast to f32 has the output `name`.
-    fn parameter(&mut self, name: &str, array: &Array, is_f16: bool) -> Result<Param, ModelError> {
-        if self.names.contains_key(name) {
-            let (expected, found) = ("a unique name".into(), name.into());
-            return Err(ModelError::Shape { op: "parameter", expected, found });
-        }
-        self.names.insert(name.to_owned(), 0);
-        if is_f16 {
-            let stored = self.unique_name(&format!("{name}/halves"));
-            self.initializers.push(TensorProto::f16(&stored, array.dims(), array.data()));
-            let to = vec![AttributeProto::int("to", DataType::Float as i64)];
-            self.push(&format!("{name}/Cast"), "Cast", &[&stored], name, to);
-        } else {
-            self.initializers.push(TensorProto::floats(name, array.dims(), array.data()));
-        }
-        Ok(Param { name: name.into(), dims: array.dims().into() })
-    }
-
-    fn rename(&mut self, from: &str, to: &str) {
-        for node in &mut self.nodes {
-            for name in node.input.iter_mut().chain(&mut node.output).filter(|n| *n == from) {
-                to.clone_into(name);
-            }
-        }
-    }
-}
 
 /// A graph into which the ONNX backend writes a definition.
 ///
@@ -157,15 +49,7 @@ impl OnnxGraph {
             let (first, last) = (OPSETS.start(), OPSETS.end());
             return Err(Error::request("opset", format!("expected {first} to {last}, found {opset}")));
         }
-        let builder = GraphBuilder {
-            opset,
-            nodes: Vec::new(),
-            initializers: Vec::new(),
-            constants: HashMap::new(),
-            names: HashMap::new(),
-            inputs: Vec::new(),
-        };
-        Ok(Self { builder: Rc::new(RefCell::new(builder)) })
+        Ok(Self { builder: Rc::new(RefCell::new(GraphBuilder::new(opset))) })
     }
 
     /// Adds an input `[batch, dims..]` of 32-bit floats.
@@ -304,12 +188,14 @@ impl Source<Value> for OnnxSource<'_> {
             return Err(ModelError::ParameterShape { name: spec.name, expected: spec.dims, found });
         }
         let is_f16 = self.f16_names.contains(&spec.name);
-        let param = self.builder.borrow_mut().parameter(&spec.name, array, is_f16)?;
+        self.builder.borrow_mut().parameter(&spec.name, array, is_f16)?;
+        let param = Param { name: spec.name.as_str().into(), dims: spec.dims.into() };
         self.used.insert(spec.name);
         Ok(param)
     }
 
     fn constant(&mut self, name: &str, value: Array) -> Result<Param, ModelError> {
-        self.builder.borrow_mut().parameter(name, &value, false)
+        self.builder.borrow_mut().parameter(name, &value, false)?;
+        Ok(Param { name: name.into(), dims: value.dims().into() })
     }
 }

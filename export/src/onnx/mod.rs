@@ -1,5 +1,6 @@
 //! The ONNX backend, which exports a definition to a graph that any runtime can load, and a reader of ONNX files.
 
+mod builder;
 mod digest;
 mod external;
 mod file;

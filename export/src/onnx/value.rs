@@ -8,7 +8,7 @@ use std::{cell::RefCell, rc::Rc};
 use tiny_cats_models::{BatchNorm, Conv1dOptions, Conv2dOptions, Error, Result, Tensor, shape};
 
 use super::{
-    graph::GraphBuilder,
+    builder::GraphBuilder,
     proto::{AttributeProto as Attribute, DataType},
 };
 

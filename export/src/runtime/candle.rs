@@ -11,7 +11,7 @@ use super::{
     definition::{check_weights, order_inputs},
     output_index,
 };
-use crate::{Result, network::CandleNetwork};
+use crate::{Result, loadable::CandleNetwork};
 
 pub const VERSION: &str = "0.11.1";
 

@@ -14,7 +14,7 @@ use super::{
     definition::{check_weights, order_inputs},
     output_index,
 };
-use crate::{Result, network::NativeNetwork};
+use crate::{Result, loadable::NativeNetwork};
 
 /// Version of this package, which is also that of the kernels.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -5,7 +5,7 @@
 
 use candle_core::Tensor;
 
-use super::{spatial::windows_of, windows::Windows};
+use super::windows::{Windows, windows_of};
 use crate::{Conv2dOptions, Result};
 
 /// Returns stride and padding of a convolution that candle's operations can compute and differentiate.

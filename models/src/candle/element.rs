@@ -4,10 +4,10 @@ use std::ops::{Deref, Range};
 
 use candle_core::{Device, Shape, Storage, Tensor, WithDType};
 
-use crate::{Result, kernels::Real};
+use crate::{Result, kernels::product::PlainFactor};
 
 /// A number type of both the kernels and candle: f32 or f64.
-pub(crate) trait Element: Real + WithDType {}
+pub(crate) trait Element: PlainFactor + WithDType {}
 
 impl Element for f32 {}
 impl Element for f64 {}

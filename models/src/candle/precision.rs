@@ -1,8 +1,7 @@
 //! Values in half precision. Operations other than products convert them to f32, and compute in that.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
-use super::ops::has_kernels;
 use crate::{Precision, Result};
 
 /// The type to which the factors of products are rounded.
@@ -19,12 +18,13 @@ pub(crate) enum FactorPrecision {
 }
 
 impl FactorPrecision {
-    pub(crate) fn new(precision: Precision, device: &Device) -> Self {
+    /// Returns the type for `precision`. `has_kernels` says whether this crate's kernels compute.
+    pub(crate) fn new(precision: Precision, has_kernels: bool) -> Self {
         match precision {
             Precision::F32 => Self::Never,
-            Precision::Bf16 if has_kernels(device) => Self::Bf16,
+            Precision::Bf16 if has_kernels => Self::Bf16,
             Precision::Bf16 => Self::To(DType::BF16),
-            Precision::F16 if has_kernels(device) => Self::F16,
+            Precision::F16 if has_kernels => Self::F16,
             Precision::F16 => Self::To(DType::F16),
         }
     }

@@ -9,10 +9,10 @@ use super::{
     element::{Element, by_type, cpu_tensor, view},
     ops::{computes_in_f32, contiguous, uses_kernels},
     precision::{FactorPrecision, by_factor, convert, wide},
-    windows::{self, Windows},
+    windows::{self, Windows, windows_of},
 };
 use crate::{
-    Conv2dOptions, Error, Result,
+    Conv2dOptions, Result,
     kernels::{
         batch_norm,
         conv::{self, Conv},
@@ -21,13 +21,6 @@ use crate::{
         window::Window,
     },
 };
-
-/// Returns the windows of `kernel` pixels on the planes of `x`.
-pub(super) fn windows_of(x: &Tensor, kernel: [usize; 2], options: Conv2dOptions) -> Result<Window> {
-    let (_, _, height, width) = x.dims4()?;
-    Window::new([height, width], kernel, options)
-        .ok_or_else(|| Error::shape("windows", format!("at least {kernel:?} pixels"), x.dims()))
-}
 
 /// Returns square windows.
 fn window(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Window> {

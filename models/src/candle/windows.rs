@@ -2,7 +2,14 @@
 
 use candle_core::{D, Tensor};
 
-use crate::{Result, kernels::window::Window};
+use crate::{Conv2dOptions, Error, Result, kernels::window::Window};
+
+/// Returns the windows of `kernel` pixels on the planes of `x`.
+pub(super) fn windows_of(x: &Tensor, kernel: [usize; 2], options: Conv2dOptions) -> Result<Window> {
+    let (_, _, height, width) = x.dims4()?;
+    Window::new([height, width], kernel, options)
+        .ok_or_else(|| Error::shape("windows", format!("at least {kernel:?} pixels"), x.dims()))
+}
 
 /// The positions of the windows of a `[height, width]` image.
 #[derive(Clone)]

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::{
     Real,
-    conv::{self, Conv},
+    im2col::{self, Conv},
     norm::sum_of_products,
     product::Factor,
     simd::vectorized,
@@ -31,7 +31,7 @@ fn scatter_group<F: Real>(part: &[F], values: &mut [F], item_len: usize, start: 
     }
 }
 
-/// See [`conv::forward`]. A depthwise convolution multiplies the numbers unrounded, whatever `P` is.
+/// See [`conv::forward`](super::conv::forward). A depthwise convolution multiplies the numbers unrounded, whatever `P` is.
 pub(super) fn forward<P: Factor>(
     conv: Conv,
     x: &[P::Number],
@@ -46,13 +46,13 @@ pub(super) fn forward<P: Factor>(
     for (i, weight) in weight.chunks_exact(weight.len() / conv.groups).enumerate() {
         let x = gather_group(x, conv.input_len(), i * group.input_len(), group.input_len());
         let bias = bias.map(|bias| &bias[i * group.out..(i + 1) * group.out]);
-        let part = conv::forward_im2col::<P>(group, &x, weight, bias);
+        let part = im2col::forward::<P>(group, &x, weight, bias);
         scatter_group(&part, &mut y, conv.output_len(), i * group.output_len(), group.output_len());
     }
     y
 }
 
-/// See [`conv::backward`].
+/// See [`conv::backward`](super::conv::backward).
 pub(super) fn backward<P: Factor>(
     conv: Conv,
     x: &[P::Number],
@@ -69,7 +69,7 @@ pub(super) fn backward<P: Factor>(
     for (i, weight) in weight.chunks_exact(weight.len() / conv.groups).enumerate() {
         let x = gather_group(x, conv.input_len(), i * group.input_len(), group.input_len());
         let grad = gather_group(grad, conv.output_len(), i * group.output_len(), group.output_len());
-        let (part, weights) = conv::backward_im2col::<P>(group, &x, weight, &grad, need_x);
+        let (part, weights) = im2col::backward::<P>(group, &x, weight, &grad, need_x);
         grad_weight.extend(weights);
         if let Some(part) = part {
             scatter_group(&part, &mut grad_x, conv.input_len(), i * group.input_len(), group.input_len());
@@ -185,7 +185,7 @@ fn depthwise_backward<F: Real>(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::conv, *};
     use crate::{Conv2dOptions, random::noise};
 
     fn values(stream: u64, n: usize) -> Vec<f64> {
@@ -227,9 +227,9 @@ mod tests {
             (0..weight.len()).for_each(|i| dense_weight[index(i)] = weight[i]);
             let name = format!("{conv:?}");
             let y = conv::forward::<f64>(conv, &x, &weight, Some(&bias), true);
-            assert_close(&name, &y, &conv::forward_im2col::<f64>(dense, &x, &dense_weight, Some(&bias)));
+            assert_close(&name, &y, &im2col::forward::<f64>(dense, &x, &dense_weight, Some(&bias)));
             let (grad_x, grad_weight) = conv::backward::<f64>(conv, &x, &weight, &grad, true);
-            let (expected_x, expected) = conv::backward_im2col::<f64>(dense, &x, &dense_weight, &grad, true);
+            let (expected_x, expected) = im2col::backward::<f64>(dense, &x, &dense_weight, &grad, true);
             assert_close(&name, &grad_x.unwrap(), &expected_x.unwrap());
             let expected: Vec<f64> = (0..weight.len()).map(|i| expected[index(i)]).collect();
             assert_close(&name, &grad_weight, &expected);

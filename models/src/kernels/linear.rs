@@ -1,9 +1,6 @@
 //! Linear layers.
 
-use super::{
-    Real,
-    product::{Factor, PackedMatrix, Strides, product_packed, product_with_bias},
-};
+use super::product::{Factor, PackedMatrix, PlainFactor, Strides, product_packed, product_with_bias};
 
 /// Computes `x·Wᵀ + b`: `x` is `[rows, input]`, `weight` `[out, input]`.
 pub(crate) fn linear<F: Factor>(
@@ -18,12 +15,12 @@ pub(crate) fn linear<F: Factor>(
 }
 
 /// Packs `weight` `[out, input]` for [`linear_packed`].
-pub(crate) fn pack_weight<F: Real>(weight: &[F], input: usize, out: usize) -> PackedMatrix<F> {
+pub(crate) fn pack_weight<F: PlainFactor>(weight: &[F], input: usize, out: usize) -> PackedMatrix<F> {
     PackedMatrix::new([out, input], (weight, Strides::rows(input).t()))
 }
 
 /// [`linear`] with a packed weight.
-pub(crate) fn linear_packed<F: Real>(x: &[F], weight: &PackedMatrix<F>, bias: Option<&[F]>) -> Vec<F> {
+pub(crate) fn linear_packed<F: PlainFactor>(x: &[F], weight: &PackedMatrix<F>, bias: Option<&[F]>) -> Vec<F> {
     product_packed(x.len() / weight.k(), bias, x, weight)
 }
 

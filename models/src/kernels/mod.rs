@@ -10,6 +10,7 @@ pub(crate) mod batch_norm;
 pub(crate) mod conv;
 pub(crate) mod elementwise;
 mod grouped;
+mod im2col;
 pub(crate) mod linear;
 mod memory;
 pub(crate) mod norm;

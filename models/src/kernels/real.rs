@@ -5,12 +5,15 @@ use std::{
     ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub},
 };
 
-use super::{memory::thread_scratch, product::Factor};
+use super::memory::thread_scratch;
 
 /// `f32`, in which models run and are trained, or `f64`, in which tests check gradients.
 pub(crate) trait Real:
-    Factor<Number = Self, Unit = Self>
+    Copy
     + Default
+    + Send
+    + Sync
+    + 'static
     + PartialOrd
     + Into<f64>
     + Add<Output = Self>

@@ -10,8 +10,8 @@ use rayon::prelude::*;
 use super::{
     Real,
     batch_norm::{by_channel, planes},
-    conv::Conv,
-    product::{Strides, product},
+    im2col::Conv,
+    product::{PlainFactor, Strides, product},
     simd::vectorized,
     window::Window,
 };
@@ -421,7 +421,7 @@ fn block_sizes(conv: Conv, items: usize) -> (usize, usize) {
 }
 
 /// See [`conv::forward`](super::conv::forward).
-pub(super) fn forward<F: Real>(conv: Conv, x: &[F], weight: &[F], bias: Option<&[F]>) -> Vec<F> {
+pub(super) fn forward<F: PlainFactor>(conv: Conv, x: &[F], weight: &[F], bias: Option<&[F]>) -> Vec<F> {
     let items = x.len() / conv.input_len();
     let (block, scratch_len) = block_sizes(conv, items);
     let mut y = vec![F::from_f64(0.0); items * conv.output_len()];
@@ -449,7 +449,7 @@ pub(super) fn forward<F: Real>(conv: Conv, x: &[F], weight: &[F], bias: Option<&
 }
 
 /// See [`conv::backward`](super::conv::backward).
-pub(super) fn backward<F: Real>(
+pub(super) fn backward<F: PlainFactor>(
     conv: Conv,
     x: &[F],
     weight: &[F],
@@ -505,7 +505,7 @@ pub(super) fn backward<F: Real>(
 
 #[cfg(test)]
 mod tests {
-    use super::{super::conv, *};
+    use super::{super::im2col, *};
     use crate::{
         Conv2dOptions,
         random::{Purpose, Stream},
@@ -517,7 +517,7 @@ mod tests {
     }
 
     /// Compares a batch of `items` with im2col on one item at a time: outputs, and gradients of inputs and weights.
-    fn compare_with_im2col<F: Real>(conv: Conv, items: usize, tolerance: f64) {
+    fn compare_with_im2col<F: PlainFactor>(conv: Conv, items: usize, tolerance: f64) {
         let (x, grad) = (values::<F>(0, items * conv.input_len()), values::<F>(1, items * conv.output_len()));
         let (weight, bias) = (values::<F>(2, conv.out * conv.channels * 9), values::<F>(3, conv.out));
         let y = forward(conv, &x, &weight, Some(&bias));
@@ -533,10 +533,10 @@ mod tests {
         for item in 0..items {
             let input = item * conv.input_len()..(item + 1) * conv.input_len();
             let output = item * conv.output_len()..(item + 1) * conv.output_len();
-            let single = conv::forward_im2col::<F>(conv, &x[input.clone()], &weight, Some(&bias));
+            let single = im2col::forward::<F>(conv, &x[input.clone()], &weight, Some(&bias));
             check("output", &y[output.clone()], &single);
             let (single, item_grad) =
-                conv::backward_im2col::<F>(conv, &x[input.clone()], &weight, &grad[output], true);
+                im2col::backward::<F>(conv, &x[input.clone()], &weight, &grad[output], true);
             check("gradient of the input", &grad_x.as_ref().unwrap()[input], &single.unwrap());
             weights.iter_mut().zip(item_grad).for_each(|(w, g)| *w += g.into());
         }

@@ -11,6 +11,7 @@ use crate::{
     candle::{
         CandleValue,
         elementwise::{self, UnaryFunction},
+        has_kernels,
         ops::{self, Activation, NormKind},
         precision::{FactorPrecision, convert, wide, wide_type},
         spatial,
@@ -31,7 +32,7 @@ impl Var {
 
     /// Returns how the factors of products are rounded.
     fn rounding(&self) -> FactorPrecision {
-        FactorPrecision::new(self.tape.0.options.precision, self.value.device())
+        FactorPrecision::new(self.tape.0.options.precision, has_kernels(self.value.device()))
     }
 
     /// Returns the type of an elementwise operation on two values: half precision only if both are.

@@ -1,7 +1,9 @@
 //! PyTorch files, as `torch.save` has written them since version 1.6: a zip archive of a pickle and the tensors' storages.
 
 mod archive;
+mod calls;
 mod globals;
+mod node;
 mod pickle;
 #[cfg(test)]
 mod tests;
@@ -20,6 +22,12 @@ pub use write::{Item, write};
 
 /// Numbers that may be read beyond one for each byte of the file. Tensors may share storages and repeat numbers by strides of 0.
 const MAX_SHARED_NUMBERS: usize = 1 << 20;
+
+/// True if a file with these first bytes is from PyTorch: a zip archive, or before 1.6 a pickle of this number or a tar archive.
+pub(super) fn is_torch(start: &[u8]) -> bool {
+    matches!(start, [b'P', b'K', 3, 4, ..] | [0x80, 2, 0x8a, 10, 0x6c, 0xfc, 0x9c, 0x46, ..])
+        || start.get(257..262) == Some(b"ustar")
+}
 
 /// An open PyTorch file: its values were read, but not the numbers of its tensors.
 #[derive(Debug)]

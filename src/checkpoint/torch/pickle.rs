@@ -1,24 +1,21 @@
 //! The pickle in a PyTorch file, parsed as data.
 //!
 //! A pickle is a program for a stack machine. This is that machine without side effects. The opcodes are those of protocols 2 to 5
-//! (Python's `pickletools` describes them). No name is imported: [`Unpickler::reduce`], in `globals.rs`, implements the results of calls of
-//! known names. A call of any other name makes an object with class, attributes and items only.
+//! (Python's `pickletools` describes them). No name is imported: [`Nodes::reduce`] implements the results of calls of known names. A call
+//! of any other name makes an object with class, attributes and items only.
 
-use std::{
-    borrow::Cow,
-    collections::{BTreeSet, HashMap},
-};
+use std::collections::{BTreeSet, HashMap};
 
 use super::{
     globals::{Global, full_name},
+    node::{Id, MAX_VALUES, Node, Nodes, ParseResult},
     tree::TreeBuilder,
-    value::{Tensor, Value},
+    value::Value,
 };
 use crate::checkpoint::ErrorKind;
 
 /// The largest pickle, in bytes. It contains the numbers of numpy arrays, but not those of tensors.
 pub(super) const MAX_BYTES: u64 = 256 << 20;
-pub(super) const MAX_VALUES: usize = 1 << 20;
 /// The largest number of times that values are pushed onto the stack again.
 pub(super) const MAX_MEMO_READS: usize = 1 << 22;
 /// The largest number of unknown names that are listed.
@@ -29,7 +26,7 @@ pub(super) fn parse(pickle: &[u8]) -> Result<(Value, Vec<String>), ErrorKind> {
     let mut machine = Unpickler {
         input: pickle,
         at: 0,
-        nodes: Vec::new(),
+        nodes: Nodes::default(),
         stack: Vec::new(),
         marks: Vec::new(),
         memo: HashMap::new(),
@@ -57,63 +54,10 @@ pub(super) fn parse(pickle: &[u8]) -> Result<(Value, Vec<String>), ErrorKind> {
     }
 }
 
-pub(super) type Id = usize;
-pub(super) type ParseResult<T> = Result<T, String>;
-
-/// A value under construction. The memo shares values and later opcodes change them, so they refer to one another by index.
-#[derive(Clone, Debug)]
-pub(super) enum Node<'a> {
-    None,
-    Bool(bool),
-    Int(i64),
-    Float(f64),
-    Str(&'a str),
-    Bytes(Cow<'a, [u8]>),
-    List(Vec<Id>),
-    Tuple(Vec<Id>),
-    Dict(Vec<(Id, Id)>),
-    /// A class or a function.
-    Name {
-        module: &'a str,
-        name: &'a str,
-        known: Option<Global>,
-    },
-    Device(&'a str, Option<i64>),
-    NumpyType {
-        kind: u8,
-        size: u8,
-        big_endian: bool,
-    },
-    /// `size` numbers of a class, or bytes if the class is untyped.
-    Storage {
-        class: Box<Node<'a>>,
-        key: &'a str,
-        size: usize,
-    },
-    Tensor(Box<Tensor>),
-    /// A tensor of an unsupported type: its type and its sizes.
-    Unsupported(Box<(String, Vec<usize>)>),
-    /// The result of calling an unknown name.
-    Object(Box<Object>),
-    /// A Python value that is not needed.
-    Opaque(&'static str),
-}
-
-/// The parts of an object of an unknown class that are kept.
-#[derive(Clone, Debug)]
-pub(super) struct Object {
-    /// A [`Node::Name`].
-    pub(super) class: Id,
-    /// Its attributes, in any form.
-    pub(super) state: Option<Id>,
-    /// Its keys and values, if it is a kind of dictionary.
-    pub(super) items: Vec<(Id, Id)>,
-}
-
-pub(super) struct Unpickler<'a> {
+struct Unpickler<'a> {
     input: &'a [u8],
     at: usize,
-    nodes: Vec<Node<'a>>,
+    nodes: Nodes<'a>,
     stack: Vec<Id>,
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
@@ -200,7 +144,7 @@ impl<'a> Unpickler<'a> {
             b'0' => drop(self.pop()?),
             b'1' => drop(self.pop_marked()?),
             b'2' => {
-                let id = *self.stack.last().ok_or("a value is missing")?;
+                let id = self.top_id()?;
                 self.push_existing(id)?;
             }
             b']' => self.push(Node::List(Vec::new()))?,
@@ -279,27 +223,28 @@ impl<'a> Unpickler<'a> {
             b'\x93' => {
                 let name = self.pop()?;
                 let module = self.pop()?;
-                let (Node::Str(module), Node::Str(name)) = (self.node(module)?, self.node(name)?) else {
+                let (Node::Str(module), Node::Str(name)) = (self.nodes.node(module)?, self.nodes.node(name)?)
+                else {
                     return Err("a name that is not text".into());
                 };
                 self.global(module, name)?;
             }
             b'Q' => {
                 let id = self.pop()?;
-                let storage = self.storage(id)?;
+                let storage = self.nodes.storage(id)?;
                 self.push(storage)?;
             }
             // Calls of a function, of a class, and of a class with named arguments.
             b'R' | b'\x81' => {
                 let arguments = self.pop()?;
                 let function = self.pop()?;
-                let node = self.reduce(function, self.tuple(arguments)?)?;
+                let node = self.nodes.reduce(function, self.nodes.tuple(arguments)?)?;
                 self.push(node)?;
             }
             b'\x92' => {
                 let (_, arguments) = (self.pop()?, self.pop()?);
                 let class = self.pop()?;
-                let node = self.reduce(class, self.tuple(arguments)?)?;
+                let node = self.nodes.reduce(class, self.nodes.tuple(arguments)?)?;
                 self.push(node)?;
             }
             b'i' => {
@@ -307,7 +252,7 @@ impl<'a> Unpickler<'a> {
                 let (module, name) = (self.line()?, self.line()?);
                 self.global(module, name)?;
                 let class = self.pop()?;
-                let node = self.reduce(class, &arguments)?;
+                let node = self.nodes.reduce(class, &arguments)?;
                 self.push(node)?;
             }
             b'o' => {
@@ -315,12 +260,13 @@ impl<'a> Unpickler<'a> {
                 let [class, arguments @ ..] = &items[..] else {
                     return Err("a call without a function".into());
                 };
-                let node = self.reduce(*class, arguments)?;
+                let node = self.nodes.reduce(*class, arguments)?;
                 self.push(node)?;
             }
             b'b' => {
                 let state = self.pop()?;
-                self.build(state)?;
+                let id = self.top_id()?;
+                self.nodes.build(id, state)?;
             }
             _ => return Err(format!("unsupported opcode {opcode:#04x}")),
         }
@@ -371,11 +317,8 @@ impl<'a> Unpickler<'a> {
     }
 
     fn push(&mut self, node: Node<'a>) -> ParseResult<()> {
-        if self.nodes.len() >= MAX_VALUES {
-            return Err(format!("more than {MAX_VALUES} values"));
-        }
-        self.stack.push(self.nodes.len());
-        self.nodes.push(node);
+        let id = self.nodes.push(node)?;
+        self.stack.push(id);
         Ok(())
     }
 
@@ -409,13 +352,13 @@ impl<'a> Unpickler<'a> {
         Ok(self.stack.split_off(mark))
     }
 
-    pub(super) fn node(&self, id: Id) -> ParseResult<&Node<'a>> {
-        self.nodes.get(id).ok_or_else(|| "a value is missing".into())
+    fn top_id(&self) -> ParseResult<Id> {
+        self.stack.last().copied().ok_or_else(|| "a value is missing".into())
     }
 
-    pub(super) fn top(&mut self) -> ParseResult<&mut Node<'a>> {
-        let id = self.stack.last().copied().ok_or("a value is missing")?;
-        self.nodes.get_mut(id).ok_or_else(|| "a value is missing".into())
+    fn top(&mut self) -> ParseResult<&mut Node<'a>> {
+        let id = self.top_id()?;
+        self.nodes.node_mut(id)
     }
 
     fn append(&mut self, new: Vec<Id>) -> ParseResult<()> {
@@ -440,7 +383,7 @@ impl<'a> Unpickler<'a> {
     }
 
     fn memoize(&mut self, key: u32) -> ParseResult<()> {
-        let id = self.stack.last().copied().ok_or("a value is missing")?;
+        let id = self.top_id()?;
         if self.memo.len() >= MAX_VALUES {
             return Err(format!("more than {MAX_VALUES} memoized values"));
         }
@@ -459,35 +402,5 @@ impl<'a> Unpickler<'a> {
             self.opaque.insert((module, name));
         }
         self.push(Node::Name { module, name, known })
-    }
-}
-
-impl Node<'_> {
-    pub(super) fn kind(&self) -> &'static str {
-        match self {
-            Node::None => "None",
-            Node::Bool(_) => "a bool",
-            Node::Int(_) => "an integer",
-            Node::Float(_) => "a real number",
-            Node::Str(_) => "text",
-            Node::Bytes(_) => "bytes",
-            Node::List(_) => "a list",
-            Node::Tuple(_) => "a tuple",
-            Node::Dict(_) => "a dictionary",
-            Node::Name { .. } => "a name",
-            Node::Device(..) => "a device",
-            Node::NumpyType { .. } => "a numpy type",
-            Node::Storage { .. } => "a storage",
-            Node::Tensor(_) | Node::Unsupported(_) => "a tensor",
-            Node::Object(_) => "an object",
-            Node::Opaque(kind) => kind,
-        }
-    }
-
-    pub(super) fn size(&self) -> ParseResult<usize> {
-        match self {
-            Node::Int(n) => usize::try_from(*n).map_err(|_| format!("{n}, expected a size")),
-            other => Err(format!("expected a size, found {}", other.kind())),
-        }
     }
 }

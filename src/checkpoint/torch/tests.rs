@@ -3,7 +3,8 @@
 use std::{fs::File, io::Read};
 
 use super::{
-    pickle::{MAX_MEMO_READS, MAX_VALUES, parse},
+    node::MAX_VALUES,
+    pickle::{MAX_MEMO_READS, parse},
     value::Value,
 };
 use crate::checkpoint::ErrorKind;

@@ -2,7 +2,7 @@
 
 use super::{
     globals::{Global, full_name},
-    pickle::{Id, MAX_VALUES, Node, Object, ParseResult},
+    node::{Id, MAX_VALUES, Node, Nodes, Object, ParseResult},
     value::Value,
 };
 
@@ -14,7 +14,7 @@ const MAX_ATTRIBUTE_TEXT: usize = 1 << 20;
 
 /// Copies the nodes into a tree. Shared nodes are copied for each reference, and cycles would not end: hence the limits.
 pub(super) struct TreeBuilder<'n, 'a> {
-    nodes: &'n [Node<'a>],
+    nodes: &'n Nodes<'a>,
     budget: Limits,
     object_budget: Limits,
 }
@@ -34,7 +34,7 @@ struct Position {
 }
 
 impl<'n, 'a> TreeBuilder<'n, 'a> {
-    pub(super) fn new(nodes: &'n [Node<'a>]) -> Self {
+    pub(super) fn new(nodes: &'n Nodes<'a>) -> Self {
         let budget = Limits { values: MAX_VALUES, text: MAX_TEXT };
         let object_budget = Limits { values: MAX_ATTRIBUTES, text: MAX_ATTRIBUTE_TEXT };
         Self { nodes, budget, object_budget }
@@ -61,7 +61,7 @@ impl<'n, 'a> TreeBuilder<'n, 'a> {
             return Err(format!("nested more than {MAX_DEPTH} deep, or more than {MAX_VALUES} values"));
         }
         *budget -= 1;
-        let node = self.nodes.get(id).ok_or("a value is missing")?;
+        let node = self.nodes.node(id)?;
         let inner = Position { depth: position.depth + 1, ..position };
         Ok(match node {
             Node::None => Value::None,
@@ -109,8 +109,8 @@ impl<'n, 'a> TreeBuilder<'n, 'a> {
     }
 
     fn class(&mut self, id: Id, position: Position) -> ParseResult<String> {
-        match self.nodes.get(id) {
-            Some(Node::Name { module, name, .. }) => self.text(&full_name(module, name), position),
+        match self.nodes.node(id) {
+            Ok(Node::Name { module, name, .. }) => self.text(&full_name(module, name), position),
             _ => Err("a class without a name".into()),
         }
     }
@@ -121,13 +121,13 @@ impl<'n, 'a> TreeBuilder<'n, 'a> {
             return self.pairs(&object.items, position);
         }
         let nodes = self.nodes;
-        let dictionary = |id: &Id| match nodes.get(*id) {
-            Some(Node::Dict(items)) => Some(items),
+        let dictionary = |id: &Id| match nodes.node(*id) {
+            Ok(Node::Dict(items)) => Some(items),
             _ => None,
         };
-        let items = match object.state.map(|id| (dictionary(&id), nodes.get(id))) {
+        let items = match object.state.map(|id| (dictionary(&id), nodes.node(id))) {
             Some((Some(items), _)) => Some(items),
-            Some((None, Some(Node::Tuple(both)))) => both.iter().take(2).find_map(dictionary),
+            Some((None, Ok(Node::Tuple(both)))) => both.iter().take(2).find_map(dictionary),
             _ => None,
         };
         items.map_or(Ok(Vec::new()), |items| self.pairs(items, position))

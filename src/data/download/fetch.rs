@@ -10,7 +10,7 @@ use std::{
 };
 
 use md5::{Digest, Md5};
-use tiny_cats_export::write_atomically;
+use tiny_cats_export::{hex, write_atomically};
 use ureq::{
     Agent, Body,
     http::{HeaderMap, Response, StatusCode},
@@ -308,7 +308,7 @@ impl PartialFile {
     }
 
     fn md5(&self) -> String {
-        self.digest.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&self.digest.clone().finalize())
     }
 
     /// Empties the part.
@@ -357,7 +357,7 @@ fn with_ending(path: &Path, ending: &str) -> PathBuf {
 fn checksum(path: &Path, max_bytes: u64) -> Result<String> {
     let mut file = File::open(path).map_err(Error::io(path))?;
     let (digest, _) = hash(&mut file, max_bytes).map_err(Error::io(path))?;
-    Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&digest.finalize()))
 }
 
 /// The digest and size of the file, or of its first bytes if there are more than `max_bytes`.

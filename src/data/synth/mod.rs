@@ -16,7 +16,9 @@ use tiny_cats_models::random::{Purpose, Stream};
 
 use crate::data::BREEDS;
 
-pub use write::{MANIFEST, SynthManifest, write};
+pub use write::{SynthManifest, write};
+
+pub use crate::data::file_names::MANIFEST;
 
 /// The random choices for one image.
 struct SceneRng(Stream);

@@ -10,10 +10,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::draw;
-use crate::data::{BREEDS, Error, INDEX, OTHER, Result, folder};
-
-/// The file with the manifest of a folder.
-pub const MANIFEST: &str = "SYNTHETIC.json";
+use crate::data::{BREEDS, Error, INDEX, OTHER, Result, file_names::MANIFEST, folder};
 
 /// The version of the painter. It changes whenever the images of a seed change.
 const VERSION: u32 = 1;

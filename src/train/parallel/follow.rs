@@ -5,14 +5,13 @@ use candle_core::Device;
 use super::{
     ProcessGroup, Role, Start,
     connection::{Connection, MAX_MESSAGE_BYTES, Message},
+    gradients::{forward_backward_all, loader},
     leader_lost, unexpected,
 };
 use crate::{
     checkpoint::TrainingState,
     train::{
-        Error, Optimizer, Result, Task, TrainOptions,
-        difference::difference,
-        engine::{forward_backward_all, halve_micro_batch, loader},
+        Error, Optimizer, Result, Task, TrainOptions, difference::difference, gradients::halve_micro_batch,
         run::state_path,
     },
 };

@@ -11,6 +11,7 @@
 mod connection;
 mod flat;
 mod follow;
+pub(super) mod gradients;
 #[cfg(feature = "nccl")]
 mod nccl;
 mod peer;

@@ -6,12 +6,13 @@
 
 use std::{arch::asm, sync::OnceLock};
 
-use super::{Bf16, PANEL, tile::Tile};
+use super::{
+    PANEL,
+    tile::{AMX_ROWS, Tile},
+};
 
 /// Number of units in a row of a register.
 const UNITS: usize = 16;
-/// Number of rows of a tile: those of two registers.
-pub(super) const ROWS: usize = 32;
 
 /// True if the CPU has these instructions and the operating system lets this process use them. The first call requests permission.
 pub(super) fn is_available() -> bool {
@@ -78,15 +79,16 @@ impl Drop for TileGuard {
     }
 }
 
-/// Computes a tile of [`ROWS`] rows, whose depth is a multiple of [`UNITS`]. The units of a row of `a` must be contiguous.
+/// Computes a tile of [`AMX_ROWS`] rows, those of two registers, whose depth is a multiple of [`UNITS`]. The units of a row of `a` must be
+/// contiguous.
 ///
 /// # Safety
 /// As [`Factor::run`](super::Factor::run); this thread must also hold a [`TileGuard`].
-pub(super) unsafe fn run(tile: &Tile<Bf16>) {
+pub(super) unsafe fn run(tile: &Tile<u32, f32>) {
     let row = tile.strides.row * size_of::<u32>();
     let width = tile.width * size_of::<f32>();
     let units = tile.panel.len() / PANEL;
-    assert!(tile.rows == ROWS && units > 0 && units.is_multiple_of(UNITS) && tile.strides.col == 1);
+    assert!(tile.rows == AMX_ROWS && units > 0 && units.is_multiple_of(UNITS) && tile.strides.col == 1);
     let (a, c) = (tile.a, tile.c);
     // SAFETY: the caller guarantees that the rows of `a` and `c` are in bounds; the panel has `units` rows.
     unsafe {

@@ -6,15 +6,13 @@ use super::{
         memory::thread_scratch,
         rounding::{round_all_to_f16, round_to_bf16},
     },
-    tile::{self, Isa, Tile},
+    tile::{self, Isa, MultiplyAdd, Tile},
 };
 
 /// A number type of matrix products, and how its numbers are packed and multiplied.
-pub(crate) trait Factor: Copy + Send + Sync + 'static {
-    /// The type of inputs, results and sums.
-    type Number: Real;
-    /// The type that one instruction multiplies: a number, or two consecutive ones along the inner axis.
-    type Unit: Copy + Default + Send + Sync + 'static;
+pub(crate) trait Factor:
+    MultiplyAdd<Number: Real, Unit: Default + Send + Sync + 'static> + Copy + Send + Sync + 'static
+{
     /// Numbers in a unit.
     const UNIT_LEN: usize;
     /// Inner indices of a block: few enough that some rows of the first factor stay in the L1 cache, and that the rounding errors of long
@@ -34,9 +32,6 @@ pub(crate) trait Factor: Copy + Send + Sync + 'static {
     /// Packs numbers of two consecutive rows, for types with two numbers in a unit. A missing second row is zero.
     fn pack_rows(first: &[Self::Number], second: Option<&[Self::Number]>, to: &mut [Self::Unit]);
 
-    /// Computes `sum + a·b`, rounded once if `FMA` is true.
-    fn add<const FMA: bool>(sum: Self::Number, a: Self::Unit, b: Self::Unit) -> Self::Number;
-
     /// Calls `f` with a buffer of this thread for the second factor. The buffer is reused by later calls.
     fn with_panels<R>(len: usize, f: impl FnOnce(&mut [Self::Unit]) -> R) -> R;
 
@@ -53,18 +48,31 @@ pub(crate) trait Factor: Copy + Send + Sync + 'static {
     /// # Safety
     /// The CPU must have these instructions. `a` of the tile must be readable, and `c` writable, at all its rows and columns. If the tile
     /// adds to `c`, then `c` must be initialized.
-    unsafe fn run(isa: Isa, tile: &Tile<Self>) {
+    unsafe fn run(isa: Isa, tile: &Tile<Self::Unit, Self::Number>) {
         // SAFETY: the caller's conditions are the same.
-        unsafe { tile::run(isa, tile) }
+        unsafe { tile::run::<Self>(isa, tile) }
     }
 }
 
-/// Implements [`Factor`] for a type that is multiplied as it is.
+/// A number type that is multiplied as it is.
+pub(crate) trait PlainFactor: Real + Factor<Number = Self, Unit = Self> {}
+
+/// Implements [`PlainFactor`].
 macro_rules! plain_factor {
     ($type:ty $(, $special:path)?) => {
-        impl Factor for $type {
+        impl MultiplyAdd for $type {
             type Number = $type;
             type Unit = $type;
+
+            #[inline(always)]
+            fn multiply_add<const FMA: bool>(sum: Self, a: Self, b: Self) -> Self {
+                if FMA { a.mul_add(b, sum) } else { a * b + sum }
+            }
+        }
+
+        impl PlainFactor for $type {}
+
+        impl Factor for $type {
             const UNIT_LEN: usize = 1;
 
             fn as_units(numbers: &[Self]) -> Option<&[Self]> {
@@ -81,22 +89,17 @@ macro_rules! plain_factor {
                 to.copy_from_slice(first);
             }
 
-            #[inline(always)]
-            fn add<const FMA: bool>(sum: Self, a: Self, b: Self) -> Self {
-                if FMA { a.mul_add(b, sum) } else { a * b + sum }
-            }
-
             thread_scratch!(with_panels, $type);
             thread_scratch!(with_rows, $type);
 
             $(
-                unsafe fn run(isa: Isa, tile: &Tile<Self>) {
+                unsafe fn run(isa: Isa, tile: &Tile<Self, Self>) {
                     // SAFETY: the caller's conditions are the same.
                     unsafe {
                         match isa {
                             #[cfg(target_arch = "x86_64")]
                             Isa::Avx512 => $special(tile),
-                            _ => tile::run(isa, tile),
+                            _ => tile::run::<Self>(isa, tile),
                         }
                     }
                 }
@@ -111,10 +114,20 @@ plain_factor!(f64);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bf16;
 
-impl Factor for Bf16 {
+impl MultiplyAdd for Bf16 {
     type Number = f32;
     /// The first in the low half.
     type Unit = u32;
+
+    #[inline(always)]
+    fn multiply_add<const FMA: bool>(sum: f32, a: u32, b: u32) -> f32 {
+        let low = |unit: u32| f32::from_bits(unit << 16);
+        let high = |unit: u32| f32::from_bits(unit & 0xffff_0000);
+        f32::multiply_add::<FMA>(f32::multiply_add::<FMA>(sum, low(a), low(b)), high(a), high(b))
+    }
+}
+
+impl Factor for Bf16 {
     const UNIT_LEN: usize = 2;
     const DEPTH: usize = if cfg!(miri) { 64 } else { 512 };
     const COLUMNS: usize = if cfg!(miri) { 64 } else { 1024 };
@@ -145,13 +158,6 @@ impl Factor for Bf16 {
         }
     }
 
-    #[inline(always)]
-    fn add<const FMA: bool>(sum: f32, a: u32, b: u32) -> f32 {
-        let low = |unit: u32| f32::from_bits(unit << 16);
-        let high = |unit: u32| f32::from_bits(unit & 0xffff_0000);
-        f32::add::<FMA>(f32::add::<FMA>(sum, low(a), low(b)), high(a), high(b))
-    }
-
     thread_scratch!(with_panels, u32);
     thread_scratch!(with_rows, u32);
 
@@ -159,7 +165,7 @@ impl Factor for Bf16 {
         bf16_isa().unwrap_or_else(Isa::detect)
     }
 
-    unsafe fn run(isa: Isa, tile: &Tile<Self>) {
+    unsafe fn run(isa: Isa, tile: &Tile<u32, f32>) {
         // SAFETY: the caller's conditions are the same.
         unsafe {
             match isa {
@@ -167,7 +173,7 @@ impl Factor for Bf16 {
                 Isa::Amx => super::amx::run(tile),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx512Bf16 => tile::avx512_bf16(tile),
-                _ => tile::run(isa, tile),
+                _ => tile::run::<Self>(isa, tile),
             }
         }
     }
@@ -199,9 +205,17 @@ macro_rules! rounded_factor {
         #[derive(Clone, Copy, Debug)]
         pub(crate) struct $name;
 
-        impl Factor for $name {
+        impl MultiplyAdd for $name {
             type Number = f32;
             type Unit = f32;
+
+            #[inline(always)]
+            fn multiply_add<const FMA: bool>(sum: f32, a: f32, b: f32) -> f32 {
+                f32::multiply_add::<FMA>(sum, a, b)
+            }
+        }
+
+        impl Factor for $name {
             const UNIT_LEN: usize = 1;
 
             fn as_units(_: &[f32]) -> Option<&[f32]> {
@@ -218,18 +232,12 @@ macro_rules! rounded_factor {
                 Self::pack_contiguous(first, to);
             }
 
-            #[inline(always)]
-            fn add<const FMA: bool>(sum: f32, a: f32, b: f32) -> f32 {
-                f32::add::<FMA>(sum, a, b)
-            }
-
             thread_scratch!(with_panels, f32);
             thread_scratch!(with_rows, f32);
 
-            unsafe fn run(isa: Isa, tile: &Tile<Self>) {
-                let &Tile { rows, a, strides, panel, c, width, add } = tile;
-                // SAFETY: the caller's conditions are the same; units and numbers are those of f32.
-                unsafe { f32::run(isa, &Tile { rows, a, strides, panel, c, width, add }) }
+            unsafe fn run(isa: Isa, tile: &Tile<f32, f32>) {
+                // SAFETY: the caller's conditions are the same.
+                unsafe { f32::run(isa, tile) }
             }
         }
     };

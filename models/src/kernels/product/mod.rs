@@ -19,7 +19,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-pub(crate) use factor::{Bf16, Factor};
+pub(crate) use factor::{Bf16, Factor, PlainFactor};
 #[cfg(feature = "candle")]
 pub(crate) use factor::{RoundedToBf16, RoundedToF16, has_bf16};
 use pack::{depth, pack, transpose};
@@ -406,7 +406,7 @@ unsafe fn compute_block<F: Factor>(
                             }
                         }
                     }
-                    let computed = Tile::<F> {
+                    let computed = Tile {
                         rows: if full { isa.rows() } else { tile.len() },
                         a: at.wrapping_add((tile.start - i.start) * strides.row),
                         strides,

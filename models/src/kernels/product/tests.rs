@@ -29,7 +29,7 @@ fn instruction_sets<F: Factor>() -> Vec<Isa> {
 }
 
 /// Computes an element of a product from its definition, in the kernels' order of sums, starting from `c` if there is one.
-fn expected<F: Real>(
+fn expected<F: PlainFactor>(
     fused: bool,
     c: Option<F>,
     k: usize,
@@ -38,9 +38,9 @@ fn expected<F: Real>(
 ) -> F {
     let add = |sum, p| {
         if fused {
-            <F as Factor>::add::<true>(sum, a(p), b(p))
+            F::multiply_add::<true>(sum, a(p), b(p))
         } else {
-            <F as Factor>::add::<false>(sum, a(p), b(p))
+            F::multiply_add::<false>(sum, a(p), b(p))
         }
     };
     let sums = Steps::new(0, k, F::DEPTH).map(|p| p.fold(F::from_f64(0.0), add));
@@ -179,7 +179,7 @@ fn cases<F: Factor>(count: u64) -> std::ops::Range<u64> {
 }
 
 /// Checks that every element equals its definition bit for bit, for all sizes, strides, threads and instruction sets, packed or not.
-fn check_product<F: Real + std::fmt::Debug>(count: u64) {
+fn check_product<F: PlainFactor + std::fmt::Debug>(count: u64) {
     let pool = pool();
     for case in cases::<F>(count) {
         let case = Case::<F>::new(case);

@@ -3,19 +3,30 @@
 //! One generic function is compiled and vectorized for each instruction set. The AVX-512 kernels for f32 and bf16 use intrinsics, because
 //! the compiler does not use all registers or does not generate the instruction.
 
-#[cfg(target_arch = "x86_64")]
-use super::Bf16;
-use super::{Factor, PANEL, Strides};
+use std::ops::Add;
 
-/// A tile of a product: a few rows, and all columns of a panel.
-pub(crate) struct Tile<'a, F: Factor> {
+use super::{PANEL, Strides};
+
+/// Number types that the micro-kernels multiply.
+pub(crate) trait MultiplyAdd {
+    /// The type of inputs, results and sums.
+    type Number: Copy + Default + Add<Output = Self::Number>;
+    /// The type that one instruction multiplies: a number, or two consecutive ones along the inner axis.
+    type Unit: Copy;
+
+    /// Computes `sum + a·b`, rounded once if `FMA` is true.
+    fn multiply_add<const FMA: bool>(sum: Self::Number, a: Self::Unit, b: Self::Unit) -> Self::Number;
+}
+
+/// A tile of a product: a few rows, and all columns of a panel. Units and numbers are those of a [`MultiplyAdd`].
+pub(crate) struct Tile<'a, Unit, Number> {
     pub(super) rows: usize,
-    pub(super) a: *const F::Unit,
+    pub(super) a: *const Unit,
     /// Strides of `a`, in units.
     pub(super) strides: Strides,
     /// `[units][PANEL]`.
-    pub(super) panel: &'a [F::Unit],
-    pub(super) c: *mut F::Number,
+    pub(super) panel: &'a [Unit],
+    pub(super) c: *mut Number,
     /// Distance between rows of `c`, in values.
     pub(super) width: usize,
     /// True if sums are added to `c`; false if they replace its values.
@@ -35,6 +46,10 @@ pub(crate) enum Isa {
     Avx2,
     Portable,
 }
+
+/// Number of rows of a tile with [`Isa::Amx`].
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(super) const AMX_ROWS: usize = 32;
 
 /// True if every CPU of this target has fused multiply-add instructions. On others `mul_add` would be a function call.
 pub(super) const FUSED: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
@@ -58,14 +73,15 @@ impl Isa {
     pub(super) fn rows(self) -> usize {
         match self {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Self::Amx => super::amx::ROWS,
+            Self::Amx => AMX_ROWS,
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 | Self::Avx512Bf16 => 8,
             _ => 4,
         }
     }
 
-    /// True if every tile must have [`rows`](Self::rows) rows, and a depth that is a multiple of [`Factor::DEPTH_MULTIPLE`].
+    /// True if every tile must have [`rows`](Self::rows) rows, and a depth that is a multiple of
+    /// [`Factor::DEPTH_MULTIPLE`](super::Factor::DEPTH_MULTIPLE).
     pub(super) fn needs_full_tiles(self) -> bool {
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         return self == Self::Amx;
@@ -94,8 +110,8 @@ macro_rules! dispatch_rows {
 /// Computes a tile of any number type.
 ///
 /// # Safety
-/// As [`Factor::run`].
-pub(super) unsafe fn run<F: Factor>(isa: Isa, tile: &Tile<F>) {
+/// As [`Factor::run`](super::Factor::run).
+pub(super) unsafe fn run<F: MultiplyAdd>(isa: Isa, tile: &Tile<F::Unit, F::Number>) {
     // SAFETY: passed on to the caller.
     unsafe {
         match isa {
@@ -110,19 +126,19 @@ pub(super) unsafe fn run<F: Factor>(isa: Isa, tile: &Tile<F>) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,fma")]
-unsafe fn avx512<F: Factor, const R: usize>(tile: &Tile<F>) {
+unsafe fn avx512<F: MultiplyAdd, const R: usize>(tile: &Tile<F::Unit, F::Number>) {
     // SAFETY: passed on to the caller.
     unsafe { kernel::<F, R, 16, true>(tile) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<F: Factor, const R: usize>(tile: &Tile<F>) {
+unsafe fn avx2<F: MultiplyAdd, const R: usize>(tile: &Tile<F::Unit, F::Number>) {
     // SAFETY: passed on to the caller.
     unsafe { kernel::<F, R, 16, true>(tile) }
 }
 
-unsafe fn portable<F: Factor, const R: usize>(tile: &Tile<F>) {
+unsafe fn portable<F: MultiplyAdd, const R: usize>(tile: &Tile<F::Unit, F::Number>) {
     // SAFETY: passed on to the caller.
     unsafe { kernel::<F, R, 16, FUSED>(tile) }
 }
@@ -131,16 +147,16 @@ unsafe fn portable<F: Factor, const R: usize>(tile: &Tile<F>) {
 /// code from [`columns`], but not for 32.
 #[cfg(target_arch = "x86_64")]
 macro_rules! avx512 {
-    ($name:ident, $rows:ident, $type:ty, $features:literal, $load:expr, $broadcast:expr, $add:expr) => {
+    ($name:ident, $rows:ident, $unit:ty, $features:literal, $load:expr, $broadcast:expr, $add:expr) => {
         /// # Safety
-        /// As [`Factor::run`], on a CPU with these instructions.
-        pub(super) unsafe fn $name(tile: &Tile<$type>) {
+        /// As [`Factor::run`](super::Factor::run), on a CPU with these instructions.
+        pub(super) unsafe fn $name(tile: &Tile<$unit, f32>) {
             // SAFETY: passed on to the caller.
             unsafe { dispatch_rows!(tile, $rows) }
         }
 
         #[target_feature(enable = $features)]
-        unsafe fn $rows<const R: usize>(tile: &Tile<$type>) {
+        unsafe fn $rows<const R: usize>(tile: &Tile<$unit, f32>) {
             use std::arch::x86_64::*;
             let Strides { row, col } = tile.strides;
             let mut sums = [[_mm512_setzero_ps(); 2]; R];
@@ -176,7 +192,7 @@ avx512!(avx512_f32, avx512_f32_rows, f32, "avx512f,fma", _mm512_loadu_ps, _mm512
 avx512!(
     avx512_bf16,
     avx512_bf16_rows,
-    Bf16,
+    u32,
     "avx512f,avx512bf16",
     _mm512_loadu_si512,
     |pair: u32| _mm512_set1_epi32(pair as i32),
@@ -190,9 +206,11 @@ avx512!(
 /// Computes `R` rows of a tile, `W` columns at a time.
 ///
 /// # Safety
-/// As [`Factor::run`].
+/// As [`Factor::run`](super::Factor::run).
 #[inline(always)]
-unsafe fn kernel<F: Factor, const R: usize, const W: usize, const FMA: bool>(tile: &Tile<F>) {
+unsafe fn kernel<F: MultiplyAdd, const R: usize, const W: usize, const FMA: bool>(
+    tile: &Tile<F::Unit, F::Number>,
+) {
     let &Tile { a, strides, panel, c, width, add, .. } = tile;
     for part in 0..PANEL / W {
         // SAFETY: passed on to the caller; `W` divides the width of a panel.
@@ -211,10 +229,10 @@ unsafe fn kernel<F: Factor, const R: usize, const W: usize, const FMA: bool>(til
 /// because the compiler then unrolls early enough to keep the sums in registers.
 ///
 /// # Safety
-/// As [`Factor::run`].
+/// As [`Factor::run`](super::Factor::run).
 #[inline(always)]
 #[allow(clippy::needless_range_loop)]
-unsafe fn columns<F: Factor, const R: usize, const W: usize, const FMA: bool, const ADD: bool>(
+unsafe fn columns<F: MultiplyAdd, const R: usize, const W: usize, const FMA: bool, const ADD: bool>(
     a: *const F::Unit,
     Strides { row, col }: Strides,
     panel: &[F::Unit],
@@ -230,7 +248,7 @@ unsafe fn columns<F: Factor, const R: usize, const W: usize, const FMA: bool, co
             for r in 0..R {
                 let a = a.add(r * row + p * col).read_unaligned();
                 for j in 0..W {
-                    sums[r][j] = F::add::<FMA>(sums[r][j], a, *b.add(j));
+                    sums[r][j] = F::multiply_add::<FMA>(sums[r][j], a, *b.add(j));
                 }
             }
         }
