@@ -8,9 +8,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use candle_core::Device;
 use counting::{LIVE, PEAK};
 use tiny_cats::{
-    cli::plan::calibration_task,
     data::AugmentLevel,
     plan::{Workload, calibrate},
+    recipes::calibration_task,
 };
 use tiny_cats_export::NetworkConfig;
 use tiny_cats_models::{ResNetConfig, TapeOptions, TinyDitConfig};

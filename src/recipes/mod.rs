@@ -3,6 +3,7 @@
 //! A [`Recipe`] is a struct of settings, which are also the flags of `tiny-cats train` and the keys of a [configuration](config). It
 //! predicts the workload of a training, and prepares its task and options. [`DitSettings`] trains TinyDiT, [`ClassifierSettings`] a ResNet.
 
+mod calibration;
 mod classifier;
 pub mod config;
 mod counts;
@@ -19,6 +20,7 @@ use toml::Table;
 #[cfg(feature = "cli")]
 pub(crate) use self::settings::parse_interval;
 pub use self::{
+    calibration::calibration_task,
     classifier::{ClassifierRelease, ClassifierSettings},
     counts::ImageCounts,
     dit::{DitRelease, DitSettings},

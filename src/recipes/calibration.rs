@@ -1,9 +1,8 @@
-//! The networks that `plan` describes and trains for a measurement.
+//! The task whose speed is measured before a training.
 
 use std::{path::Path, sync::Arc};
 
 use candle_core::Device;
-use tiny_cats_export::NetworkConfig;
 use tiny_cats_models::{ResNetConfig, TinyDitConfig};
 
 use crate::{
@@ -15,20 +14,10 @@ use crate::{
 /// Minimum number of synthetic images in the training data.
 const MIN_IMAGES: usize = 100;
 
-/// Returns a description of a network for the report, without the sizes that the report has elsewhere.
-pub(super) fn describe(config: &NetworkConfig) -> String {
-    match config.downcast() {
-        Some(TinyDitConfig { width, depth, patch_size, .. }) => {
-            format!("TinyDiT of width {width}, depth {depth}, patches of {patch_size} px")
-        }
-        None => config.to_string(),
-    }
-}
-
 /// Creates the task of `workload`, with synthetic cats in `folder`.
 ///
 /// # Errors
-/// If the data cannot be written, or the network is not one of the command line.
+/// If the data cannot be written, or the network is not that of a recipe.
 pub fn calibration_task(workload: &Workload, folder: &Path, device: &Device) -> Result<Box<dyn Task>> {
     let (side, augmentation) = (workload.side as u32, workload.augmentation);
     let data = folder.join("cats");
@@ -48,7 +37,7 @@ pub fn calibration_task(workload: &Workload, folder: &Path, device: &Device) -> 
         )?));
     }
     let Some(network) = workload.network.downcast::<ResNetConfig>() else {
-        let message = format!("expected a network of the command line, found {}", workload.network);
+        let message = format!("expected the network of a recipe, found {}", workload.network);
         return Err(Error::Setting { setting: "network", message });
     };
     let network = ResNetConfig { classes, ..network.clone() };
