@@ -18,8 +18,8 @@ use serde_json::json;
 use tiny_cats::{
     checkpoint::write_safetensors,
     data::{
-        AugmentLevel, BREEDS, Cache, Dataset, ImageExamples, Images, OTHER, PhotoExamples, PhotoOptions,
-        Photos, synth,
+        AugmentLevel, BREEDS, Cache, Dataset, Draw, ImageExamples, Images, OTHER, PhotoExamples,
+        PhotoOptions, Photos, synth,
     },
     plan::Workload,
     train::{
@@ -289,8 +289,7 @@ fn generator_batch(config: &TinyDitConfig, batch: usize) -> Result<Weights> {
         let label = ((i % config.classes) as u32, null);
         let prediction = config.prediction();
         examples.push(Flow::default().draw(
-            0,
-            i as u64,
+            Draw { seed: 0, position: i as u64 },
             prediction,
             label,
             &clean,

@@ -16,7 +16,7 @@ from pathlib import Path
 from run import SETTINGS, PermanentError, gpu_type, gpu_count, refuse_credentials
 
 EXIT_USAGE = 2
-TASKS = ("dit", "classifier")
+TASKS = tuple(SETTINGS["tasks"])
 
 
 class Parser(argparse.ArgumentParser):

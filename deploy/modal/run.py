@@ -393,7 +393,7 @@ def run_engine_once(task, request, workspace, record, folder, start):
         raise BudgetExhausted(record.budget_message())
     stop_after = limit if budget_s is None else min(limit, budget_s)
     workspace.write_files(request.get("files", {}))
-    released = request.get("released") or folder.relative_to(workspace.root)
+    released = Path(request.get("released") or folder.relative_to(workspace.root))
     arguments = ["train", task, *request["arguments"]]
     for flag, value in (("--device", request.get("device")), ("--num-workers", workspace.threads)):
         if value and not any(word.split("=")[0] == flag for word in arguments):
@@ -401,7 +401,7 @@ def run_engine_once(task, request, workspace, record, folder, start):
     arguments += [
         f"--runs-dir={folder.parent.relative_to(workspace.root)}",
         f"--run-id={folder.name}",
-        f"--output={released}" + ("/cats_model.pt" if task == "classifier" else ""),
+        f"--output={released / SETTINGS['tasks'][task]}",
         f"--max-time={int(stop_after * 1000)}ms",
     ]
     code, message = run_engine(workspace, arguments)

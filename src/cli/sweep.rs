@@ -149,7 +149,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 /// If the file or a job is invalid.
 pub fn load(file: &Path) -> anyhow::Result<(Sweep, Vec<Job>)> {
     let sweep = Sweep::load(file)?;
-    sweep.check_keys(&train_flags(sweep.task.name()))?;
+    sweep.check_keys(&train_flags(&sweep.task))?;
     let jobs = sweep.jobs()?;
     for job in &jobs {
         train_args(&sweep, job)?;

@@ -257,6 +257,8 @@ impl ClassifierSettings {
 
 impl Recipe for ClassifierSettings {
     const TASK: &'static str = "classifier";
+    const METRIC: &'static str = "validation_accuracy";
+    const RELEASED_FILE: Option<&'static str> = Some("cats_model.pt");
 
     fn keys() -> Vec<&'static str> {
         let own = [table::keys::<Self>(), table::keys::<ClassifierRelease>()];

@@ -8,7 +8,7 @@ use std::path::Path;
 use tiny_cats_export::closest;
 use toml::{Table, Value};
 
-use super::{ClassifierSettings, DitSettings, Error, Recipe, Result, TASKS};
+use super::{ClassifierSettings, DitSettings, Error, Recipe, Result, TASKS, TaskKind};
 use crate::train::folder::read_bounded;
 
 /// The built-in profiles.
@@ -48,7 +48,7 @@ pub fn resolve<R: Recipe>(configuration: Option<&str>, flags: &Table) -> Result<
     }
     // With initial weights, the sizes of the network are those of the file, not those that a profile suggests for a machine.
     if flags.contains_key("init") && configuration.is_some_and(is_profile) {
-        configured.retain(|key, _| !SIZES.iter().any(|size| *size == key));
+        configured.retain(|key, _| !SIZES.contains(&key));
     }
     let mut all = defaults::<R>()?;
     all.extend(configured);
@@ -143,8 +143,9 @@ fn read(name: &str) -> Result<Table> {
         invalid(format!("line {line}: {}", error.message().lines().next().unwrap_or_default()))
     })?;
     for (task, settings) in &table {
-        if !TASKS.contains(&task.as_str()) {
-            return Err(invalid(format!("[{task}]: unknown table; expected [{}]", TASKS.join("] or ["))));
+        if TaskKind::find(task).is_none() {
+            let tasks = TASKS.map(|task| task.name).join("] or [");
+            return Err(invalid(format!("[{task}]: unknown table; expected [{tasks}]")));
         }
         if !settings.is_table() {
             return Err(invalid(format!("{task}: expected a table [{task}]")));
@@ -198,6 +199,18 @@ mod tests {
         };
         assert_eq!(sized(""), (Some("resnet50".into()), Some(224)));
         assert_eq!(sized("init = 'x'"), (None, None));
+    }
+
+    #[test]
+    fn the_app_in_the_cloud_has_the_same_tasks() {
+        let app = table(include_str!("../../deploy/modal/settings.toml"));
+        let expected: Vec<_> =
+            TASKS.iter().map(|task| (task.name, task.released_file.unwrap_or(""))).collect();
+        let found = app["tasks"].as_table().unwrap();
+        assert_eq!(found.len(), expected.len());
+        for (name, file) in expected {
+            assert_eq!(found[name].as_str(), Some(file));
+        }
     }
 
     #[test]

@@ -216,6 +216,8 @@ impl DitSettings {
 
 impl Recipe for DitSettings {
     const TASK: &'static str = "dit";
+    const METRIC: &'static str = "validation_loss";
+    const RELEASED_FILE: Option<&'static str> = None;
 
     fn keys() -> Vec<&'static str> {
         let own = [table::keys::<Self>(), table::keys::<DitRelease>()];

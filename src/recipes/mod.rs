@@ -35,8 +35,30 @@ use crate::{
     train::{Task, TrainOptions},
 };
 
-/// The names of the tasks; each has a table in a configuration.
-pub const TASKS: [&str; 2] = [DitSettings::TASK, ClassifierSettings::TASK];
+/// The tasks; each has a table in a configuration.
+pub const TASKS: [TaskKind; 2] = [TaskKind::of::<DitSettings>(), TaskKind::of::<ClassifierSettings>()];
+
+/// A task that a recipe trains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TaskKind {
+    /// The name.
+    pub name: &'static str,
+    /// The metric that ranks runs by default.
+    pub metric: &'static str,
+    /// The name of the released file, if the settings of the output name a file and not its folder.
+    pub released_file: Option<&'static str>,
+}
+
+impl TaskKind {
+    const fn of<R: Recipe>() -> Self {
+        Self { name: R::TASK, metric: R::METRIC, released_file: R::RELEASED_FILE }
+    }
+
+    /// Finds a task by its name.
+    pub fn find(name: &str) -> Option<Self> {
+        TASKS.into_iter().find(|task| task.name == name)
+    }
+}
 
 /// The extensions of the released files.
 pub const EXTENSIONS: [&str; 2] = ["pt", "safetensors"];
@@ -45,6 +67,12 @@ pub const EXTENSIONS: [&str; 2] = ["pt", "safetensors"];
 pub trait Recipe: Clone + std::fmt::Debug + Default + PartialEq + Send + Sync + 'static {
     /// The name of the task, which names its table in a configuration.
     const TASK: &'static str;
+
+    /// The metric that ranks runs by default.
+    const METRIC: &'static str;
+
+    /// The name of the released file by default, if the settings of the output name a file and not its folder.
+    const RELEASED_FILE: Option<&'static str>;
 
     /// The keys of all settings.
     fn keys() -> Vec<&'static str>;

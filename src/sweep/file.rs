@@ -11,7 +11,10 @@ use tiny_cats_export::closest;
 use toml::{Table, Value};
 
 use super::{Error, Result};
-use crate::train::{folder::read_bounded, metrics::Goal};
+use crate::{
+    recipes::{TASKS, TaskKind},
+    train::{folder::read_bounded, metrics::Goal},
+};
 
 /// Maximum number of keys in a table.
 const MAX_KEYS: usize = 64;
@@ -24,26 +27,6 @@ const MAX_TEXT_BYTES: usize = 1000;
 /// Flags that the sweep sets, since they determine the files of a job, or that have a separate field.
 const RESERVED: [&str; 10] =
     ["runs-dir", "output", "resume", "run-id", "config", "data", "help", "worker", "halvings", "deadline"];
-
-/// The task that is trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TaskKind {
-    /// The generator.
-    Dit,
-    /// The classifier.
-    Classifier,
-}
-
-impl TaskKind {
-    /// The subcommand of `train`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Dit => "dit",
-            Self::Classifier => "classifier",
-        }
-    }
-}
 
 /// The value of a setting.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -126,8 +109,8 @@ pub struct Sweep {
     pub path: PathBuf,
     /// The name of the file without extension, which is also the name of the sweep's folder.
     pub name: String,
-    /// The task that is trained.
-    pub task: TaskKind,
+    /// The task that is trained: a name in [`TASKS`](crate::recipes::TASKS).
+    pub task: String,
     /// The folder of the data; `None` for the default of `train`.
     pub data: Option<String>,
     /// A profile or a configuration file.
@@ -161,10 +144,10 @@ impl Sweep {
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
         let table: Table = text.parse().map_err(|e| Error::file(path, e))?;
         let mut fields = Fields { path, table };
-        let task = match fields.text("task")?.as_deref() {
-            Some("dit") => TaskKind::Dit,
-            Some("classifier") => TaskKind::Classifier,
-            found => return Err(fields.field_error("task", expected(r#""dit" or "classifier""#, found))),
+        let task = fields.text("task")?;
+        let Some(task) = task.as_deref().and_then(TaskKind::find) else {
+            let names = TASKS.map(|task| format!("{:?}", task.name)).join(" or ");
+            return Err(fields.field_error("task", expected(&names, task.as_deref())));
         };
         let (data, config) = (fields.text("data")?, fields.text("config")?);
         if let Some(name) = data.as_ref().filter(|name| name.starts_with('-') || name.is_empty()) {
@@ -181,10 +164,7 @@ impl Sweep {
             }
             found => return Err(fields.field_error("method", expected(r#""grid" or "random""#, found))),
         };
-        let metric = fields.text("metric")?.unwrap_or_else(|| match task {
-            TaskKind::Dit => "validation_loss".to_owned(),
-            TaskKind::Classifier => "validation_accuracy".to_owned(),
-        });
+        let metric = fields.text("metric")?.unwrap_or_else(|| task.metric.to_owned());
         let goal = match fields.text("goal")?.as_deref() {
             None => Goal::for_metric(&metric).ok_or_else(|| {
                 fields.field_error(
@@ -217,7 +197,8 @@ impl Sweep {
         }
         fields.check_no_fields_left(method)?;
         let name = name(path)?;
-        Ok(Self { path: path.to_owned(), name, task, data, config, method, metric, goal, fixed, space })
+        let (path, task) = (path.to_owned(), task.name.to_owned());
+        Ok(Self { path, name, task, data, config, method, metric, goal, fixed, space })
     }
 
     /// Checks that all keys are in `flags`.
@@ -232,8 +213,7 @@ impl Sweep {
             Some((table, key)) => {
                 let suggestion = closest(key, flags.iter().map(String::as_str));
                 let suggestion = suggestion.map_or(String::new(), |flag| format!("; did you mean {flag}?"));
-                let message =
-                    format!("train {} has no flag --{}{suggestion}", self.task.name(), key.escape_debug());
+                let message = format!("train {} has no flag --{}{suggestion}", self.task, key.escape_debug());
                 Err(self.field_error(&format!("{table}.{}", key.escape_debug()), message))
             }
         }

@@ -92,7 +92,7 @@ impl Sweep {
     }
 
     fn job(&self, settings: BTreeMap<String, Setting>) -> Job {
-        let mut arguments = vec!["train".to_owned(), self.task.name().to_owned()];
+        let mut arguments = vec!["train".to_owned(), self.task.clone()];
         arguments.extend(self.data.clone());
         arguments.extend(self.config.as_ref().map(|config| format!("--config={config}")));
         let flags: BTreeMap<_, _> = self.fixed.iter().chain(&settings).collect();

@@ -46,7 +46,7 @@ mod run;
 mod state;
 
 pub use error::{Error, Result};
-pub use file::{Method, SearchSpace, Setting, Sweep, TaskKind};
+pub use file::{Method, SearchSpace, Setting, Sweep};
 pub use job::Job;
 pub use run::{LOG, Runner, StopSignal, SweepEvent, SweepResult};
 pub use state::{JobStatus, Outcome, STATE_FILE, SweepState};

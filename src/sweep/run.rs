@@ -15,7 +15,8 @@ use std::{
 
 use sysinfo::{Pid, ProcessesToUpdate, Signal, System};
 
-use super::{Error, Job, JobStatus, Outcome, Result, SWEEPS, Sweep, SweepState, TaskKind};
+use super::{Error, Job, JobStatus, Outcome, Result, SWEEPS, Sweep, SweepState};
+use crate::recipes::TaskKind;
 use crate::train::{
     folder::{self, Lock, RunRecord, Status},
     metrics::{METRICS, Metrics},
@@ -146,7 +147,7 @@ impl Runner {
                 state.save(&folder)?;
                 observe(SweepEvent::Started(i, job));
                 let start = Instant::now();
-                let (status, error) = self.train(sweep.task, job, &job_folder, lock)?;
+                let (status, error) = self.train(&sweep.task, job, &job_folder, lock)?;
                 let outcome = &mut state.jobs[i];
                 outcome.seconds += start.elapsed().as_secs_f64();
                 (outcome.status, outcome.error) = (status, error);
@@ -228,7 +229,7 @@ impl Runner {
     /// Runs the process of a job to its end.
     fn train(
         &self,
-        task: TaskKind,
+        task: &str,
         job: &Job,
         job_folder: &Path,
         lock: File,
@@ -238,10 +239,8 @@ impl Runner {
         let start = log.metadata().map_or(0, |metadata| metadata.len());
         let stderr_log = log.try_clone().map_err(|e| Error::file(&path, e))?;
         // The released files are next to the run, not in the default folder.
-        let released = match task {
-            TaskKind::Dit => job_folder.to_owned(),
-            TaskKind::Classifier => job_folder.join("cats_model.pt"),
-        };
+        let file = TaskKind::find(task).and_then(|task| task.released_file);
+        let released = file.map_or_else(|| job_folder.to_owned(), |file| job_folder.join(file));
         let flag = |flag: &str, path: &Path| {
             let mut argument = OsString::from(flag);
             argument.push(path);

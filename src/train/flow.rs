@@ -7,6 +7,8 @@ use tiny_cats_models::{
     random::{Purpose, Stream},
 };
 
+use crate::data::Draw;
+
 /// The distribution of training examples on the path `x_t = t·x + (1 − t)·ε` (arXiv 2210.02747).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Flow {
@@ -38,20 +40,19 @@ pub struct Example {
 }
 
 impl Flow {
-    /// Draws the example at `position` (the number of examples before it) from the data `clean`.
+    /// Draws an example from the data `clean`.
     ///
     /// Writes `x_t` to `noisy` and the target of `prediction` to `target`.
     pub fn draw(
         &self,
-        seed: u64,
-        position: u64,
+        draw: Draw,
         prediction: PredictionType,
         (label, null): (u32, Option<u32>),
         clean: &[f32],
         noisy: &mut [f32],
         target: &mut [f32],
     ) -> Example {
-        let mut stream = Stream::new(seed, Purpose::Training, position);
+        let mut stream = Stream::new(draw.seed, Purpose::Training, draw.position);
         let dropped = stream.uniform() <= self.label_dropout;
         let t = 1.0 / (1.0 + (-(self.mean + self.deviation * stream.normal())).exp());
         let (t32, rest) = (t as f32, (1.0 - t) as f32);
@@ -79,8 +80,14 @@ mod tests {
     fn draw(position: u64, prediction: PredictionType) -> (Example, Vec<f32>, Vec<f32>) {
         let clean: Vec<f32> = (0..48).map(|i| (i as f32 / 24.0) - 1.0).collect();
         let (mut noisy, mut target) = (vec![0.0; 48], vec![0.0; 48]);
-        let example =
-            Flow::default().draw(1, position, prediction, (3, Some(12)), &clean, &mut noisy, &mut target);
+        let example = Flow::default().draw(
+            Draw { seed: 1, position },
+            prediction,
+            (3, Some(12)),
+            &clean,
+            &mut noisy,
+            &mut target,
+        );
         (example, noisy, target)
     }
 

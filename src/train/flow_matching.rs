@@ -196,9 +196,10 @@ impl<N: LoadableNetwork> BatchSource for FlowMatchingBatches<N> {
             .map(|((noisy, target), (i, &index))| {
                 let position = position + i as u64;
                 let mut clean = vec![0.0; len];
-                self.train.fill_augmented(index, Draw { seed: *seed, position }, &mut clean)?;
+                let draw = Draw { seed: *seed, position };
+                self.train.fill_augmented(index, draw, &mut clean)?;
                 let label = (self.train.label(index), self.null_label);
-                Ok(flow.draw(*seed, position, self.prediction, label, &clean, noisy, target))
+                Ok(flow.draw(draw, self.prediction, label, &clean, noisy, target))
             })
             .collect::<Result<_>>()?;
         let shape = batch_dims(batch, &dims);
@@ -285,7 +286,7 @@ impl<N: LoadableNetwork> Task for FlowMatching<N> {
                 let mut clean = vec![0.0; len];
                 validation.fill(index, &mut clean)?;
                 let label = (validation.label(index), None);
-                Ok(flow.draw(VALIDATION, position, prediction, label, &clean, noisy, target))
+                Ok(flow.draw(Draw { seed: VALIDATION, position }, prediction, label, &clean, noisy, target))
             };
             let outputs = noisy.par_chunks_mut(len).zip(target.par_chunks_mut(len));
             let examples: Vec<Example> = outputs.enumerate().map(draw).collect::<Result<_>>()?;

@@ -63,7 +63,7 @@ impl Network for PointClassifier {
 
     fn forward<T: Tensor>(network: &Self::Built<T>, inputs: &[T]) -> Result<Vec<T>> {
         let (hidden, dropout) = (network.hidden.clone(), network.dropout);
-        let x = T::checkpoint([&inputs[0]], move |[x]| dropout.forward(&hidden.forward(&x)?.silu()?))?;
+        let x = T::checkpoint([&inputs[0]], move |[x]| dropout.forward(&hidden.forward(x)?.silu()?))?;
         Ok(vec![network.output.forward(&x)?])
     }
 }

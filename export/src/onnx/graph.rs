@@ -189,7 +189,7 @@ impl Source<Value> for OnnxSource<'_> {
         }
         let is_f16 = self.f16_names.contains(&spec.name);
         self.builder.borrow_mut().parameter(&spec.name, array, is_f16)?;
-        let param = Param { name: spec.name.as_str().into(), dims: spec.dims.into() };
+        let param = Param { name: spec.name.as_str().into(), dims: spec.dims };
         self.used.insert(spec.name);
         Ok(param)
     }

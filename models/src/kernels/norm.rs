@@ -93,14 +93,14 @@ vectorized! {
     /// to the second.
     fn rows_backward<F: Real>(
         kind: NormKind,
-        x: &[F],
-        grad: &[F],
+        x_and_grad: [&[F]; 2],
         weight: Option<&[F]>,
         eps: F,
         grad_x: &mut [F],
         params: &mut [F],
         width: usize,
     ) {
+        let [x, grad] = x_and_grad;
         let n = F::from_f64(width as f64);
         let (mut normal, mut scaled) = (vec![F::from_f64(0.0); width], vec![F::from_f64(0.0); width]);
         let rows = grad_x.chunks_exact_mut(width).zip(x.chunks_exact(width).zip(grad.chunks_exact(width)));
@@ -144,8 +144,7 @@ pub(crate) fn backward<F: Real>(
         build_in_chunks_with(x.len(), ROWS_PER_TASK * width, &mut partials, 1, |at, grad_x, partial| {
             rows_backward(
                 kind,
-                &x[at..],
-                &grad[at..],
+                [&x[at..], &grad[at..]],
                 weight,
                 F::from_f64(eps),
                 grad_x,

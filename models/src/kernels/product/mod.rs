@@ -186,7 +186,8 @@ pub(crate) fn product_packed<F: Factor>(
                 for p in Steps::new(0, b.k, F::DEPTH) {
                     let panels = &b.panels[j.start * depth + p.start / F::UNIT_LEN * PANEL..];
                     let initial = if p.start > 0 { InitialValue::Existing } else { initial };
-                    compute_block::<F>(isa, i.clone(), j.clone(), p, c, initial, a, panels, depth);
+                    let block = Block { i: i.clone(), j: j.clone(), p };
+                    compute_block::<F>(isa, block, c, initial, a, panels, depth);
                 }
             });
         })
@@ -227,7 +228,8 @@ unsafe fn compute<F: Factor>(
                     let panels = &panels[n.start * depth..];
                     let n = j.start + n.start..j.start + n.end;
                     // SAFETY: parts are disjoint, and the blocks of a part are computed in order; the rest is passed on to the caller.
-                    unsafe { compute_block::<F>(isa, i, n, p.clone(), c, initial, a, panels, depth) };
+                    let block = Block { i, j: n, p: p.clone() };
+                    unsafe { compute_block::<F>(isa, block, c, initial, a, panels, depth) };
                 });
             }
         }
@@ -330,21 +332,28 @@ struct LeftFactor<'a, F> {
     strides: Strides,
 }
 
-/// Adds the products over inner indices `p` to rows `i` and columns `j` of `c`. `panels` hold these columns of `b`, `depth` units deep.
+/// A block of a product: rows and columns of the result, and the inner indices that are summed over.
+#[derive(Clone)]
+struct Block {
+    i: Range<usize>,
+    j: Range<usize>,
+    p: Range<usize>,
+}
+
+/// Adds the products of a block to `c`. `panels` hold its columns of `b`, `depth` units deep.
 ///
 /// # Safety
 /// As [`compute`]; and no other thread may access these elements of `c`.
 unsafe fn compute_block<F: Factor>(
     isa: Isa,
-    i: Range<usize>,
-    j: Range<usize>,
-    p: Range<usize>,
+    block: Block,
     c: Target<F::Number>,
     initial: InitialValue<F::Number>,
     a: LeftFactor<F::Number>,
     panels: &[F::Unit],
     depth: usize,
 ) {
+    let Block { i, j, p } = block;
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     // SAFETY: the caller guarantees that the CPU has AMX.
     let _guard = (isa == Isa::Amx).then(|| unsafe { amx::TileGuard::new() });
