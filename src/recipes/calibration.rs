@@ -1,8 +1,9 @@
-//! The task whose speed is measured before a training.
+//! The networks of recipes, as `plan` describes and measures them.
 
 use std::{path::Path, sync::Arc};
 
 use candle_core::Device;
+use tiny_cats_export::NetworkConfig;
 use tiny_cats_models::{ResNetConfig, TinyDitConfig};
 
 use crate::{
@@ -13,6 +14,16 @@ use crate::{
 
 /// Minimum number of synthetic images in the training data.
 const MIN_IMAGES: usize = 100;
+
+/// Returns a description of a network for the report, without the sizes that the report has elsewhere.
+pub fn describe_network(config: &NetworkConfig) -> String {
+    match config.downcast() {
+        Some(TinyDitConfig { width, depth, patch_size, .. }) => {
+            format!("TinyDiT of width {width}, depth {depth}, patches of {patch_size} px")
+        }
+        None => config.to_string(),
+    }
+}
 
 /// Creates the task of `workload`, with synthetic cats in `folder`.
 ///

@@ -20,7 +20,7 @@ use toml::Table;
 #[cfg(feature = "cli")]
 pub(crate) use self::settings::parse_interval;
 pub use self::{
-    calibration::calibration_task,
+    calibration::{calibration_task, describe_network},
     classifier::{ClassifierRelease, ClassifierSettings},
     counts::ImageCounts,
     dit::{DitRelease, DitSettings},

@@ -122,7 +122,7 @@ fn invalid_arguments_give_one_line_errors() {
         assert!(error.contains(expected), "{more:?}: {error}");
     }
     for size in ["5", "5000"] {
-        for command in [&["train"][..], &["plan", "train"], &["cloud", "train", "--dry-run"]] {
+        for command in [&["train"][..], &["plan", "train"], &["cloud", "train"]] {
             let error = fails(CATS, dir, &[command, &["classifier", "synth", "--image-size", size]].concat());
             assert!(
                 error.contains(&format!("--image-size: expected 32 to 1024, found {size}")),

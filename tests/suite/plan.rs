@@ -81,7 +81,7 @@ fn invalid_plans_give_one_line_errors() {
         (&["dit", "--prices", "absent.toml"], "absent.toml"),
         (&["dit", "--config", "absent"], "--config absent"),
         (&["dit", "--steps", "0"], "--steps"),
-        (&["dit", "--image-size", "30"], "image_size"),
+        (&["dit", "--image-size", "30"], "--image-size: expected a multiple of 8, found 30"),
         (&["dit", "--batch-size", "0"], "--batch-size: expected at least 1"),
         (&["classifier", "--epochs", "0"], "--epochs: expected at least 1"),
         (&["dit", "--gradient-accumulation-steps", "1000000000000000000"], "expected at most 16777216"),

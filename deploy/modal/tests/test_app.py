@@ -402,8 +402,8 @@ class Containers(ServerTestCase):
         )
 
     def container(self, data="data/synth"):
-        """Starts a container that trains."""
-        words = "--config=smoke --steps=6 --limit-files=24 --save-interval=2 --sample-interval=0 --device=cpu"
+        """Starts a container that trains, for long enough to be interrupted after its first training states."""
+        words = "--config=smoke --steps=80 --limit-files=24 --save-interval=2 --sample-interval=0 --device=cpu"
         arguments = [data, *words.split()]
         return self.start("train_dit", {"call": "c", "run": "r", "timeout": 600, "arguments": arguments})
 

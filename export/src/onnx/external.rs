@@ -149,7 +149,8 @@ impl ExternalDataReader<'_> {
         if !self.files.contains_key(location) {
             let external = self.open(location).map_err(|e| match e {
                 ExternalError::Invalid(message) => {
-                    invalid(format!("external data in {location:?}: {message}"))
+                    // The name of a file may be longer than a message.
+                    invalid(format!("external data: {message}, found {location:?}"))
                 }
                 ExternalError::Io(e) => e,
             })?;

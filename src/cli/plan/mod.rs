@@ -8,8 +8,6 @@ use std::{
 use anyhow::{Context, bail};
 use candle_core::Device;
 use serde_json::{Value, json};
-use tiny_cats_export::NetworkConfig;
-use tiny_cats_models::TinyDitConfig;
 
 use super::{
     common::{pretty_json, print},
@@ -23,7 +21,9 @@ use crate::{
         Bottleneck, Calibration, Estimate, Feasibility, Gpu, GpuModel, Memory, Prices, Requirements,
         SpeedSource, Workload, assumptions, calibrate, choose, estimate, gpu_models,
     },
-    recipes::{ClassifierSettings, DitSettings, ImageCounts, Notice, Recipe, calibration_task},
+    recipes::{
+        ClassifierSettings, DitSettings, ImageCounts, Notice, Recipe, calibration_task, describe_network,
+    },
 };
 
 /// The arguments of `tiny-cats plan`.
@@ -259,16 +259,6 @@ fn write_calibration(
     )
 }
 
-/// Returns a description of a network for the report, without the sizes that the report has elsewhere.
-fn describe(config: &NetworkConfig) -> String {
-    match config.downcast() {
-        Some(TinyDitConfig { width, depth, patch_size, .. }) => {
-            format!("TinyDiT of width {width}, depth {depth}, patches of {patch_size} px")
-        }
-        None => config.to_string(),
-    }
-}
-
 fn calibrate_workload(workload: &Workload, device: &Device) -> anyhow::Result<Calibration> {
     let bar = indicatif::ProgressBar::new(0);
     let run = || -> anyhow::Result<Calibration> {
@@ -294,7 +284,7 @@ fn write_workload(
 ) -> std::fmt::Result {
     let Workload { network, side, steps, batch, tape, .. } = workload;
     let parameters = requirements.parameters as f64 / 1e6;
-    let name = describe(network);
+    let name = describe_network(network);
     writeln!(output, "network  {name}, {side} px: {parameters:.1} million parameters")?;
     writeln!(output, "data     {data_description}")?;
     writeln!(
