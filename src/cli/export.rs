@@ -49,6 +49,9 @@ pub struct Args {
 /// If the checkpoint cannot be read, the file cannot be written, or the outputs of a runtime differ from those of the definition. Then no
 /// file is left.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if args.verify {
+        eprintln!("--verify: every export is verified; the flag changes nothing");
+    }
     let loaded = checkpoint::open(&args.checkpoint, weights_selection(args.weights))?;
     let description =
         loaded.describe(&args.overrides.into()).with_context(|| args.checkpoint.display().to_string())?;
