@@ -36,10 +36,10 @@ pub enum Error {
     /// A workload cannot be estimated.
     #[error(transparent)]
     Plan(#[from] crate::plan::Error),
-    /// A run or data in the cloud cannot be used.
+    /// A run, data or a folder is not in the expected state.
     #[error("{subject}: {message}")]
-    Unusable {
-        /// The run, or the folder of the data.
+    State {
+        /// The run, or the folder.
         subject: String,
         /// The expected and the found state.
         message: String,
@@ -85,8 +85,8 @@ impl Error {
         Self::Setting { setting, message }
     }
 
-    pub(super) fn unusable(subject: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::Unusable { subject: subject.into(), message: message.into() }
+    pub(super) fn state(subject: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::State { subject: subject.into(), message: message.into() }
     }
 
     /// Converts an [`io::Error`] at `path`.

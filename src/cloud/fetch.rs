@@ -34,7 +34,7 @@ pub fn fetch(run: &CloudRun, runs: &Path, on_verified: &mut dyn FnMut(&str)) -> 
     if !run.is_finished() {
         let status = tiny_cats_export::escape(run.status(), 20).into_owned();
         let message = format!("expected a finished run, found {status} at step {}", run.steps());
-        return Err(Error::unusable(&location.id, message));
+        return Err(Error::state(&location.id, message));
     }
     let folder = runs.join(Path::new(&location.folder).file_name().unwrap_or_default());
     if let Ok(local) = RunRecord::load(&folder)
@@ -48,7 +48,7 @@ pub fn fetch(run: &CloudRun, runs: &Path, on_verified: &mut dyn FnMut(&str)) -> 
     let lock = Lock::acquire(&folder)?;
     if lock.is_none() {
         let message = "another process trains in this folder";
-        return Err(Error::unusable(folder.display().to_string(), message));
+        return Err(Error::state(folder.display().to_string(), message));
     }
     for name in &names {
         let to = folder.join(name);
@@ -70,7 +70,7 @@ fn download(run: &CloudRun, runs: &Path) -> Result<(TempDir, Vec<String>)> {
         let (from, to) = (format!("runs/{}/{name}", location.folder), temp_folder.path().join(name));
         modal::run_captured(&["volume", "get", &volume, &from, &to.to_string_lossy()])?;
         if !to.is_file() {
-            return Err(Error::unusable(&location.id, format!("{name} was not downloaded")));
+            return Err(Error::state(&location.id, format!("{name} was not downloaded")));
         }
     }
     Ok((temp_folder, names))
@@ -95,12 +95,12 @@ fn verify_released(
     let is_released = |name: &&String| name.ends_with(".pt") || name.ends_with(".safetensors");
     let released: Vec<&String> = names.iter().filter(is_released).collect();
     if released.is_empty() {
-        return Err(Error::unusable(id, "expected a released file, found none"));
+        return Err(Error::state(id, "expected a released file, found none"));
     }
     for name in released {
         let report = verify(&folder.join(name), &VerifyOptions::default());
         if let Some(problem) = report.problems.first() {
-            return Err(Error::unusable(name, format!("verification failed: {problem}")));
+            return Err(Error::state(name, format!("verification failed: {problem}")));
         }
         on_verified(name);
     }

@@ -37,7 +37,7 @@ impl RunLocation {
     /// # Errors
     /// If the name has another form.
     pub fn parse(id: &str) -> Result<Self> {
-        let invalid = |message| Error::unusable(escape(id, MAX_TEXT), message);
+        let invalid = |message| Error::state(escape(id, MAX_TEXT), message);
         let parts: Vec<&str> = id.split('/').collect();
         let (folder, app) = match parts[..] {
             [run] => (run.to_owned(), run.to_owned()),
@@ -80,7 +80,7 @@ impl CloudRun {
             let suggestion = closest(id, others)
                 .map_or_else(String::new, |name| format!("; did you mean {}?", escape(name, MAX_TEXT)));
             let message = format!("there is no such run in the volume {volume}{suggestion}");
-            return Err(Error::unusable(id, message));
+            return Err(Error::state(id, message));
         }
         Self::parse(location, record.as_deref(), cloud.as_deref())
     }
@@ -127,7 +127,7 @@ impl CloudRun {
                 let threads: Vec<_> =
                     chunk.iter().map(|name| (name, scope.spawn(move || load(name)))).collect();
                 runs.extend(threads.into_iter().map(|(name, thread)| {
-                    let panicked = || Error::unusable(name, "the thread for this run panicked");
+                    let panicked = || Error::state(name, "the thread for this run panicked");
                     thread.join().unwrap_or_else(|_| (name.clone(), Err(panicked())))
                 }));
             });
@@ -144,7 +144,7 @@ impl CloudRun {
     /// If there is none yet, or Modal cannot be reached.
     pub fn log(&self) -> Result<Vec<u8>> {
         let text = read_run_file(&self.location.folder, LOG)?;
-        text.ok_or_else(|| Error::unusable(&self.location.id, "the run has no log yet"))
+        text.ok_or_else(|| Error::state(&self.location.id, "the run has no log yet"))
     }
 
     /// True if the run and its app have finished.

@@ -11,7 +11,7 @@ use super::{Error, Result, RunLocation, command::app_name, modal};
 pub fn running_app(run: &str) -> Result<Option<String>> {
     let output = modal::run_captured(&["app", "list", "--json"])?;
     let apps: Vec<Value> = serde_json::from_slice(&output)
-        .map_err(|error| Error::unusable("modal app list", format!("expected JSON: {error}")))?;
+        .map_err(|error| Error::state("modal app list", format!("expected JSON: {error}")))?;
     Ok(find_app(&apps, &app_name(run)))
 }
 
@@ -33,7 +33,7 @@ pub fn check_idle(run: &str) -> Result<()> {
         Some(app) => {
             let message =
                 format!("the app {app} already works on this run; stop it with modal app stop {app}");
-            Err(Error::unusable(run, message))
+            Err(Error::state(run, message))
         }
     }
 }

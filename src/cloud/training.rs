@@ -59,7 +59,7 @@ impl CloudTraining {
             && record.steps == self.steps
         {
             let message = format!("the run is finished; download it with tiny-cats cloud fetch {}", self.run);
-            return Err(Error::unusable(&self.run, message));
+            return Err(Error::state(&self.run, message));
         }
         let (spent, share) =
             existing.as_ref().map_or((0.0, 1.0), |existing| existing.spent_and_remaining(self.steps));

@@ -49,7 +49,7 @@ pub fn volume_path(data: &Path) -> Result<String> {
     });
     if !is_inside {
         let message = "expected data/NAME, such as data/cats, since images are in a volume in the cloud";
-        return Err(Error::unusable(data.display().to_string(), message));
+        return Err(Error::state(data.display().to_string(), message));
     }
     Ok(text.to_owned())
 }
@@ -82,7 +82,7 @@ pub fn check_data(app: &ModalApp, data: &str) -> Result<()> {
         }
         Err(error) => return Err(error.into()),
     };
-    Err(Error::unusable(data, message))
+    Err(Error::state(data, message))
 }
 
 #[cfg(test)]

@@ -59,7 +59,7 @@ pub enum Error {
     Data(#[from] crate::data::Error),
     /// A model cannot be opened.
     #[error(transparent)]
-    Open(#[from] crate::checkpoint::OpenError),
+    OpenModel(#[from] crate::checkpoint::OpenError),
     /// A model cannot be used.
     #[error("{}{error}", file.as_ref().map_or_else(String::new, |file| format!("{}: ", printable(file).display())))]
     Model {

@@ -298,7 +298,7 @@ fn open_extractor(
             };
             let extractor = FeatureExtractor::from_graph(&file, preprocessing, load)
                 .map_err(|error| Error::from(error).with_model_file(Some(path)))?;
-            (extractor, Provenance::of_file(path)?, "the first output")
+            (extractor, Provenance::from_file(path)?, "the first output")
         }
         None => {
             if options.resize.is_some() || options.mean.is_some() || options.std.is_some() {

@@ -36,7 +36,7 @@ pub struct Provenance {
 }
 
 impl Provenance {
-    pub(super) fn of_file(path: &Path) -> Result<Self> {
+    pub(super) fn from_file(path: &Path) -> Result<Self> {
         let mut hash = Sha256::new();
         let mut file = File::open(path).map_err(Error::io(path))?;
         io::copy(&mut file, &mut hash).map_err(Error::io(path))?;
@@ -68,7 +68,7 @@ impl OpenedModel {
         if !assumptions.is_empty() {
             observe(Event::Assumed { path, assumptions: &assumptions });
         }
-        Ok(Self { model, path: Some(path.to_owned()), provenance: Provenance::of_file(path)? })
+        Ok(Self { model, path: Some(path.to_owned()), provenance: Provenance::from_file(path)? })
     }
 
     /// Adds the path of the model to an error that names no file.
