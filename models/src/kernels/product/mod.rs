@@ -19,9 +19,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-pub(crate) use factor::{Bf16, Factor, PlainFactor};
 #[cfg(feature = "candle")]
-pub(crate) use factor::{RoundedToBf16, RoundedToF16, has_bf16};
+pub(crate) use factor::{Bf16, RoundedToBf16, RoundedToF16, has_bf16};
+pub(crate) use factor::{Factor, PlainFactor};
 use pack::{depth, pack, transpose};
 use tile::{Isa, Tile};
 
