@@ -8,7 +8,7 @@ use std::path::Path;
 use tiny_cats_export::closest;
 use toml::{Table, Value};
 
-use super::{ClassifierSettings, DitSettings, Error, Recipe, Result, TASKS, TaskKind};
+use super::{Error, Recipe, Result, TASKS, TaskKind, check_tasks};
 use crate::train::folder::read_bounded;
 
 /// The built-in profiles.
@@ -151,13 +151,12 @@ fn read(name: &str) -> Result<Table> {
             return Err(invalid(format!("{task}: expected a table [{task}]")));
         }
     }
-    check::<DitSettings>(name, &table)?;
-    check::<ClassifierSettings>(name, &table)?;
+    check_tasks(name, &table)?;
     Ok(table)
 }
 
 /// Checks that every key in the table of a recipe is a setting, and that its value has the right type.
-fn check<R: Recipe>(name: &str, configuration: &Table) -> Result<()> {
+pub(super) fn check<R: Recipe>(name: &str, configuration: &Table) -> Result<()> {
     let (keys, settings) = (R::keys(), section::<R>(configuration));
     let invalid =
         |key: &str, message: &str| Err(Error::configuration(name, format!("{}.{key}: {message}", R::TASK)));
@@ -176,6 +175,7 @@ fn check<R: Recipe>(name: &str, configuration: &Table) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recipes::{ClassifierSettings, DitSettings};
 
     fn table(text: &str) -> Table {
         text.parse().unwrap()

@@ -38,6 +38,12 @@ use crate::{
 /// The tasks; each has a table in a configuration.
 pub const TASKS: [TaskKind; 2] = [TaskKind::of::<DitSettings>(), TaskKind::of::<ClassifierSettings>()];
 
+/// Checks the tables of all [`TASKS`] in the configuration `name`.
+fn check_tasks(name: &str, configuration: &Table) -> Result<()> {
+    config::check::<DitSettings>(name, configuration)?;
+    config::check::<ClassifierSettings>(name, configuration)
+}
+
 /// A task that a recipe trains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TaskKind {
