@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::train::metrics::Point;
+pub use crate::axis::format_number;
+use crate::{axis::Range, train::metrics::Point};
 
 /// The smallest width of a chart, which leaves room for its legend.
 const MIN_WIDTH: usize = 60;
@@ -24,39 +25,6 @@ pub struct Curve<'a> {
     pub points: &'a [Point],
 }
 
-/// The range along one axis; empty while `low > high`.
-#[derive(Clone, Copy, Debug)]
-struct Range {
-    low: f64,
-    high: f64,
-}
-
-impl Range {
-    const EMPTY: Self = Self { low: f64::INFINITY, high: f64::NEG_INFINITY };
-
-    fn from_values(values: impl Iterator<Item = f64>) -> Self {
-        values
-            .filter(|v| v.is_finite())
-            .fold(Self::EMPTY, |range, v| Self { low: range.low.min(v), high: range.high.max(v) })
-    }
-
-    fn union(self, other: Self) -> Self {
-        Self { low: self.low.min(other.low), high: self.high.max(other.high) }
-    }
-
-    /// The position of `value` among `n`, 0 the lowest. Halves the numbers, so that the difference of the largest ones is finite.
-    fn index(self, value: f64, n: usize) -> usize {
-        let share = (value / 2.0 - self.low / 2.0) / (self.high / 2.0 - self.low / 2.0);
-        // A range of one value would divide by zero; the value is then in the middle.
-        let share = if share.is_finite() { share } else { 0.5 };
-        ((share * n as f64) as usize).min(n - 1)
-    }
-
-    fn value_at(self, share: f64) -> f64 {
-        self.low * (1.0 - share) + self.high * share
-    }
-}
-
 /// The points in one column of the plot.
 #[derive(Clone, Copy, Default)]
 struct Column {
@@ -68,11 +36,23 @@ struct Column {
     mean: f64,
 }
 
+/// Returns the position of `value` among `n`, 0 the lowest.
+fn index(range: Range, value: f64, n: usize) -> usize {
+    let share = range.normalize(value);
+    // A range of one value would divide by zero; the value is then in the middle.
+    let share = if share.is_finite() { share } else { 0.5 };
+    ((share * n as f64) as usize).min(n - 1)
+}
+
+fn value_at(range: Range, share: f64) -> f64 {
+    range.min * (1.0 - share) + range.max * share
+}
+
 /// Groups points by columns and averages each, so that a million points can be drawn.
 fn columns(points: &[Point], steps: Range, n: usize) -> Vec<Column> {
     let mut columns = vec![Column::default(); n];
     for point in points {
-        let column = &mut columns[steps.index(point.step as f64, n)];
+        let column = &mut columns[index(steps, point.step as f64, n)];
         column.points += 1;
         if point.value.is_finite() {
             column.finite += 1;
@@ -87,19 +67,6 @@ fn means(columns: &[Column]) -> impl Iterator<Item = f64> {
     columns.iter().filter(|c| c.finite > 0).map(|c| c.mean)
 }
 
-/// Formats a number for an axis or a table with about five digits.
-pub fn format_number(value: f64) -> String {
-    let size = value.abs();
-    if !value.is_finite() {
-        return "not finite".to_owned();
-    }
-    if size != 0.0 && !(1e-3..1e5).contains(&size) {
-        return format!("{value:.2e}");
-    }
-    let integer_digits = if size < 1.0 { 0 } else { size.log10() as usize };
-    format!("{value:.*}", 4usize.saturating_sub(integer_digits))
-}
-
 /// Draws `first`, and over it `second` as marks: on the same scale if `same`, else on its own scale at the right.
 ///
 /// Every line has at most `width` characters, but `width` is at least 60. `color` adds escape codes for terminals.
@@ -111,15 +78,15 @@ pub fn draw(first: Curve, second: Option<Curve>, same: bool, width: usize, color
         return format!("no {kind}{} has been logged\n", first.name);
     }
     let all = first.points.iter().chain(second.iter().flat_map(|curve| curve.points));
-    let steps = Range::from_values(all.map(|p| p.step as f64));
+    let steps = Range::from_values(all.map(|p| p.step as f64)).unwrap_or_default();
     let has_own_scale = second.is_some() && !same;
     let plot = width - LABEL - 2 - if has_own_scale { LABEL + 2 } else { 0 };
     let dots = columns(first.points, steps, 2 * plot);
     let marks = second.map_or(Vec::new(), |curve| columns(curve.points, steps, plot));
-    let mut scales = [Range::from_values(means(&dots)), Range::from_values(means(&marks))];
-    if !has_own_scale || scales[0].low > scales[0].high {
-        scales = [scales[0].union(scales[1]); 2];
-    }
+    let scales = match (Range::from_values(means(&dots)), Range::from_values(means(&marks))) {
+        (Some(first), Some(second)) if has_own_scale => [first, second],
+        _ => [Range::from_values(means(&dots).chain(means(&marks))).unwrap_or_default(); 2],
+    };
     let cells = paint(&dots, &marks, scales, plot);
 
     let (dim, bright, reset) = if color { ("\x1b[36m", "\x1b[33m", "\x1b[0m") } else { ("", "", "") };
@@ -133,8 +100,8 @@ pub fn draw(first: Curve, second: Option<Curve>, same: bool, width: usize, color
     for (line, cells) in cells.iter().enumerate() {
         let share = 1.0 - line as f64 / (LINES - 1) as f64;
         let is_labeled = [0, LINES / 2, LINES - 1].contains(&line);
-        let [left, right] =
-            scales.map(|scale| if is_labeled { format_number(scale.value_at(share)) } else { String::new() });
+        let [left, right] = scales
+            .map(|scale| if is_labeled { format_number(value_at(scale, share)) } else { String::new() });
         let axis = if is_labeled { ['┤', '├'] } else { ['│', '│'] };
         let _ = write!(out, "{left:>LABEL$} {}", axis[0]);
         let mut last = "";
@@ -155,7 +122,7 @@ pub fn draw(first: Curve, second: Option<Curve>, same: bool, width: usize, color
     }
     let _ = writeln!(out, "{:LABEL$} └{}", "", "─".repeat(plot));
     let format_step = |step: f64| if step < 1e9 { step.to_string() } else { format_number(step) };
-    let (from, to) = (format_step(steps.low), format!("step {}", format_step(steps.high)));
+    let (from, to) = (format_step(steps.min), format!("step {}", format_step(steps.max)));
     let room = plot.saturating_sub(from.len());
     let _ = writeln!(out, "{:LABEL$}  {from}{to:>room$}", "");
     let missing = first.points.iter().filter(|p| !p.value.is_finite()).count();
@@ -179,7 +146,7 @@ fn paint(dots: &[Column], marks: &[Column], scales: [Range; 2], plot: usize) -> 
             previous = previous.filter(|_| column.points == 0);
             continue;
         }
-        let y = scales[0].index(column.mean, 4 * LINES);
+        let y = index(scales[0], column.mean, 4 * LINES);
         let (from, mut last) = previous.unwrap_or((x, y));
         for step in 0..=x - from {
             let current = match x - from {
@@ -198,7 +165,7 @@ fn paint(dots: &[Column], marks: &[Column], scales: [Range; 2], plot: usize) -> 
     let mut cells: Vec<Vec<char>> =
         bits.into_iter().map(|line| line.into_iter().map(braille).collect()).collect();
     for (x, column) in marks.iter().enumerate().filter(|(_, column)| column.finite > 0) {
-        cells[LINES - 1 - scales[1].index(column.mean, LINES)][x] = MARK;
+        cells[LINES - 1 - index(scales[1], column.mean, LINES)][x] = MARK;
     }
     cells
 }

@@ -1,5 +1,6 @@
 //! Trains small image models, exports them to ONNX, verifies the exported files numerically, and runs them anywhere.
 
+mod axis;
 pub mod chart;
 pub mod checkpoint;
 #[cfg(feature = "cli")]

@@ -3,6 +3,8 @@
 use image::{Rgb, RgbImage};
 use tiny_cats_export::{draw_text, text_size};
 
+use crate::axis::{Range, label, steps_label};
+
 pub const BACKGROUND: Rgb<u8> = Rgb([250, 249, 246]);
 pub const TEXT_COLOR: Rgb<u8> = Rgb([40, 38, 36]);
 const RULE: Rgb<u8> = Rgb([226, 223, 216]);
@@ -18,94 +20,6 @@ pub enum Align {
     Left,
     Middle,
     Right,
-}
-
-/// The range of values along one axis.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Range {
-    pub min: f64,
-    pub max: f64,
-    /// True for a logarithmic scale.
-    pub log: bool,
-}
-
-impl Range {
-    /// The range of all finite `values`, with a margin; `None` if there are none. If `may_log`, it is logarithmic for positive values that
-    /// span more than one and a half decades.
-    pub fn from_values(values: impl Iterator<Item = f64>, may_log: bool) -> Option<Self> {
-        let ends = |(min, max): (f64, f64), v: f64| (min.min(v), max.max(v));
-        let (min, max) = values.filter(|v| v.is_finite()).fold((f64::INFINITY, f64::NEG_INFINITY), ends);
-        if min > max {
-            return None;
-        }
-        if may_log && min > 0.0 && max / min > 30.0 {
-            // More than twelve decades are not readable.
-            let min = min.max(max * 1e-12);
-            let margin = (max / min).powf(0.04);
-            return Some(Self { min: min / margin, max: max * margin, log: true });
-        }
-        // Halves the values first, so that the difference of the largest ones is finite.
-        let spread = 2.0 * (max / 2.0 - min / 2.0);
-        let size = min.abs().max(max.abs());
-        // Constant values get a margin, too.
-        let margin = if spread > 1e-3 * size { 0.06 * spread } else { (0.1 * size).max(1e-9) };
-        Some(Self { min: min - margin, max: max + margin, log: false })
-    }
-
-    /// Maps the smallest value to 0 and the largest to 1; values outside of the range map outside of 0 to 1.
-    pub fn normalize(&self, value: f64) -> f64 {
-        let to_scale = |v: f64| if self.log { v.max(f64::MIN_POSITIVE).ln() } else { v };
-        let (min, max) = (to_scale(self.min), to_scale(self.max));
-        (to_scale(value) - min) / (max - min)
-    }
-
-    /// About four to ten round values in the range.
-    pub fn ticks(&self) -> Vec<f64> {
-        if self.log {
-            let exponents = self.min.log10().floor() as i32..=self.max.log10().ceil() as i32;
-            let decades = self.max.log10() - self.min.log10();
-            let steps: &[f64] = if decades < 3.5 { &[1.0, 2.0, 5.0] } else { &[1.0] };
-            let every = ((decades / 8.0).ceil() as i32).max(1);
-            let all = exponents
-                .filter(|e| e % every == 0)
-                .flat_map(|e| steps.iter().map(move |s| s * 10f64.powi(e)));
-            return all.filter(|v| (self.min..=self.max).contains(v)).collect();
-        }
-        let min_step = (self.max - self.min) / 5.0;
-        let decade = 10f64.powf(min_step.log10().floor());
-        let step = [1.0, 2.0, 5.0, 10.0]
-            .map(|s| s * decade)
-            .into_iter()
-            .find(|s| *s >= min_step)
-            .unwrap_or(min_step);
-        let first = (self.min / step).ceil();
-        (0..20).map(|i| (first + f64::from(i)) * step).take_while(|v| *v <= self.max).collect()
-    }
-}
-
-/// Formats a number with few digits.
-pub fn label(value: f64) -> String {
-    let size = value.abs();
-    if size < 1e-12 {
-        return "0".into();
-    }
-    if !(1e-3..1e5).contains(&size) {
-        return format!("{value:.1e}").replace(".0e", "e");
-    }
-    let decimals = (2 - size.log10().floor() as i32).clamp(0, 6) as usize;
-    let text = format!("{value:.decimals$}");
-    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
-}
-
-/// Formats a number of steps.
-pub fn count(value: f64) -> String {
-    let short = |value: f64, unit: &str| format!("{}{unit}", label((value * 100.0).round() / 100.0));
-    match value {
-        v if v >= 1e9 => short(v / 1e9, "G"),
-        v if v >= 1e6 => short(v / 1e6, "M"),
-        v if v >= 1e4 => short(v / 1e3, "k"),
-        v => format!("{v:.0}"),
-    }
 }
 
 /// An image with a plot.
@@ -196,7 +110,7 @@ impl Canvas {
             let x = range.normalize(tick);
             let [px, bottom] = self.pixel([x, 0.0]);
             self.rule([x, 0.0], [x, 1.0]);
-            self.text(&count(tick), px, bottom + 10.0, Align::Middle, TEXT_COLOR);
+            self.text(&steps_label(tick), px, bottom + 10.0, Align::Middle, TEXT_COLOR);
         }
         let [middle, bottom] = self.pixel([0.5, 0.0]);
         self.text("step", middle, bottom + 32.0, Align::Middle, TEXT_COLOR);

@@ -11,8 +11,11 @@ use image::{Rgb, RgbImage};
 use serde_json::Value;
 use tiny_cats_export::text_size;
 
-use super::canvas::{Align, Canvas, Range, SCALE, TEXT_COLOR, label};
-use crate::train::metrics::LOSS;
+use super::canvas::{Align, Canvas, SCALE, TEXT_COLOR};
+use crate::{
+    axis::{Range, label},
+    train::metrics::LOSS,
+};
 
 /// The largest number of bins that are kept; if there are more, neighbors are merged.
 const MAX_BINS: usize = 2048;
@@ -198,8 +201,9 @@ impl LossCurve {
         let last = self.scores.values().filter_map(|points| points.last()).map(|point| point.0);
         let last = last.chain(last_bin).chain(self.broken.last().copied()).max()?;
         let steps = Range { min: 0.0, max: (last as f64).max(1.0), log: false };
-        let left = Range::from_values(self.bins.iter().map(Bin::mean).chain(values(&losses)), true);
-        let right = Range::from_values(values(&others).into_iter(), false);
+        let left = Range::from_values(self.bins.iter().map(Bin::mean).chain(values(&losses)));
+        let left = left.map(|range| range.with_margin(true));
+        let right = Range::from_values(values(&others).into_iter()).map(|range| range.with_margin(false));
         let mut canvas = Canvas::new(WIDTH, HEIGHT, [100, 64, if right.is_some() { 100 } else { 24 }, 56]);
         canvas.draw_step_axis(&steps);
         let mut legend = Vec::new();

@@ -10,7 +10,8 @@ use std::{
 use image::{RgbImage, imageops};
 use tiny_cats_export::{decode, text_size};
 
-use super::canvas::{Align, Canvas, SCALE, TEXT_COLOR, count};
+use super::canvas::{Align, Canvas, SCALE, TEXT_COLOR};
+use crate::axis::steps_label;
 
 /// The largest number of grids in a strip, not counting the newest.
 const MAX_GRIDS: usize = 12;
@@ -61,7 +62,7 @@ impl Strip {
                 self.rows.insert(step, row);
             }
         }
-        let texts: Vec<String> = self.rows.keys().map(|step| count(*step as f64)).collect();
+        let texts: Vec<String> = self.rows.keys().map(|step| steps_label(*step as f64)).collect();
         let Some(left) = texts.iter().map(|text| text_size(text, SCALE).0).max() else { return Ok(None) };
         let left = left + 3 * MARGIN;
         let width = self.rows.values().map(RgbImage::width).max().unwrap_or(0);

@@ -175,7 +175,7 @@ fn pets_archive(seed: u32) -> Vec<u8> {
 }
 
 fn archive(bytes: &[u8]) -> Archive {
-    let md5: String = Md5::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+    let md5 = tiny_cats_export::hex(&Md5::digest(bytes));
     Archive { name: "images", md5: md5.leak(), max_bytes: 1 << 20 }
 }
 

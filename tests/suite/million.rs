@@ -55,7 +55,7 @@ fn write_index(root: &Path, index: &Path, count: usize) {
     let contents: Vec<(usize, String)> = (0..100)
         .map(|i| {
             let bytes = fs::read(root.join(format!(".contents/{i}.png"))).unwrap();
-            let sum = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+            let sum = tiny_cats_export::hex(&Sha256::digest(&bytes));
             (bytes.len(), sum)
         })
         .collect();
