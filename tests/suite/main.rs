@@ -19,6 +19,7 @@ mod gate;
 mod loading;
 mod million;
 mod modal_app;
+mod modules;
 mod network;
 mod openness;
 mod operations;
