@@ -16,9 +16,9 @@ use toml::Table;
 
 use super::{
     EXTENSIONS, Error, EvaluateRelease, ImageCounts, Job, KeyError, MethodSettings, Notice, Prepared, Recipe,
-    Result, RunSettings, SplitEvaluation, open_data, report_skipped,
+    Result, RunSettings, SplitEvaluation, open_data, printable_path, report_skipped,
     settings::{MAX_STEPS, Training, at_least_one, at_most},
-    shown, table,
+    table,
 };
 use crate::{
     checkpoint::{self, InitFile, WeightsSelection},
@@ -95,7 +95,7 @@ pub struct ClassifierSettings {
         arg(long, default_value_t = 1, value_name = "EPOCHS", help_heading = "Monitoring")
     )]
     pub save_interval: u64,
-    /// What is released.
+    /// The settings of the released files.
     #[cfg_attr(feature = "cli", command(flatten))]
     #[serde(skip)]
     pub release: ClassifierRelease,
@@ -109,7 +109,7 @@ pub struct ClassifierSettings {
     pub run: RunSettings,
 }
 
-/// What a classifier's training releases, which may differ when its run is resumed.
+/// The settings of the released files. They may differ when a run is resumed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::Args))]
 #[serde(rename_all = "kebab-case")]
@@ -207,7 +207,7 @@ impl ClassifierSettings {
         let [stem, extension] =
             [path.file_stem(), path.extension()].map(|part| part.and_then(|part| part.to_str()));
         let (Some(stem), Some("pt" | "safetensors")) = (stem, extension) else {
-            let message = format!("expected the name of a .pt file, found {}", shown(path));
+            let message = format!("expected the name of a .pt file, found {}", printable_path(path));
             return Err(Error::setting("output", message));
         };
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -228,7 +228,8 @@ impl ClassifierSettings {
             Ok(Some(Arc::new(PhotoExamples::new(photos, options)?)))
         };
         let train = load(Split::Train)?.ok_or_else(|| {
-            Error::setting(shown(&self.data), "expected photographs to train on, found none")
+            let data = printable_path(&self.data);
+            Error::setting("data", format!("{data}: expected photographs to train on, found none"))
         })?;
         Ok(Splits { train, validation: load(Split::Validation)?, test: load(Split::Test)? })
     }
@@ -333,6 +334,7 @@ impl Recipe for ClassifierSettings {
 
     fn workload(&self, images: &ImageCounts) -> Result<Workload> {
         let NetworkSizes { network, image_size, crop_size } = self.sizes(images.classes)?;
+        images.check()?;
         let ImageCounts { train, validation, test, .. } = images.with_limit(self.method.limit_files);
         let averages = self.method.ema_beta.len();
         let batch = self.method.batch_size.min(train);
@@ -359,7 +361,11 @@ impl Recipe for ClassifierSettings {
         let device = self.run.open_device(job.rank, notify)?;
         let (data, name) = (open_data(&self.data, notify)?, self.split_output()?.1);
         if data.classes.len() < 2 {
-            return Err(Error::setting(shown(&self.data), "expected at least 2 class folders, found 1"));
+            let data = printable_path(&self.data);
+            return Err(Error::setting(
+                "data",
+                format!("{data}: expected at least 2 class folders, found 1"),
+            ));
         }
         let NetworkSizes { network, image_size, crop_size } = self.sizes(data.classes.len())?;
         let init = self.initial_weights().map(Path::to_owned).map(|path| {

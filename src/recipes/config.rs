@@ -24,8 +24,8 @@ const PROFILES: [(&str, &str); 6] = [
 /// Settings of the network's sizes, which the file of `init` has, too.
 const SIZES: [&str; 5] = ["size", "backbone", "width", "image-size", "crop-size"];
 
-/// Pairs of mutually exclusive settings.
-const EXCLUSIVE: [[&str; 2]; 3] =
+/// Pairs of mutually exclusive settings. Without a flag for either, the second one takes precedence if it is set.
+pub(crate) const EXCLUSIVE: [[&str; 2]; 3] =
     [["init", "no-pretrained"], ["precision", "mixed-precision"], ["cache", "no-cache"]];
 
 /// Resolves the settings of a recipe from the `configuration`, which is a profile or a file, and the `flags`, by their keys. Values of
@@ -50,6 +50,11 @@ pub fn resolve<R: Recipe>(configuration: Option<&str>, flags: &Table) -> Result<
     if flags.contains_key("init") && configuration.is_some_and(is_profile) {
         configured.retain(|key, _| !SIZES.contains(&key));
     }
+    for [a, b] in EXCLUSIVE {
+        if configured.get(b).is_some_and(|switch| *switch == Value::Boolean(true)) {
+            configured.remove(a);
+        }
+    }
     let mut all = defaults::<R>()?;
     all.extend(configured);
     all.extend(flags.clone());
@@ -59,7 +64,7 @@ pub fn resolve<R: Recipe>(configuration: Option<&str>, flags: &Table) -> Result<
 /// Formats settings as a configuration.
 ///
 /// # Errors
-/// [`Error::Setting`] if a number is too large for TOML.
+/// [`Error::Setting`] if a number is too large for TOML, or a path is not UTF-8.
 pub fn to_toml<R: Recipe>(settings: &R) -> Result<String> {
     Ok(Table::from_iter([(R::TASK.to_owned(), Value::Table(to_table(settings)?))]).to_string())
 }
@@ -104,7 +109,7 @@ fn is_profile(name: &str) -> bool {
 }
 
 fn to_table<R: Recipe>(settings: &R) -> Result<Table> {
-    settings.to_table().map_err(|error| Error::setting(R::TASK, error.to_string()))
+    settings.to_table().map_err(|error| Error::setting(format!("settings of {}", R::TASK), error.to_string()))
 }
 
 fn defaults<R: Recipe>() -> Result<Table> {
@@ -167,6 +172,11 @@ pub(super) fn check<R: Recipe>(name: &str, configuration: &Table) -> Result<()> 
             return invalid(key, &format!("unknown key{suggestion}"));
         }
     }
+    for (key, value) in &settings {
+        if *value == Value::String(String::new()) {
+            return invalid(key, "expected a value, found \"\"");
+        }
+    }
     let mut all = defaults::<R>()?;
     all.extend(settings);
     R::from_table(&all).map(|_| ()).or_else(|error| invalid(&error.key, &error.message))
@@ -192,6 +202,13 @@ mod tests {
         assert_eq!((settings.steps, settings.method.lr, settings.sample_interval), (7, 0.2, 5000));
         assert!(settings.run.cache.is_some() && !settings.run.no_cache && !settings.method.mixed_precision);
         assert!(resolve("").run.no_cache && resolve("").method.mixed_precision);
+        // Of two that a configuration has, the switch wins, and flags for a process have it alone.
+        std::fs::write(
+            &file,
+            "[dit]\ncache = 'x'\nno-cache = true\nprecision = 'f16'\nmixed-precision = true\n",
+        )
+        .unwrap();
+        assert_eq!(to_flags(&resolve(""), &[]).unwrap(), ["--mixed-precision", "--no-cache"]);
         // Only a profile's sizes are those of a machine.
         let sized = |flags: &str| {
             let settings = super::resolve::<ClassifierSettings>(Some("a100"), &table(flags)).unwrap();

@@ -1,3 +1,4 @@
+use super::{Error, Result};
 use crate::data::{Dataset, Split};
 
 /// The size of a data set, in classes and images.
@@ -18,6 +19,15 @@ impl ImageCounts {
     pub fn from_dataset(data: &Dataset) -> Self {
         let [train, validation, test] = Split::ALL.map(|split| data.part(split).files.len());
         Self { classes: data.classes.len(), train, validation, test }
+    }
+
+    /// Checks that there are images to train on.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.train == 0 {
+            Err(Error::setting("data", "expected images to train on, found none"))
+        } else {
+            Ok(())
+        }
     }
 
     /// The counts with at most `max` images of each split.

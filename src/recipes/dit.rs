@@ -92,7 +92,7 @@ pub struct DitSettings {
         arg(long, default_value_t = 5_000, value_name = "STEPS", help_heading = "Monitoring")
     )]
     pub sample_interval: u64,
-    /// What is released.
+    /// The settings of the released files.
     #[cfg_attr(feature = "cli", command(flatten))]
     #[serde(skip)]
     pub release: DitRelease,
@@ -106,7 +106,7 @@ pub struct DitSettings {
     pub run: RunSettings,
 }
 
-/// What a generator's training releases, which may differ when its run is resumed.
+/// The settings of the released files and of samples. They may differ when a run is resumed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::Args))]
 #[serde(rename_all = "kebab-case")]
@@ -278,7 +278,8 @@ impl Recipe for DitSettings {
             return Err(Error::setting("label-dropout", format!("expected 0 to 1, found {found}")));
         }
         let DitRelease { cfg_scale, cfg_interval: [from, to], .. } = self.release;
-        if !cfg_scale.is_finite() {
+        // It is an f32 in the released files.
+        if !(cfg_scale as f32).is_finite() {
             return Err(Error::setting("cfg-scale", format!("expected a number, found {cfg_scale}")));
         }
         if !(0.0 <= from && from <= to && to <= 1.0) {
@@ -296,6 +297,7 @@ impl Recipe for DitSettings {
 
     fn workload(&self, images: &ImageCounts) -> Result<Workload> {
         let network = self.network(images.classes)?;
+        images.check()?;
         let ImageCounts { train, validation, test, .. } = images.with_limit(self.method.limit_files);
         let (train, validation) =
             if self.no_validation { (train + validation + test, 0) } else { (train, validation) };

@@ -47,16 +47,6 @@ impl Error {
         // Keys and values from an untrusted file are shortened.
         Self::Configuration { name: name.into(), message: escape(&message.to_string(), 400).into_owned() }
     }
-
-    /// True if a new process may succeed later.
-    pub fn is_transient(&self) -> bool {
-        match self {
-            // Out of memory in the middle of an update, which has no micro-batches to halve.
-            Self::Train(error) => error.is_transient() || error.is_out_of_memory(),
-            Self::Data(error) => error.is_transient(),
-            _ => false,
-        }
-    }
 }
 
 impl From<tiny_cats_models::Error> for Error {

@@ -202,6 +202,6 @@ fn report_skipped(skipped: &[(PathBuf, String)], notify: &mut dyn FnMut(Notice))
 }
 
 /// Returns `path` for a message.
-fn shown(path: &Path) -> String {
+fn printable_path(path: &Path) -> String {
     printable(path).display().to_string()
 }

@@ -26,7 +26,9 @@ pub(super) const MAX_STEPS: u64 = 1 << 40;
 /// Maximum images per micro-batch, and micro-batches per step.
 const MAX_ITEMS: usize = 1 << 24;
 /// Maximum of settings that are numbers of files or threads.
-const MAX_COUNT: usize = 1 << 32;
+const MAX_COUNT: u64 = 1 << 32;
+/// Maximum of settings that are durations.
+const MAX_TIME: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// The value of `tensorboard` for the run's own folder.
 const DEFAULT_TENSORBOARD: &str = "true";
@@ -227,7 +229,8 @@ impl MethodSettings {
         at_least_one("max-skipped-steps", self.max_skipped_steps)?;
         at_most("batch-size", self.batch_size, MAX_ITEMS)?;
         at_most("gradient-accumulation-steps", self.gradient_accumulation_steps, MAX_ITEMS)?;
-        at_most("limit-files", self.limit_files.unwrap_or(0), MAX_COUNT)?;
+        at_least_one("limit-files", self.limit_files.unwrap_or(1) as u64)?;
+        at_most("limit-files", self.limit_files.unwrap_or(0) as u64, MAX_COUNT)?;
         at_most("early-stopping-patience", self.early_stopping_patience.unwrap_or(0), MAX_STEPS)?;
         at_most("max-skipped-steps", self.max_skipped_steps, MAX_STEPS)
     }
@@ -417,7 +420,17 @@ impl RunSettings {
     /// [`Error::Setting`] for the first invalid one.
     pub fn validate(&self, method: &MethodSettings) -> Result<()> {
         at_least_one("gpus", self.gpus as u64)?;
-        at_most("num-workers", self.num_workers.unwrap_or(0), MAX_COUNT)?;
+        at_most("num-workers", self.num_workers.unwrap_or(0) as u64, MAX_COUNT)?;
+        for (setting, time) in [
+            ("max-time", self.max_time.unwrap_or_default()),
+            ("retry-initial", self.retry_initial),
+            ("retry-max", self.retry_max),
+        ] {
+            if time > MAX_TIME {
+                let [max, found] = [MAX_TIME, time].map(humantime::format_duration);
+                return Err(Error::setting(setting, format!("expected at most {max}, found {found}")));
+            }
+        }
         at_most("log-interval", self.log_interval, MAX_STEPS)?;
         if !method.batch_size.is_multiple_of(self.gpus) {
             let (gpus, found) = (self.gpus, method.batch_size);
@@ -622,7 +635,7 @@ mod tensorboard {
     use std::path::{Path, PathBuf};
 
     use serde::{
-        Deserializer, Serializer,
+        Deserializer, Serialize, Serializer,
         de::{Error, SeqAccess, Visitor},
     };
 
@@ -634,8 +647,7 @@ mod tensorboard {
             Some(folder) if folder == Path::new(super::DEFAULT_TENSORBOARD) => {
                 serializer.serialize_bool(true)
             }
-            Some(folder) => serializer.collect_str(&folder.display()),
-            None => serializer.serialize_none(),
+            folder => folder.serialize(serializer),
         }
     }
 

@@ -185,11 +185,8 @@ impl<'de> Deserializer<'de> for Setting<'_> {
 
     deserialize_numbers! {
         deserialize_bool visit_bool bool, "true or false";
-        deserialize_i64 visit_i64 i64, "an integer";
-        deserialize_u16 visit_u16 u16, "an integer of 0 or more";
         deserialize_u32 visit_u32 u32, "an integer of 0 or more";
         deserialize_u64 visit_u64 u64, "an integer of 0 or more";
-        deserialize_f32 visit_f32 f32, "a number";
         deserialize_f64 visit_f64 f64, "a number";
     }
 
@@ -203,14 +200,6 @@ impl<'de> Deserializer<'de> for Setting<'_> {
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, KeyError> {
         visitor.visit_some(self)
-    }
-
-    fn deserialize_newtype_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        visitor: V,
-    ) -> Result<V::Value, KeyError> {
-        visitor.visit_newtype_struct(self)
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, KeyError> {
@@ -240,7 +229,8 @@ impl<'de> Deserializer<'de> for Setting<'_> {
     }
 
     forward_to_deserialize_any! {
-        i8 i16 i32 u8 char bytes byte_buf unit unit_struct tuple_struct map struct identifier ignored_any
+        i8 i16 i32 i64 u8 u16 f32 char bytes byte_buf unit unit_struct newtype_struct tuple_struct map struct identifier
+        ignored_any
     }
 }
 

@@ -24,7 +24,8 @@ const MEMORY_INTERVAL: Duration = Duration::from_secs(1);
 const MIN_WAIT_SHARE: f64 = 0.01;
 /// The minimum time between plots of the loss curve at steps without an evaluation.
 const CURVE_INTERVAL: Duration = Duration::from_secs(60);
-/// What shows a report: a terminal, a log, a window. By default, nothing is shown.
+
+/// A display of a report, such as a terminal, a log or a window. By default, nothing is shown.
 pub trait Progress: Send {
     /// A run starts or resumes in `folder`, under this name.
     fn begin(&mut self, _folder: &Path, _name: &str, _step: u64, _steps: u64) {}

@@ -40,12 +40,12 @@ const MAX_NAME_CHARS: usize = 250;
 /// # Errors
 /// Returns one line if `uri` is not the address of a server or contains credentials, or if the token is not printable ASCII.
 pub fn mlflow(uri: &str, policy: DeliveryPolicy) -> Result<BackgroundTracker, String> {
-    let expected = "--mlflow: expected the address of a server, such as http://127.0.0.1:5000";
+    let expected = "expected the address of a server, such as http://127.0.0.1:5000";
     let rest = uri.strip_prefix("http://").or_else(|| uri.strip_prefix("https://")).ok_or(expected)?;
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     if authority.contains('@') {
         let variables = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD";
-        return Err(format!("--mlflow: expected an address without credentials; set {variables}"));
+        return Err(format!("expected an address without credentials; set {variables}"));
     }
     if authority.is_empty() || uri.contains(['?', '#']) || uri.parse::<ureq::http::Uri>().is_err() {
         return Err(expected.into());
@@ -407,7 +407,7 @@ mod tests {
         let message = error_of("http://me:secret@127.0.0.1:5000");
         assert!(message.contains("MLFLOW_TRACKING_PASSWORD") && !message.contains("secret"), "{message}");
         for uri in ["", "mlruns", "http://", "ftp://a", "http://a b", "http://a?b=c", "databricks"] {
-            assert!(error_of(uri).starts_with("--mlflow: expected the address"), "{uri}");
+            assert!(error_of(uri).starts_with("expected the address"), "{uri}");
         }
     }
 

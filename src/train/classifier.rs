@@ -29,7 +29,7 @@ use crate::{
 const EVAL_BATCH: usize = 32;
 
 /// Settings of a classifier's training, besides those of the engine.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct ClassificationOptions<N> {
     /// The network: a [classifier](Role::Classifier) whose input has the sizes of the examples.
     pub network: N,
@@ -119,8 +119,9 @@ impl<N: LoadableNetwork> Classification<N> {
         options.validate()?;
         let classes = train.classes().to_vec();
         if options.network.role().classes() != Some(classes.len()) {
-            let expected = format!("expected the data's {} classes", classes.len());
-            return Err(Error::setting("network", expected));
+            let found = options.network.role().classes().unwrap_or(0);
+            let message = format!("expected the data's {} classes, found {found}", classes.len());
+            return Err(Error::setting("network", message));
         }
         let sizes = options.sizes(&train.training_dims())?;
         let eval_sizes = options.sizes(&train.dims())?;
@@ -132,11 +133,6 @@ impl<N: LoadableNetwork> Classification<N> {
         let order = order(options.seed, &*train, validation.as_deref())?;
         let data = Arc::new(ClassificationBatches { options, train, order });
         Ok(Self { data, validation, sizes, meta, smallest_batch, device })
-    }
-
-    /// The examples of the evaluations.
-    pub fn validation(&self) -> Option<&dyn Examples> {
-        self.validation.as_deref()
     }
 
     /// Classifies `examples` with `weights` and collects the results: see [`classify`].

@@ -11,7 +11,7 @@ pub enum Error {
     /// A setting that is not valid.
     #[error("{setting}: {message}")]
     Setting {
-        /// The setting, by its flag.
+        /// The name of the setting.
         setting: &'static str,
         /// The expected and the found value.
         message: String,

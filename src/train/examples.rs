@@ -1,4 +1,4 @@
-//! What the tasks on labelled examples share.
+//! Functions that the tasks on labelled examples share.
 
 use std::path::PathBuf;
 

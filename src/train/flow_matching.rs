@@ -27,7 +27,7 @@ use super::{
 use crate::data::{Draw, Examples, Order};
 
 /// Settings of a generator's training, besides those of the engine.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct FlowMatchingOptions<N> {
     /// The network: a [generator](Role::Generator) whose first input has the sizes of the examples.
     pub network: N,
@@ -105,7 +105,7 @@ struct FlowMatchingBatches<N> {
     order: Order,
 }
 
-/// What flow matching needs to know of a network.
+/// The properties of a network that flow matching uses.
 struct FlowNetwork {
     /// The sizes of the network's free axes.
     sizes: Sizes,

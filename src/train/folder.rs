@@ -112,10 +112,8 @@ pub struct BestScore {
 impl RunRecord {
     /// The record of a new run.
     pub fn new(id: String, task: &str) -> Self {
-        // The parent process adds these flags.
-        let internal = ["--worker=", "--halvings=", "--deadline="];
-        let is_from_user = |argument: &String| !internal.iter().any(|flag| argument.starts_with(flag));
-        let (started, command) = (now(), std::env::args().filter(is_from_user).collect());
+        let command = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+        let started = now();
         let (status, task) = (Status::Running, task.to_owned());
         Self {
             id,

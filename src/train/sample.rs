@@ -1,4 +1,4 @@
-//! Samples: what a task shows of its network during training.
+//! Samples of a network during training.
 
 use std::{borrow::Cow, io};
 
@@ -22,12 +22,15 @@ pub enum Sample {
 }
 
 impl Sample {
-    /// The extension of the file's name. Characters that are not letters or digits are left out.
+    /// The extension of the file's name. Characters that are not letters or digits are left out; without any, it is `bin`.
     pub(super) fn extension(&self) -> String {
         match self {
             Self::Image(_) => "png".into(),
             Self::Text(_) => "txt".into(),
-            Self::File { extension, .. } => extension.chars().filter(char::is_ascii_alphanumeric).collect(),
+            Self::File { extension, .. } => {
+                let name: String = extension.chars().filter(char::is_ascii_alphanumeric).collect();
+                if name.is_empty() { "bin".into() } else { name }
+            }
         }
     }
 

@@ -43,8 +43,8 @@ struct TaskArgs<T: clap::Args> {
 }
 
 /// Flags that the container sets, so that runs can be resumed.
-const SET_BY_CONTAINER: [&str; 8] =
-    ["runs-dir", "output", "resume", "max-time", "device", "cache", "no-cache", "log-file"];
+const SET_BY_CONTAINER: [&str; 7] =
+    ["runs-dir", "output", "max-time", "device", "cache", "no-cache", "log-file"];
 /// Flags that the container receives in another form.
 const PASSED_SEPARATELY: [&str; 3] = ["data", "max-retries", "gpus"];
 

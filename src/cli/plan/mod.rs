@@ -10,7 +10,7 @@ use candle_core::Device;
 use serde_json::{Value, json};
 
 use super::{
-    common::{pretty_json, print},
+    common::{open_device, pretty_json, print},
     table::table,
     train::{TrainArgs, flag_error},
 };
@@ -21,9 +21,7 @@ use crate::{
         Bottleneck, Calibration, Estimate, Feasibility, Gpu, GpuModel, Memory, Prices, Requirements,
         SpeedSource, Workload, assumptions, calibrate, choose, estimate, gpu_models,
     },
-    recipes::{
-        ClassifierSettings, DitSettings, ImageCounts, Notice, Recipe, calibration_task, describe_network,
-    },
+    recipes::{ClassifierSettings, DitSettings, ImageCounts, Recipe, calibration_task, describe_network},
 };
 
 /// The arguments of `tiny-cats plan`.
@@ -191,11 +189,8 @@ where
     };
     let alternative = alternative.requirements(true)?.memory;
     let calibration = if args.calibrate {
-        let device = recipe.run().open_device(0, &mut |notice| {
-            let (Notice::Info(line) | Notice::Warning(line)) = notice;
-            eprintln!("{line}");
-        });
-        Some(calibrate_workload(workload, &device.map_err(flag_error::<R>)?)?)
+        // One process is measured, whatever their number.
+        Some(calibrate_workload(workload, &open_device(recipe.run().device)?)?)
     } else {
         None
     };

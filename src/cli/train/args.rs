@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     path::{Path, PathBuf},
     process::Command,
     time::SystemTime,
@@ -65,12 +65,18 @@ impl ProcessArgs {
             .filter(|path| !["auto", "never"].contains(&&*self.resume) && path.is_file())
     }
 
-    /// The configuration to read: that of `--config`, or that of the resumed run.
+    /// The configuration to read: that of `--config`, or that of the resumed run. A training process gets all settings as flags.
     fn configuration(&self, runs_dir: &Path) -> Option<String> {
-        let id = self.run_id.as_ref().filter(|id| folder::is_id(id));
-        let run = id.map(|id| runs_dir.join(id)).unwrap_or_else(|| PathBuf::from(&self.resume));
-        let resumed = Some(run.join(folder::CONFIGURATION)).filter(|path| path.is_file());
-        self.config.clone().or(resumed.map(|path| path.to_string_lossy().into_owned()))
+        if self.worker.is_some() || self.config.is_some() {
+            return self.config.clone();
+        }
+        let run = match (&self.run_id, self.resume.as_str()) {
+            (Some(id), _) => runs_dir.join(Some(id).filter(|id| folder::is_id(id))?),
+            (None, "auto" | "never") => return None,
+            (None, path) => PathBuf::from(path),
+        };
+        let path = Some(run.join(folder::CONFIGURATION)).filter(|path| path.is_file())?;
+        Some(path.to_string_lossy().into_owned())
     }
 }
 
@@ -81,7 +87,9 @@ pub struct TrainArgs<R> {
     pub process: ProcessArgs,
     settings: Result<R, String>,
     /// The keys of the settings on the command line.
-    given: BTreeSet<String>,
+    command_line_keys: BTreeSet<String>,
+    /// The configuration that was read.
+    configuration: Option<String>,
 }
 
 impl<R: Recipe> TrainArgs<R> {
@@ -100,13 +108,21 @@ impl<R: Recipe> TrainArgs<R> {
     pub fn valid_settings(&self) -> anyhow::Result<&R> {
         let settings = self.settings()?;
         self.process.validate()?;
-        settings.validate().map_err(flag_error::<R>)?;
-        Ok(settings)
+        match (settings.validate(), &self.configuration) {
+            (Ok(()), _) => Ok(settings),
+            // A value that is not from the command line.
+            (Err(Error::Setting { setting, message }), Some(name))
+                if R::keys().contains(&setting.as_str()) && !self.is_given(&setting) =>
+            {
+                bail!("--config {name}: {}.{setting}: {message}", R::TASK)
+            }
+            (Err(error), _) => Err(flag_error::<R>(error)),
+        }
     }
 
     /// True if the setting was on the command line.
     pub fn is_given(&self, key: &str) -> bool {
-        self.given.contains(key)
+        self.command_line_keys.contains(key)
     }
 }
 
@@ -126,16 +142,19 @@ where
 impl<R: Recipe> FromArgMatches for TrainArgs<R> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let process = ProcessArgs::from_arg_matches(matches)?;
-        let (settings, given) = match flags::<R>(matches) {
-            Ok(flags) => {
-                let runs_dir = flags.get("runs-dir").and_then(Value::as_str).unwrap_or(folder::RUNS);
-                let configuration = process.configuration(Path::new(runs_dir));
-                let settings = config::resolve(configuration.as_deref(), &flags).map_err(flag_error::<R>);
-                (settings.map_err(|error| error.to_string()), flags.into_iter().map(|(key, _)| key).collect())
+        let flags = match flags::<R>(matches) {
+            Ok(flags) => flags,
+            Err(error) => {
+                let (settings, command_line_keys) = (Err(error.to_string()), BTreeSet::new());
+                return Ok(Self { process, settings, command_line_keys, configuration: None });
             }
-            Err(error) => (Err(error.to_string()), BTreeSet::new()),
         };
-        Ok(Self { process, settings, given })
+        let runs_dir = flags.get("runs-dir").and_then(Value::as_str).unwrap_or(folder::RUNS);
+        let configuration = process.configuration(Path::new(runs_dir));
+        let settings = config::resolve(configuration.as_deref(), &flags).map_err(flag_error::<R>);
+        let settings = settings.map_err(|error| error.to_string());
+        let command_line_keys = flags.into_iter().map(|(key, _)| key).collect();
+        Ok(Self { process, settings, command_line_keys, configuration })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -171,7 +190,12 @@ fn flags<R: Recipe>(matches: &ArgMatches) -> anyhow::Result<Table> {
 pub fn flag_error<R: Recipe>(error: Error) -> anyhow::Error {
     let flag = |setting: &str, message: &str| {
         let is_flag = setting != "data" && R::keys().contains(&setting);
-        anyhow!("{}{setting}: {message}", if is_flag || setting == "resume" { "--" } else { "" })
+        let name = match setting {
+            "data" => String::new(),
+            _ if is_flag || setting == "resume" => format!("--{setting}: "),
+            _ => format!("{setting}: "),
+        };
+        anyhow!("{name}{message}")
     };
     match error {
         Error::Setting { setting, message } => flag(&setting, &message),
@@ -184,37 +208,47 @@ pub fn flag_error<R: Recipe>(error: Error) -> anyhow::Error {
     }
 }
 
-/// The command of a training process: all settings as flags, so that it reads no configuration.
-///
-/// # Errors
-/// If a setting is too large for TOML.
-pub fn worker_command<R: Recipe>(
-    program: &Path,
-    settings: &R,
-    initial_state: Option<&Path>,
-    worker: &Worker,
-    rank: usize,
-) -> anyhow::Result<Command> {
-    let mut command = Command::new(program);
-    command.args(["train", R::TASK]);
-    command.arg(path_flag("--worker=", worker.folder)).arg(format!("--halvings={}", worker.halvings));
-    if rank > 0 {
-        command.arg(format!("--rank={rank}"));
-    }
-    if let Some(deadline) = worker.deadline {
-        let seconds = deadline.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        command.arg(format!("--deadline={seconds}"));
-    }
-    if let Some(state) = initial_state {
-        command.arg(path_flag("--resume=", state));
-    }
-    command.args(config::to_flags(settings, &["data"]).map_err(flag_error::<R>)?);
-    command.arg("--").arg(settings.data());
-    Ok(command)
+/// The command of training processes: all settings as flags, so that they read no configuration.
+#[derive(Clone)]
+pub struct WorkerCommand {
+    program: PathBuf,
+    task: &'static str,
+    flags: Vec<OsString>,
+    data: PathBuf,
 }
 
-fn path_flag(flag: &str, path: &Path) -> std::ffi::OsString {
-    let mut argument = std::ffi::OsString::from(flag);
+impl WorkerCommand {
+    /// Makes the command of processes that train with `settings`, perhaps from a training state.
+    ///
+    /// # Errors
+    /// If a setting cannot be a flag, or the path of this program cannot be found.
+    pub fn new<R: Recipe>(settings: &R, initial_state: Option<&Path>) -> anyhow::Result<Self> {
+        let program = std::env::current_exe().context("finding this program")?;
+        let flags = config::to_flags(settings, &["data"]).map_err(flag_error::<R>)?;
+        let mut flags: Vec<OsString> = flags.into_iter().map(OsString::from).collect();
+        flags.extend(initial_state.map(|state| path_flag("--resume=", state)));
+        Ok(Self { program, task: R::TASK, flags, data: settings.data().to_owned() })
+    }
+
+    /// Returns the command of one process.
+    pub fn command(&self, worker: &Worker, rank: usize) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(["train", self.task]);
+        command.arg(path_flag("--worker=", worker.folder)).arg(format!("--halvings={}", worker.halvings));
+        if rank > 0 {
+            command.arg(format!("--rank={rank}"));
+        }
+        if let Some(deadline) = worker.deadline {
+            let seconds = deadline.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+            command.arg(format!("--deadline={seconds}"));
+        }
+        command.args(&self.flags).arg("--").arg(&self.data);
+        command
+    }
+}
+
+fn path_flag(flag: &str, path: &Path) -> OsString {
+    let mut argument = OsString::from(flag);
     argument.push(path);
     argument
 }
@@ -319,7 +353,7 @@ mod tests {
             .collect();
         let rounds = flags.iter().map(|(_, values)| values.len()).max().unwrap();
         // Mutually exclusive flags alternate between rounds, so every value is combined with both.
-        let exclusive = [["init", "no_pretrained"], ["precision", "mixed_precision"], ["cache", "no_cache"]];
+        let exclusive = config::EXCLUSIVE.map(|pair| pair.map(|key| key.replace('-', "_")));
         for round in 0..2 * rounds {
             let (mut arguments, mut data) = (Vec::new(), "data".to_owned());
             for (flag, values) in &flags {
@@ -340,7 +374,7 @@ mod tests {
             assert_eq!(reread.settings().unwrap(), settings, "{arguments:?}");
             assert!(config::resumes(settings, &config::to_toml(settings).unwrap()));
             let worker = Worker { folder: Path::new("run"), halvings: 2, deadline: None };
-            let command = worker_command(Path::new("x"), settings, None, &worker, 1).unwrap();
+            let command = WorkerCommand::new(settings, None).unwrap().command(&worker, 1);
             let arguments: Vec<String> =
                 command.get_args().skip(2).map(|argument| argument.to_str().unwrap().to_owned()).collect();
             let started = parse::<R>(&arguments);

@@ -6,7 +6,7 @@ mod terminal;
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command as Process, ExitCode},
+    process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -16,13 +16,13 @@ use serde_json::json;
 use tiny_cats_export::write_png;
 
 pub use self::args::{TrainArgs, flag_error};
-use self::{args::worker_command, terminal::Terminal};
+use self::{args::WorkerCommand, terminal::Terminal};
 use crate::{
     cli::{common::write_json, logging, writable},
     data,
     recipes::{
-        self, ClassifierSettings, DitSettings, EvaluateRelease, Job, Notice, Prepared, Recipe,
-        SplitEvaluation, config,
+        ClassifierSettings, DitSettings, EvaluateRelease, Job, Notice, Prepared, Recipe, SplitEvaluation,
+        config,
     },
     report::{ReportOptions, Reporter},
     train::{
@@ -159,13 +159,8 @@ fn supervise_run<R: Recipe>(args: &TrainArgs<R>, settings: &R) -> anyhow::Result
     }
     let output = destinations[0].parent().unwrap_or(Path::new("."));
     writable::check_writable_folder("--output", output)?;
-    let program = std::env::current_exe().context("finding this program")?;
-    let initial_state = process.initial_state();
-    // The settings have been written as flags before, so this cannot fail.
-    let command = |worker: &Worker| {
-        worker_command(&program, settings, initial_state.as_deref(), worker, 0)
-            .unwrap_or_else(|_| Process::new(&program))
-    };
+    let command = WorkerCommand::new(settings, process.initial_state().as_deref())?;
+    let command = |worker: &Worker| command.command(worker, 0);
     let options = SupervisorOptions {
         max_time: run.max_time,
         max_retries: run.max_retries,
@@ -217,7 +212,10 @@ fn train_task<R: Recipe>(
     released::check(&destinations, 4 * task.cost()?.parameters()).context("--output")?;
     let mut process_group = process_group::create(args, settings, &options.folder)?;
     let (reporter, finish) = start_report(settings, options)?;
-    let deadline = args.process.deadline.map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+    let deadline = args
+        .process
+        .deadline
+        .and_then(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
     let at_stop = finish.clone();
     stop::watch(&options.control, &options.folder, deadline, move |message| {
         logging::eprint_and_log(message);
@@ -322,9 +320,7 @@ pub fn catch_signals() {
 fn is_transient(error: &anyhow::Error) -> bool {
     // Out of memory in the middle of an update, which has no micro-batches to halve.
     let training = |error: &train::Error| error.is_transient() || error.is_out_of_memory();
-    error.downcast_ref().is_some_and(training)
-        || error.downcast_ref().is_some_and(data::Error::is_transient)
-        || error.downcast_ref().is_some_and(recipes::Error::is_transient)
+    error.downcast_ref().is_some_and(training) || error.downcast_ref().is_some_and(data::Error::is_transient)
 }
 
 #[cfg(test)]

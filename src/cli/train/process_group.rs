@@ -1,14 +1,8 @@
 //! Training on several GPUs: starts the other processes, and configures and reports for this process if it is one of them.
 
-use std::{
-    path::Path,
-    process::{Command, ExitCode},
-    sync::Arc,
-};
+use std::{path::Path, process::ExitCode, sync::Arc};
 
-use anyhow::Context;
-
-use super::{TrainArgs, args::worker_command, is_transient};
+use super::{TrainArgs, args::WorkerCommand, is_transient};
 use crate::{
     cli::{logging, one_line},
     recipes::Recipe,
@@ -19,20 +13,16 @@ use crate::{
 /// Starts the other processes of the process group; this process has rank 0. They get the same settings and their rank.
 ///
 /// # Errors
-/// If the path of this program cannot be found.
+/// If a setting cannot be a flag, or the path of this program cannot be found.
 pub fn create<R: Recipe>(args: &TrainArgs<R>, settings: &R, folder: &Path) -> anyhow::Result<ProcessGroup> {
     let processes = settings.run().gpus;
     if processes == 1 {
         return Ok(ProcessGroup::single());
     }
-    let program = std::env::current_exe().context("finding this program")?;
-    let (initial_state, halvings) = (args.process.initial_state(), args.process.halvings);
-    let (settings, folder) = (settings.clone(), folder.to_owned());
+    let command = WorkerCommand::new(settings, args.process.initial_state().as_deref())?;
+    let (halvings, folder) = (args.process.halvings, folder.to_owned());
     Ok(ProcessGroup::leader(processes, move |rank| {
-        let worker = Worker { folder: &folder, halvings, deadline: None };
-        // This process was started in the same way, so this cannot fail.
-        let mut command = worker_command(&program, &settings, initial_state.as_deref(), &worker, rank)
-            .unwrap_or_else(|_| Command::new(&program));
+        let mut command = command.command(&Worker { folder: &folder, halvings, deadline: None }, rank);
         // A follower has nothing to save.
         #[cfg(unix)]
         signals::signal_on_parent_exit(&mut command, libc::SIGKILL);

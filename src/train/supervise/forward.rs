@@ -96,9 +96,11 @@ impl Signals {
 
     /// Sleeps for `time`, or until a signal arrives. Returns false if one did.
     pub(super) fn sleep(&self, time: Duration) -> bool {
-        let deadline = Instant::now() + time;
-        while !self.stopped() && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(50).min(deadline - Instant::now()));
+        let start = Instant::now();
+        while let Some(remaining) = time.checked_sub(start.elapsed()).filter(|remaining| !remaining.is_zero())
+            && !self.stopped()
+        {
+            thread::sleep(Duration::from_millis(50).min(remaining));
         }
         !self.stopped()
     }

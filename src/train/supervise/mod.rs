@@ -60,7 +60,7 @@ pub struct Worker<'a> {
 /// An event of supervision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// The folder of the run is known.
+    /// The folder of the run: once it is chosen, and before each note about a process that trained in it.
     Folder(&'a Path),
     /// A message for the user.
     Note(&'a str),
@@ -80,9 +80,9 @@ pub fn supervise(
     command: &dyn Fn(&Worker) -> Command,
     observe: &mut dyn FnMut(Event),
 ) -> Result<u8> {
-    let failed = |source| Error::File { path: run.runs.to_owned(), source };
-    let signals = Signals::catch().map_err(failed)?;
-    let deadline = options.max_time.map(|time| SystemTime::now() + time);
+    let signals = Signals::catch().map_err(|source| Error::File { path: "signals".into(), source })?;
+    // A time that cannot be represented is no limit.
+    let deadline = options.max_time.and_then(|time| SystemTime::now().checked_add(time));
     let Some((folder, _lock)) = run.acquire(options.retry_max, &signals, observe)? else {
         return Ok(if signals.stopped() { EXIT_RESUMABLE } else { EXIT_TRANSIENT });
     };
@@ -91,10 +91,13 @@ pub fn supervise(
         folder::remove_unstarted(&folder);
         return Ok(EXIT_RESUMABLE);
     }
+    observe(Event::Folder(&folder));
     let start = |halvings: u32| {
         let kills = out_of_memory_kills();
         let mut command = command(&Worker { folder: &folder, halvings, deadline });
-        command.envs(num_threads_variable(options.processes));
+        if command.get_envs().all(|(name, _)| name != NUM_THREADS_VARIABLE) {
+            command.envs(num_threads_variable(options.processes));
+        }
         let program = PathBuf::from(command.get_program());
         let status = signals.run(command).map_err(|source| Error::File { path: program, source })?;
         Ok((ChildExit::from_status(status, out_of_memory_kills() > kills), states(&folder)))
