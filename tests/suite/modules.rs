@@ -86,7 +86,7 @@ fn tokens(text: &str) -> Vec<(&str, usize)> {
             '\'' if rest.starts_with("'\"'") => (3, false),
             '"' => {
                 let mut end = to("\"", 1);
-                while rest[..end - 1].len() - rest[..end - 1].trim_end_matches('\\').len() & 1 == 1 {
+                while (rest[..end - 1].len() - rest[..end - 1].trim_end_matches('\\').len()) & 1 == 1 {
                     end = to("\"", end);
                 }
                 (end, false)
