@@ -55,7 +55,7 @@ impl TrainOptions {
     /// of 1e-3 with a short warm-up and a cosine to zero, a training state and an evaluation every tenth of the run, two loader threads.
     ///
     /// # Errors
-    /// Returns [`Error::Setting`] for a run without steps.
+    /// Returns [`Error::Setting`](super::Error::Setting) for a run without steps.
     pub fn new(folder: impl Into<PathBuf>, steps: u64, batch: usize) -> Result<Self> {
         Ok(Self {
             folder: folder.into(),

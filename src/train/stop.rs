@@ -15,8 +15,8 @@ use crate::signals::{self, EXIT_RESUMABLE};
 const REPEAT_WINDOW: Duration = Duration::from_secs(1);
 
 /// Stops the run of `control` at the first SIGINT, SIGTERM or SIGHUP, or at `deadline`. Discards the current step, saves the last finished
-/// one, calls `finish` with a message for the user, and ends the process with [`EXIT_RESUMABLE`]. A second signal, at least [`REPEAT_WINDOW`] later, ends the process
-/// immediately. `folder` is that of the run.
+/// one, calls `finish` with a message for the user, and ends the process with [`EXIT_RESUMABLE`]. A second signal, at least one second later,
+/// ends the process immediately. `folder` is that of the run.
 ///
 /// # Errors
 /// If signals cannot be caught.

@@ -85,11 +85,13 @@ fn tokens(text: &str) -> Vec<(&str, usize)> {
             'r' if rest.starts_with("r#\"") => (to("\"#", 3), false),
             '\'' if rest.starts_with("'\"'") => (3, false),
             '"' => {
-                let mut end = to("\"", 1);
-                while (rest[..end - 1].len() - rest[..end - 1].trim_end_matches('\\').len()) & 1 == 1 {
-                    end = to("\"", end);
-                }
-                (end, false)
+                let mut escaped = false;
+                let is_end = |c: char| {
+                    let is_end = c == '"' && !escaped;
+                    escaped = c == '\\' && !escaped;
+                    is_end
+                };
+                (rest[1..].find(is_end).map_or(rest.len(), |at| at + 2), false)
             }
             _ if is_word(first) => (rest.find(|c| !is_word(c)).unwrap_or(rest.len()), true),
             _ if rest.starts_with("::") => (2, true),
