@@ -11,6 +11,7 @@ mod dit;
 mod error;
 mod settings;
 mod table;
+mod value;
 
 use std::path::{Path, PathBuf};
 

@@ -9,7 +9,10 @@ use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use tiny_cats_models::{Precision, TapeOptions};
 
-use super::{Error, Job, Notice, Result};
+use super::{
+    Error, Job, Notice, Result,
+    value::{self, DEFAULT_TENSORBOARD},
+};
 use crate::{
     data::{AugmentLevel, Cache},
     device::DeviceKind,
@@ -29,9 +32,6 @@ const MAX_ITEMS: usize = 1 << 24;
 const MAX_COUNT: u64 = 1 << 32;
 /// Maximum of settings that are durations.
 const MAX_TIME: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-
-/// The value of `tensorboard` for the run's own folder.
-const DEFAULT_TENSORBOARD: &str = "true";
 
 /// The optimizers by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,7 +63,7 @@ pub enum LogFormat {
 pub struct MethodSettings {
     /// Random seed; the same seed, data and CPU model give the same model
     #[cfg_attr(feature = "cli", arg(long, default_value_t = 42, help_heading = "Run"))]
-    #[serde(with = "seed")]
+    #[serde(with = "value::seed")]
     pub seed: u64,
     /// Images per micro-batch; at most the number of training images
     #[cfg_attr(feature = "cli", arg(long, required = false, value_name = "N", help_heading = "Method"))]
@@ -316,7 +316,7 @@ pub struct RunSettings {
         feature = "cli",
         arg(long, value_parser = humantime::parse_duration, value_name = "TIME", help_heading = "Run")
     )]
-    #[serde(default, with = "optional_duration")]
+    #[serde(default, with = "value::optional_duration")]
     pub max_time: Option<Duration>,
     /// Maximum retries after a transient error or a killed process, without a new training state in between
     #[cfg_attr(feature = "cli", arg(long, default_value_t = 3, value_name = "N", help_heading = "Run"))]
@@ -332,7 +332,7 @@ pub struct RunSettings {
             help_heading = "Run"
         )
     )]
-    #[serde(with = "duration")]
+    #[serde(with = "value::duration")]
     pub retry_initial: Duration,
     /// Maximum delay before a retry
     #[cfg_attr(
@@ -345,7 +345,7 @@ pub struct RunSettings {
             help_heading = "Run"
         )
     )]
-    #[serde(with = "duration")]
+    #[serde(with = "value::duration")]
     pub retry_max: Duration,
 
     /// Threads that prepare images ahead; 0 prepares them in the training thread [default: one per core, at most 8]
@@ -385,7 +385,7 @@ pub struct RunSettings {
             help_heading = "Monitoring"
         )
     )]
-    #[serde(default, with = "tensorboard")]
+    #[serde(default, with = "value::tensorboard")]
     pub tensorboard: Option<PathBuf>,
     /// Report to the MLflow server at this address, with the credentials of MLFLOW_TRACKING_TOKEN, or _USERNAME and _PASSWORD
     #[cfg_attr(feature = "cli", arg(long, value_name = "URI", help_heading = "Monitoring"))]
@@ -572,111 +572,4 @@ fn mlflow(uri: &str) -> Result<Box<dyn Tracker>> {
 #[cfg(not(feature = "mlflow"))]
 fn mlflow(_uri: &str) -> Result<Box<dyn Tracker>> {
     Err(Error::setting("mlflow", "this program was built without the feature mlflow"))
-}
-
-/// Seeds as numbers, or as text beyond TOML's largest integer.
-mod seed {
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(seed: &u64, serializer: S) -> Result<S::Ok, S::Error> {
-        match i64::try_from(*seed) {
-            Ok(seed) => serializer.serialize_i64(seed),
-            Err(_) => serializer.serialize_str(&seed.to_string()),
-        }
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-        u64::deserialize(deserializer)
-    }
-}
-
-/// Durations as text, such as `1h 30m`.
-mod duration {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub(super) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&humantime::format_duration(*duration))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        humantime::parse_duration(&text)
-            .map_err(|e| D::Error::custom(format!("expected a duration such as 90m, found {text:?}: {e}")))
-    }
-}
-
-/// Durations as text, if there are any.
-mod optional_duration {
-    use std::time::Duration;
-
-    use serde::{Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(
-        duration: &Option<Duration>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        match duration {
-            Some(duration) => super::duration::serialize(duration, serializer),
-            None => serializer.serialize_none(),
-        }
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Option<Duration>, D::Error> {
-        super::duration::deserialize(deserializer).map(Some)
-    }
-}
-
-/// A folder, `true` for that of the run, or `false` for none.
-mod tensorboard {
-    use std::path::{Path, PathBuf};
-
-    use serde::{
-        Deserializer, Serialize, Serializer,
-        de::{Error, SeqAccess, Visitor},
-    };
-
-    pub(super) fn serialize<S: Serializer>(
-        folder: &Option<PathBuf>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        match folder {
-            Some(folder) if folder == Path::new(super::DEFAULT_TENSORBOARD) => {
-                serializer.serialize_bool(true)
-            }
-            folder => folder.serialize(serializer),
-        }
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Option<PathBuf>, D::Error> {
-        struct Folder;
-        impl<'de> Visitor<'de> for Folder {
-            type Value = Option<PathBuf>;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-                f.write_str("a folder, true or false")
-            }
-
-            fn visit_bool<E: Error>(self, value: bool) -> Result<Self::Value, E> {
-                Ok(value.then(|| super::DEFAULT_TENSORBOARD.into()))
-            }
-
-            fn visit_str<E: Error>(self, value: &str) -> Result<Self::Value, E> {
-                Ok(Some(value.into()))
-            }
-
-            // The format of earlier versions for the run's own folder: an empty list.
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-                Ok(Some(
-                    items.next_element::<PathBuf>()?.unwrap_or_else(|| super::DEFAULT_TENSORBOARD.into()),
-                ))
-            }
-        }
-        deserializer.deserialize_any(Folder)
-    }
 }
