@@ -59,10 +59,9 @@ pub use task::Task;
 /// increases the memory of programs that train only occasionally. With other allocators it does nothing.
 pub fn tune_allocator() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: mallopt changes settings of the allocator. The first value, 32 MiB, is the largest that it accepts.
+    // SAFETY: mallopt changes two settings of the allocator. The first value, 32 MiB, is the largest that it accepts.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
         libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
-        libc::mallopt(libc::M_TOP_PAD, 256 << 20);
     }
 }
