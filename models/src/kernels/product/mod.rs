@@ -19,9 +19,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-#[cfg(feature = "candle")]
-pub(crate) use factor::{Bf16, RoundedToBf16, RoundedToF16, has_bf16};
+#[cfg(any(feature = "candle", test))]
+pub(crate) use factor::Bf16;
 pub(crate) use factor::{Factor, PlainFactor};
+#[cfg(feature = "candle")]
+pub(crate) use factor::{RoundedToBf16, RoundedToF16, has_bf16};
 use pack::{depth, pack, transpose};
 use tile::{Isa, Tile};
 
