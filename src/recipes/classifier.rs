@@ -12,13 +12,11 @@ use tiny_cats_models::{
     Network, ResNetConfig,
     resnet::{MAX_IMAGE_SIZE, MIN_IMAGE_SIZE},
 };
-use toml::Table;
 
 use super::{
-    EXTENSIONS, Error, EvaluateRelease, ImageCounts, Job, KeyError, MethodSettings, Notice, Prepared, Recipe,
-    Result, RunSettings, SplitEvaluation, open_data, printable_path, report_skipped,
+    EXTENSIONS, Error, EvaluateRelease, ImageCounts, Job, MethodSettings, Notice, Prepared, Recipe, Result,
+    RunSettings, SplitEvaluation, open_data, printable_path, report_skipped,
     settings::{MAX_STEPS, Training, at_least_one, at_most},
-    table,
 };
 use crate::{
     checkpoint::{self, InitFile, WeightsSelection},
@@ -261,26 +259,14 @@ impl Recipe for ClassifierSettings {
     const METRIC: &'static str = "validation_accuracy";
     const RELEASED_FILE: Option<&'static str> = Some("cats_model.pt");
 
-    fn keys() -> Vec<&'static str> {
-        let own = [table::keys::<Self>(), table::keys::<ClassifierRelease>()];
-        [own[0], own[1], table::keys::<MethodSettings>(), table::keys::<RunSettings>()].concat()
+    type Release = ClassifierRelease;
+
+    fn release(&self) -> &ClassifierRelease {
+        &self.release
     }
 
-    fn from_table(table: &Table) -> Result<Self, KeyError> {
-        Ok(Self {
-            release: table::read(table)?,
-            method: table::read(table)?,
-            run: table::read(table)?,
-            ..table::read(table)?
-        })
-    }
-
-    fn to_table(&self) -> Result<Table, toml::ser::Error> {
-        let mut all = table::write(self)?;
-        all.extend(table::write(&self.release)?);
-        all.extend(table::write(&self.method)?);
-        all.extend(table::write(&self.run)?);
-        Ok(all)
+    fn with_parts(self, release: ClassifierRelease, method: MethodSettings, run: RunSettings) -> Self {
+        Self { release, method, run, ..self }
     }
 
     fn method(&self) -> &MethodSettings {
@@ -289,10 +275,6 @@ impl Recipe for ClassifierSettings {
 
     fn run(&self) -> &RunSettings {
         &self.run
-    }
-
-    fn resumes(&self, other: &Self) -> bool {
-        Self { release: self.release.clone(), run: self.run.clone(), ..other.clone() } == *self
     }
 
     fn data(&self) -> &Path {

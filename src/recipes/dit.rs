@@ -8,13 +8,11 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tiny_cats_export::NetworkConfig;
 use tiny_cats_models::{Network, Sizes, TinyDitConfig};
-use toml::Table;
 
 use super::{
-    EXTENSIONS, Error, ImageCounts, Job, KeyError, MethodSettings, Notice, Prepared, Recipe, Result,
-    RunSettings, open_data, report_skipped,
+    EXTENSIONS, Error, ImageCounts, Job, MethodSettings, Notice, Prepared, Recipe, Result, RunSettings,
+    open_data, report_skipped,
     settings::{MAX_STEPS, Training, at_most},
-    table,
 };
 use crate::{
     checkpoint::InitFile,
@@ -219,26 +217,14 @@ impl Recipe for DitSettings {
     const METRIC: &'static str = "validation_loss";
     const RELEASED_FILE: Option<&'static str> = None;
 
-    fn keys() -> Vec<&'static str> {
-        let own = [table::keys::<Self>(), table::keys::<DitRelease>()];
-        [own[0], own[1], table::keys::<MethodSettings>(), table::keys::<RunSettings>()].concat()
+    type Release = DitRelease;
+
+    fn release(&self) -> &DitRelease {
+        &self.release
     }
 
-    fn from_table(table: &Table) -> Result<Self, KeyError> {
-        Ok(Self {
-            release: table::read(table)?,
-            method: table::read(table)?,
-            run: table::read(table)?,
-            ..table::read(table)?
-        })
-    }
-
-    fn to_table(&self) -> Result<Table, toml::ser::Error> {
-        let mut all = table::write(self)?;
-        all.extend(table::write(&self.release)?);
-        all.extend(table::write(&self.method)?);
-        all.extend(table::write(&self.run)?);
-        Ok(all)
+    fn with_parts(self, release: DitRelease, method: MethodSettings, run: RunSettings) -> Self {
+        Self { release, method, run, ..self }
     }
 
     fn method(&self) -> &MethodSettings {
@@ -247,10 +233,6 @@ impl Recipe for DitSettings {
 
     fn run(&self) -> &RunSettings {
         &self.run
-    }
-
-    fn resumes(&self, other: &Self) -> bool {
-        Self { release: self.release.clone(), run: self.run.clone(), ..other.clone() } == *self
     }
 
     fn data(&self) -> &Path {

@@ -15,6 +15,7 @@ mod value;
 
 use std::path::{Path, PathBuf};
 
+use serde::{Serialize, de::DeserializeOwned};
 use tiny_cats_export::escape;
 use toml::Table;
 
@@ -71,7 +72,9 @@ impl TaskKind {
 pub const EXTENSIONS: [&str; 2] = ["pt", "safetensors"];
 
 /// The settings of a training, from which it is planned and prepared.
-pub trait Recipe: Clone + std::fmt::Debug + Default + PartialEq + Send + Sync + 'static {
+pub trait Recipe:
+    Clone + std::fmt::Debug + Default + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static
+{
     /// The name of the task, which names its table in a configuration.
     const TASK: &'static str;
 
@@ -81,20 +84,42 @@ pub trait Recipe: Clone + std::fmt::Debug + Default + PartialEq + Send + Sync + 
     /// The name of the released file by default, if the settings of the output name a file and not its folder.
     const RELEASED_FILE: Option<&'static str>;
 
+    /// The settings of the released files.
+    type Release: Clone + Serialize + DeserializeOwned;
+
+    /// The settings of the released files.
+    fn release(&self) -> &Self::Release;
+
+    /// Replaces the settings that other structs hold.
+    #[must_use]
+    fn with_parts(self, release: Self::Release, method: MethodSettings, run: RunSettings) -> Self;
+
     /// The keys of all settings.
-    fn keys() -> Vec<&'static str>;
+    fn keys() -> Vec<&'static str> {
+        let own = [table::keys::<Self>(), table::keys::<Self::Release>()].concat();
+        [&own, table::keys::<MethodSettings>(), table::keys::<RunSettings>()].concat()
+    }
 
     /// Reads the settings from a table with a value for every key that is not optional.
     ///
     /// # Errors
     /// If a value is missing or has another type.
-    fn from_table(table: &Table) -> Result<Self, KeyError>;
+    fn from_table(table: &Table) -> Result<Self, KeyError> {
+        let own: Self = table::read(table)?;
+        Ok(own.with_parts(table::read(table)?, table::read(table)?, table::read(table)?))
+    }
 
     /// Writes the settings to a table, without optional ones that are not set.
     ///
     /// # Errors
-    /// If a number is larger than TOML's largest.
-    fn to_table(&self) -> Result<Table, toml::ser::Error>;
+    /// If a number is larger than TOML's largest, or a path is not UTF-8.
+    fn to_table(&self) -> Result<Table, toml::ser::Error> {
+        let mut all = table::write(self)?;
+        all.extend(table::write(self.release())?);
+        all.extend(table::write(self.method())?);
+        all.extend(table::write(self.run())?);
+        Ok(all)
+    }
 
     /// The settings of the method.
     fn method(&self) -> &MethodSettings;
@@ -103,7 +128,11 @@ pub trait Recipe: Clone + std::fmt::Debug + Default + PartialEq + Send + Sync + 
     fn run(&self) -> &RunSettings;
 
     /// True if a run with the settings `other` may be resumed with these: they differ only in [`run`](Self::run) and in what is released.
-    fn resumes(&self, other: &Self) -> bool;
+    fn resumes(&self, other: &Self) -> bool {
+        let other = other.clone();
+        let method = other.method().clone();
+        *self == other.with_parts(self.release().clone(), method, self.run().clone())
+    }
 
     /// The folder of the data.
     fn data(&self) -> &Path;
